@@ -2980,23 +2980,1315 @@ CTR_API void ctr_k_adamw(ctr_ctx *ctx, const ctr_optim_args *o)
     CTR_VEC_RUN_(ctx, ctr_adamw_, &v);
 }
 
-/* ------------------------------------------------------------------------------------------------
-   >>GEMM
-   ---------------------------------------------------------------------------------------------- */
-/* naive stand-ins until the real kernels land */
+/* ================================================================================================
+   >>GEMM  matrix products
+
+   C[m,n] = alpha op(A)[m,k] op(B)[k,n] + beta C, row-major, any size. First the reference, which
+   is what the words mean; then the kernels that do the same fast. No batching, no other types.
+   Each element of C is summed in one order that depends on k alone, whatever the cut into chunks,
+   so the bits do not depend on the number of threads.
+   ============================================================================================= */
+
+/* Multiply-adds below which waking the pool costs more than it saves (some 10 microseconds).
+   A test may set it to 0. */
+#ifndef CTR_GEMM_TINY_
+#define CTR_GEMM_TINY_ ((int64_t)1 << 18)
+#endif
+
+typedef struct ctr_gemm_args_ {
+    int ta, tb;
+    int64_t m, n, k;
+    ctr_real alpha, beta;
+    const ctr_real *a, *b;
+    ctr_real *c;
+    int64_t lda, ldb, ldc;
+    int64_t rows; /* rows of C in a chunk */
+} ctr_gemm_args_;
+
+CTR_PRIVATE_ int64_t ctr_gemm_min_(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* how many pieces of size `by` cover a */
+CTR_PRIVATE_ int64_t ctr_gemm_pieces_(int64_t a, int64_t by)
+{
+    return (a + by - 1) / by;
+}
+
+/* Runs the chunks on the pool, or right here if all the work is smaller than waking it. */
+CTR_PRIVATE_ void ctr_gemm_spread_(ctr_ctx *ctx, int64_t chunks, int64_t work, ctr_job_fn fn,
+                                   void *arg)
+{
+    int64_t chunk;
+    if (work >= CTR_GEMM_TINY_ && chunks > 1) {
+        ctr_parallel_(ctx, chunks, fn, arg);
+        return;
+    }
+    for (chunk = 0; chunk < chunks; chunk++) {
+        fn(arg, chunk, 0);
+    }
+}
+
+/* C = beta C on a block; beta 0 overwrites, so that garbage in C never spreads. */
+CTR_PRIVATE_ void ctr_gemm_scale_(int64_t m, int64_t n, ctr_real beta, ctr_real *c, int64_t ldc)
+{
+    int64_t i, j;
+    if (beta == CTR_R(1.0)) {
+        return;
+    }
+    for (i = 0; i < m; i++, c += ldc) {
+        for (j = 0; j < n; j++) {
+            c[j] = beta == CTR_R(0.0) ? CTR_R(0.0) : beta * c[j];
+        }
+    }
+}
+
+CTR_PRIVATE_ void ctr_gemm_scalar_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_gemm_args_ *g = (const ctr_gemm_args_ *)arg;
+    const int64_t end = ctr_gemm_min_((chunk + 1) * g->rows, g->m);
+    int64_t i, j, p;
+    (void)worker;
+    for (i = chunk * g->rows; i < end; i++) {
+        ctr_real *c = g->c + i * g->ldc;
+        ctr_gemm_scale_(1, g->n, g->beta, c, g->ldc);
+        for (p = 0; p < g->k; p++) {
+            const ctr_real a = g->alpha * (g->ta ? g->a[p * g->lda + i] : g->a[i * g->lda + p]);
+            const ctr_real *b = g->b + (g->tb ? p : p * g->ldb);
+            if (g->tb) {
+                for (j = 0; j < g->n; j++) {
+                    c[j] += a * b[j * g->ldb];
+                }
+            } else {
+                for (j = 0; j < g->n; j++) {
+                    c[j] += a * b[j];
+                }
+            }
+        }
+    }
+}
+
+CTR_PRIVATE_ void ctr_gemm_scalar_(ctr_ctx *ctx, ctr_gemm_args_ *g)
+{
+    g->rows = 1 + ((int64_t)1 << 15) / (g->n * g->k + 1);
+    ctr_gemm_spread_(ctx, ctr_gemm_pieces_(g->m, g->rows), g->m * g->n * g->k,
+                     ctr_gemm_scalar_job_, g);
+}
+
+#if defined(__x86_64__) && !defined(__ILP32__) && (defined(__GNUC__) || defined(__clang__)) && \
+    !defined(__TINYC__) && !defined(CONTRASTIVE_NO_SIMD) && CTR_REAL_IS_FLOAT_
+#define CTR_GEMM_AVX2_ 1
+#else
+#define CTR_GEMM_AVX2_ 0
+#endif
+
+#if CTR_GEMM_AVX2_
+
+/* ---- AVX2 + FMA ---------------------------------------------------------------------------------
+   The product is cut into tiles of 6 x 16: twelve registers of sums, which leaves two for sixteen
+   columns of B and two for broadcast elements of A, and gives each loaded value enough work
+   to keep both multiply-add units of a core busy.
+
+   B is packed into panels of sixteen columns, [ceil(n/16)][k][16], zero-padded, so that the inner
+   loop reads it in a straight line. A is not packed: the tile takes a pointer to each of
+   its rows, which makes the product of matrices and the convolution the same loop, the
+   latter with one set of pointers per tap of its kernel ("implicit gemm", Dukhan 2019).
+
+   Blocking: a slab of 256 of k. Sixteen columns of B, 16 KiB, stay in L1 while a block of 96 rows
+   of A, 96 KiB, passes from L2; then come the next sixteen columns.
+
+   The tile is written in assembly because compilers fold its loads into the multiply-adds and spill
+   the sums; at plain -O2 that costs a third to two thirds of the speed. */
+
+#define CTR_GEMM_TARGET_ __attribute__((target("avx2,fma")))
+#define CTR_GEMM_MR_ 6
+#define CTR_GEMM_NR_ 16
+#define CTR_GEMM_KC_ 256
+#define CTR_GEMM_MC_ 96
+
+/* The operands of a tile. The assembly reads the fields by offset, so each has 8 bytes. */
+typedef struct ctr_gemm_tile_ {
+    const float *const *rows; /*  0  inner: [taps][6] rows of A; outer: [k] columns of A */
+    int64_t taps;             /*  8  runs of k that each row consists of (inner only) */
+    int64_t k;                /* 16  length of a run */
+    int64_t skip;             /* 24  bytes to add to each pointer in rows */
+    const float *b;           /* 32  [taps * k][16] */
+    float *const *outs;       /* 40  [6] rows of C */
+    int64_t column;           /* 48  bytes to add to each pointer in outs */
+    int64_t acc;              /* 56  0: C = sum, else C += sum */
+} ctr_gemm_tile_;
+
+/* EACHn(X, u) writes X for each of the n rows of the tile: row r uses pointer p, sums lo and hi,
+   and broadcasts through register t. u is handed through: the unrolled step. */
+#define CTR_GEMM_EACH1_(X, u) X(u, "0", "%%r8", "%%ymm0", "%%ymm1", "%%ymm14")
+#define CTR_GEMM_EACH2_(X, u) \
+    CTR_GEMM_EACH1_(X, u) X(u, "1", "%%r9", "%%ymm2", "%%ymm3", "%%ymm15")
+#define CTR_GEMM_EACH3_(X, u) \
+    CTR_GEMM_EACH2_(X, u) X(u, "2", "%%r10", "%%ymm4", "%%ymm5", "%%ymm14")
+#define CTR_GEMM_EACH4_(X, u) \
+    CTR_GEMM_EACH3_(X, u) X(u, "3", "%%r11", "%%ymm6", "%%ymm7", "%%ymm15")
+#define CTR_GEMM_EACH5_(X, u) \
+    CTR_GEMM_EACH4_(X, u) X(u, "4", "%%r12", "%%ymm8", "%%ymm9", "%%ymm14")
+#define CTR_GEMM_EACH6_(X, u) \
+    CTR_GEMM_EACH5_(X, u) X(u, "5", "%%r13", "%%ymm10", "%%ymm11", "%%ymm15")
+
+/* sums = 0; sums = C; C = sums (rcx: outs, rdx: column) */
+#define CTR_GEMM_ZERO_(u, r, p, lo, hi, t) \
+    "vxorps " lo "," lo "," lo "\n\t" \
+    "vxorps " hi "," hi "," hi "\n\t"
+#define CTR_GEMM_LOAD_(u, r, p, lo, hi, t) \
+    "movq 8*" r "(%%rcx), %%rsi\n\t" \
+    "vmovups (%%rsi,%%rdx), " lo "\n\t" \
+    "vmovups 32(%%rsi,%%rdx), " hi "\n\t"
+#define CTR_GEMM_STORE_(u, r, p, lo, hi, t) \
+    "movq 8*" r "(%%rcx), %%rsi\n\t" \
+    "vmovups " lo ", (%%rsi,%%rdx)\n\t" \
+    "vmovups " hi ", 32(%%rsi,%%rdx)\n\t"
+
+/* sixteen columns of B at step u; then, row by row, sums += A * those. The inner tile finds A at
+   its row pointers, the outer tile finds its rows side by side at one pointer, r8 + r9. */
+#define CTR_GEMM_B_(u) \
+    "vmovups 64*" u "(%%rdx), %%ymm12\n\t" \
+    "vmovups 64*" u "+32(%%rdx), %%ymm13\n\t"
+#define CTR_GEMM_FMA_(a, lo, hi, t) \
+    "vbroadcastss " a ", " t "\n\t" \
+    "vfmadd231ps %%ymm12, " t ", " lo "\n\t" \
+    "vfmadd231ps %%ymm13, " t ", " hi "\n\t"
+#define CTR_GEMM_INNER_(u, r, p, lo, hi, t) CTR_GEMM_FMA_("4*" u "(" p ")", lo, hi, t)
+#define CTR_GEMM_OUTER_(u, r, p, lo, hi, t) CTR_GEMM_FMA_("4*" r "(%%r8,%%r9)", lo, hi, t)
+
+/* the pointers of the next tap; one or four steps along the rows */
+#define CTR_GEMM_ROW_(u, r, p, lo, hi, t) \
+    "movq 8*" r "(%%rax), " p "\n\t" \
+    "addq 24(%%rdi), " p "\n\t"
+#define CTR_GEMM_WALK_(u, r, p, lo, hi, t) "addq $4*" u ", " p "\n\t"
+
+#define CTR_GEMM_BEGIN_(EACH) \
+    "movq 40(%%rdi), %%rcx\n\t" \
+    "movq 48(%%rdi), %%rdx\n\t" \
+    "cmpq $0, 56(%%rdi)\n\t" \
+    "jne 1f\n\t" \
+    EACH(CTR_GEMM_ZERO_, "0") \
+    "jmp 2f\n" \
+    "1:\n\t" \
+    EACH(CTR_GEMM_LOAD_, "0") \
+    "2:\n\t" \
+    "movq 0(%%rdi), %%rax\n\t" \
+    "movq 32(%%rdi), %%rdx\n\t"
+/* vzeroupper: mixing dirty upper halves with SSE code stalls some processors */
+#define CTR_GEMM_END_(EACH) \
+    "movq 40(%%rdi), %%rcx\n\t" \
+    "movq 48(%%rdi), %%rdx\n\t" \
+    EACH(CTR_GEMM_STORE_, "0") \
+    "vzeroupper\n\t"
+#define CTR_GEMM_CLOBBERS_ \
+    "rax", "rcx", "rdx", "rsi", "r8", "r9", "r10", "r11", "r12", "r13", "memory", "cc", \
+    "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", \
+    "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
+
+/* Inner tile: A is read along k, one pointer a row and tap. rsi counts taps, rcx steps. */
+#define CTR_GEMM_DEFINE_INNER_(n, EACH) \
+    CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_gemm_inner##n##_(const ctr_gemm_tile_ *tile) \
+    { \
+        __asm__ __volatile__( \
+            CTR_GEMM_BEGIN_(EACH) \
+            "movq 8(%%rdi), %%rsi\n" \
+            "3:\n\t" \
+            EACH(CTR_GEMM_ROW_, "0") \
+            "addq $48, %%rax\n\t" \
+            "movq 16(%%rdi), %%rcx\n\t" \
+            "shrq $2, %%rcx\n\t" \
+            "jz 5f\n\t" \
+            ".p2align 4\n" \
+            "4:\n\t" \
+            CTR_GEMM_B_("0") EACH(CTR_GEMM_INNER_, "0") \
+            CTR_GEMM_B_("1") EACH(CTR_GEMM_INNER_, "1") \
+            CTR_GEMM_B_("2") EACH(CTR_GEMM_INNER_, "2") \
+            CTR_GEMM_B_("3") EACH(CTR_GEMM_INNER_, "3") \
+            EACH(CTR_GEMM_WALK_, "4") \
+            "addq $256, %%rdx\n\t" \
+            "decq %%rcx\n\t" \
+            "jnz 4b\n" \
+            "5:\n\t" \
+            "movq 16(%%rdi), %%rcx\n\t" \
+            "andq $3, %%rcx\n\t" \
+            "jz 7f\n" \
+            "6:\n\t" \
+            CTR_GEMM_B_("0") EACH(CTR_GEMM_INNER_, "0") \
+            EACH(CTR_GEMM_WALK_, "1") \
+            "addq $64, %%rdx\n\t" \
+            "decq %%rcx\n\t" \
+            "jnz 6b\n" \
+            "7:\n\t" \
+            "decq %%rsi\n\t" \
+            "jnz 3b\n\t" \
+            CTR_GEMM_END_(EACH) \
+            : : "D"(tile) : CTR_GEMM_CLOBBERS_); \
+    }
+
+/* Outer tile: A is transposed in memory; each of the k steps has a pointer to its own row, in
+   which the tile's six elements lie side by side. For gradients to weights, k runs over pixels. */
+#define CTR_GEMM_OUTER_STEP_(u, EACH) \
+    "movq 8*" u "(%%rax), %%r8\n\t" \
+    CTR_GEMM_B_(u) EACH(CTR_GEMM_OUTER_, u)
+#define CTR_GEMM_DEFINE_OUTER_(n, EACH) \
+    CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_gemm_outer##n##_(const ctr_gemm_tile_ *tile) \
+    { \
+        __asm__ __volatile__( \
+            CTR_GEMM_BEGIN_(EACH) \
+            "movq 24(%%rdi), %%r9\n\t" \
+            "movq 16(%%rdi), %%rcx\n\t" \
+            "shrq $2, %%rcx\n\t" \
+            "jz 4f\n\t" \
+            ".p2align 4\n" \
+            "3:\n\t" \
+            CTR_GEMM_OUTER_STEP_("0", EACH) \
+            CTR_GEMM_OUTER_STEP_("1", EACH) \
+            CTR_GEMM_OUTER_STEP_("2", EACH) \
+            CTR_GEMM_OUTER_STEP_("3", EACH) \
+            "addq $32, %%rax\n\t" \
+            "addq $256, %%rdx\n\t" \
+            "decq %%rcx\n\t" \
+            "jnz 3b\n" \
+            "4:\n\t" \
+            "movq 16(%%rdi), %%rcx\n\t" \
+            "andq $3, %%rcx\n\t" \
+            "jz 6f\n" \
+            "5:\n\t" \
+            CTR_GEMM_OUTER_STEP_("0", EACH) \
+            "addq $8, %%rax\n\t" \
+            "addq $64, %%rdx\n\t" \
+            "decq %%rcx\n\t" \
+            "jnz 5b\n" \
+            "6:\n\t" \
+            CTR_GEMM_END_(EACH) \
+            : : "D"(tile) : CTR_GEMM_CLOBBERS_); \
+    }
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Woverlength-strings" /* of assembly, which has no such limit */
+CTR_GEMM_DEFINE_INNER_(1, CTR_GEMM_EACH1_)
+CTR_GEMM_DEFINE_INNER_(2, CTR_GEMM_EACH2_)
+CTR_GEMM_DEFINE_INNER_(3, CTR_GEMM_EACH3_)
+CTR_GEMM_DEFINE_INNER_(4, CTR_GEMM_EACH4_)
+CTR_GEMM_DEFINE_INNER_(5, CTR_GEMM_EACH5_)
+CTR_GEMM_DEFINE_INNER_(6, CTR_GEMM_EACH6_)
+CTR_GEMM_DEFINE_OUTER_(1, CTR_GEMM_EACH1_)
+CTR_GEMM_DEFINE_OUTER_(2, CTR_GEMM_EACH2_)
+CTR_GEMM_DEFINE_OUTER_(3, CTR_GEMM_EACH3_)
+CTR_GEMM_DEFINE_OUTER_(4, CTR_GEMM_EACH4_)
+CTR_GEMM_DEFINE_OUTER_(5, CTR_GEMM_EACH5_)
+CTR_GEMM_DEFINE_OUTER_(6, CTR_GEMM_EACH6_)
+#pragma GCC diagnostic pop
+
+typedef void (*ctr_gemm_tile_fn_)(const ctr_gemm_tile_ *);
+
+/* Runs a tile of `rows` x `width`. A narrow one, at the right edge of C, goes through a full one
+   aside, so that nothing beyond C is read or written. */
+CTR_PRIVATE_ void ctr_gemm_tile_run_(ctr_gemm_tile_fn_ fn, ctr_gemm_tile_ *tile, int64_t rows,
+                                     int64_t width)
+{
+    float aside[CTR_GEMM_MR_][CTR_GEMM_NR_];
+    float *outs[CTR_GEMM_MR_];
+    float *const *real_outs = tile->outs;
+    const int64_t column = tile->column;
+    int64_t r, j;
+    if (width >= CTR_GEMM_NR_) {
+        fn(tile);
+        return;
+    }
+    for (r = 0; r < rows; r++) {
+        const float *c = real_outs[r] + column / (int64_t)sizeof(float);
+        outs[r] = aside[r];
+        for (j = 0; j < CTR_GEMM_NR_; j++) {
+            aside[r][j] = tile->acc && j < width ? c[j] : 0.0f;
+        }
+    }
+    tile->outs = outs;
+    tile->column = 0;
+    fn(tile);
+    tile->outs = real_outs;
+    tile->column = column;
+    for (r = 0; r < rows; r++) {
+        float *c = real_outs[r] + column / (int64_t)sizeof(float);
+        for (j = 0; j < width; j++) {
+            c[j] = aside[r][j];
+        }
+    }
+}
+
+CTR_PRIVATE_ void ctr_gemm_inner_(ctr_gemm_tile_ *tile, int64_t rows, int64_t width)
+{
+    static const ctr_gemm_tile_fn_ fn[CTR_GEMM_MR_] = {
+        ctr_gemm_inner1_, ctr_gemm_inner2_, ctr_gemm_inner3_,
+        ctr_gemm_inner4_, ctr_gemm_inner5_, ctr_gemm_inner6_};
+    ctr_gemm_tile_run_(fn[rows - 1], tile, rows, width);
+}
+
+CTR_PRIVATE_ void ctr_gemm_outer_(ctr_gemm_tile_ *tile, int64_t rows, int64_t width)
+{
+    static const ctr_gemm_tile_fn_ fn[CTR_GEMM_MR_] = {
+        ctr_gemm_outer1_, ctr_gemm_outer2_, ctr_gemm_outer3_,
+        ctr_gemm_outer4_, ctr_gemm_outer5_, ctr_gemm_outer6_};
+    ctr_gemm_tile_run_(fn[rows - 1], tile, rows, width);
+}
+
+/* A block: up to 96 rows of A times a range of panels of B. */
+typedef struct ctr_gemm_block_ {
+    const float **rows;  /* [ceil(m/6)][taps][6] where the runs of A's rows begin */
+    float **outs;        /* [m] rows of C */
+    int64_t m, n;        /* rows of this block, columns of C */
+    int64_t taps, k;     /* a row of A is `taps` runs of k floats */
+    const float *b;      /* panels of B, each [taps][k][16] */
+    int64_t panel;       /* floats from one panel to the next */
+    int64_t first, last; /* panels first .. last-1 */
+    int acc;             /* add to C instead of overwriting it */
+} ctr_gemm_block_;
+
+/* One slab: the k's of `taps` runs from tap `tap`, or a part [p, p + kc) of a single long run. */
+CTR_PRIVATE_ void ctr_gemm_slab_(const ctr_gemm_block_ *q, int64_t tap, int64_t taps, int64_t p,
+                                 int64_t kc)
+{
+    ctr_gemm_tile_ tile;
+    int64_t i, j;
+    tile.taps = taps;
+    tile.k = kc;
+    tile.skip = p * (int64_t)sizeof(float);
+    tile.acc = q->acc || tap > 0 || p > 0;
+    for (j = q->first; j < q->last; j++) {
+        const int64_t width = q->n - j * CTR_GEMM_NR_;
+        tile.b = q->b + j * q->panel + (tap * q->k + p) * CTR_GEMM_NR_;
+        tile.column = j * CTR_GEMM_NR_ * (int64_t)sizeof(float);
+        for (i = 0; i < q->m; i += CTR_GEMM_MR_) {
+            tile.rows = q->rows + i * q->taps + tap * CTR_GEMM_MR_;
+            tile.outs = q->outs + i;
+            ctr_gemm_inner_(&tile, ctr_gemm_min_(q->m - i, CTR_GEMM_MR_), width);
+        }
+    }
+}
+
+CTR_PRIVATE_ void ctr_gemm_block_run_(const ctr_gemm_block_ *q)
+{
+    int64_t tap, p;
+    if (q->k <= CTR_GEMM_KC_) {
+        const int64_t many = CTR_GEMM_KC_ / q->k;
+        for (tap = 0; tap < q->taps; tap += many) {
+            ctr_gemm_slab_(q, tap, ctr_gemm_min_(many, q->taps - tap), 0, q->k);
+        }
+        return;
+    }
+    for (tap = 0; tap < q->taps; tap++) {
+        for (p = 0; p < q->k; p += CTR_GEMM_KC_) {
+            ctr_gemm_slab_(q, tap, 1, p, ctr_gemm_min_(CTR_GEMM_KC_, q->k - p));
+        }
+    }
+}
+
+/* dst[j][i] = src[i][j] for 8 x 8, by three rounds of interleaving. */
+CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_gemm_turn8_(const float *src, int64_t lds, float *dst,
+                                                   int64_t ldd)
+{
+    __m256 a[8], b[8];
+    int i;
+    for (i = 0; i < 8; i++) {
+        a[i] = _mm256_loadu_ps(src + i * lds);
+    }
+    for (i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (i = 0; i < 8; i += 4) {
+        a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+        a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+        a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+        a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+    }
+    for (i = 0; i < 4; i++) {
+        _mm256_storeu_ps(dst + i * ldd, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        _mm256_storeu_ps(dst + (i + 4) * ldd, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    }
+}
+
+/* dst[j][i] = src[i][j] for rows x cols of src. */
+CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_gemm_turn_(const float *src, int64_t lds, int64_t rows,
+                                                  int64_t cols, float *dst, int64_t ldd)
+{
+    const int64_t rows8 = rows / 8 * 8, cols8 = cols / 8 * 8;
+    int64_t i, j;
+    for (j = 0; j < cols8; j += 8) {
+        for (i = 0; i < rows8; i += 8) {
+            ctr_gemm_turn8_(src + i * lds + j, lds, dst + j * ldd + i, ldd);
+        }
+    }
+    for (i = 0; i < rows; i++) {
+        for (j = i < rows8 ? cols8 : 0; j < cols; j++) {
+            dst[j * ldd + i] = src[i * lds + j];
+        }
+    }
+}
+
+/* Packs `width` <= 16 columns of op(B) into a panel [k][16], padded with zeros. */
+CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_gemm_pack_(int tb, int64_t k, int64_t width, const float *b,
+                                                  int64_t ldb, float *panel)
+{
+    int64_t j, p;
+    if (width < CTR_GEMM_NR_) {
+        memset(panel, 0, (size_t)(k * CTR_GEMM_NR_) * sizeof(float));
+    }
+    if (tb) {
+        ctr_gemm_turn_(b, ldb, width, k, panel, CTR_GEMM_NR_);
+        return;
+    }
+    for (p = 0; p < k; p++, b += ldb, panel += CTR_GEMM_NR_) {
+        if (width >= CTR_GEMM_NR_) {
+            _mm256_storeu_ps(panel, _mm256_loadu_ps(b));
+            _mm256_storeu_ps(panel + 8, _mm256_loadu_ps(b + 8));
+        } else {
+            for (j = 0; j < width; j++) {
+                panel[j] = b[j];
+            }
+        }
+    }
+}
+
+/* What the jobs of one product share. */
+typedef struct ctr_gemm_plan_ {
+    ctr_gemm_args_ args;  /* of the columns at hand: n and b, c move from slab to slab */
+    float *packed;        /* B: [panels][k][16] */
+    int64_t panels;       /* ceil(n/16) */
+    int64_t rows, ranges; /* rows in a block; ranges of panels a block is cut into */
+    int64_t range;        /* panels in a range */
+    char *work;           /* each worker's own memory */
+    size_t work_size;
+} ctr_gemm_plan_;
+
+CTR_PRIVATE_ void ctr_gemm_pack_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_gemm_plan_ *plan = (const ctr_gemm_plan_ *)arg;
+    const ctr_gemm_args_ *g = &plan->args;
+    const int64_t size = g->k * CTR_GEMM_NR_, j = chunk * CTR_GEMM_NR_;
+    float *panel = plan->packed + chunk * size;
+    int64_t p;
+    (void)worker;
+    ctr_gemm_pack_(g->tb, g->k, ctr_gemm_min_(CTR_GEMM_NR_, g->n - j),
+                   g->b + (g->tb ? j * g->ldb : j), g->ldb, panel);
+    if (g->alpha != 1.0f) {
+        for (p = 0; p < size; p++) {
+            panel[p] *= g->alpha;
+        }
+    }
+}
+
+/* A transposed A is turned, a block and slab at a time, into rows that lie next to each other. */
+#define CTR_GEMM_TURNED_ (CTR_GEMM_KC_ + 16)
+
+CTR_PRIVATE_ void ctr_gemm_block_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_gemm_plan_ *plan = (const ctr_gemm_plan_ *)arg;
+    const ctr_gemm_args_ *g = &plan->args;
+    const int64_t top = chunk / plan->ranges * plan->rows;
+    float *turned = (float *)(plan->work + (size_t)worker * plan->work_size);
+    const float *rows[CTR_GEMM_MC_];
+    float *outs[CTR_GEMM_MC_];
+    ctr_gemm_block_ q;
+    int64_t i, p;
+    q.rows = rows;
+    q.outs = outs;
+    q.m = ctr_gemm_min_(plan->rows, g->m - top);
+    q.n = g->n;
+    q.taps = 1;
+    q.panel = g->k * CTR_GEMM_NR_;
+    q.first = chunk % plan->ranges * plan->range;
+    q.last = ctr_gemm_min_(q.first + plan->range, plan->panels);
+    for (i = 0; i < q.m; i++) {
+        outs[i] = g->c + (top + i) * g->ldc;
+    }
+    i = q.first * CTR_GEMM_NR_;
+    ctr_gemm_scale_(q.m, ctr_gemm_min_(q.last * CTR_GEMM_NR_, g->n) - i, g->beta, outs[0] + i,
+                    g->ldc);
+    for (p = 0; p < g->k; p += q.k) {
+        q.k = ctr_gemm_min_(CTR_GEMM_KC_, g->k - p);
+        q.b = plan->packed + p * CTR_GEMM_NR_;
+        q.acc = p > 0 || g->beta != 0.0f;
+        for (i = 0; i < q.m; i++) {
+            rows[i] = g->ta ? turned + i * CTR_GEMM_TURNED_ : g->a + (top + i) * g->lda + p;
+        }
+        if (g->ta) {
+            ctr_gemm_turn_(g->a + p * g->lda + top, g->lda, q.k, q.m, turned, CTR_GEMM_TURNED_);
+        }
+        ctr_gemm_block_run_(&q);
+    }
+}
+
+/* Cuts m rows into blocks of equal height, and the panels into ranges if the blocks are few. */
+CTR_PRIVATE_ int64_t ctr_gemm_cut_(int64_t m, int64_t panels, int64_t *rows, int64_t *range,
+                                   int64_t *ranges)
+{
+    int64_t blocks = ctr_gemm_pieces_(m, CTR_GEMM_MC_), want;
+    *rows = ctr_gemm_pieces_(ctr_gemm_pieces_(m, blocks), CTR_GEMM_MR_) * CTR_GEMM_MR_;
+    blocks = ctr_gemm_pieces_(m, *rows);
+    want = blocks >= 24 ? 1 : ctr_gemm_min_(ctr_gemm_pieces_(24, blocks), (panels + 1) / 2);
+    *range = ctr_gemm_pieces_(panels, want);
+    *ranges = ctr_gemm_pieces_(panels, *range);
+    return blocks * *ranges;
+}
+
+/* At most 16 MiB of B are packed at a time, or one panel if that is more. */
+CTR_PRIVATE_ void ctr_gemm_avx2_(ctr_ctx *ctx, const ctr_gemm_args_ *args)
+{
+    const int64_t most = ((int64_t)1 << 18) / args->k + 1;
+    const int64_t all = ctr_gemm_pieces_(args->n, CTR_GEMM_NR_);
+    const int64_t size = ctr_gemm_min_(all, most) * args->k * CTR_GEMM_NR_;
+    ctr_gemm_plan_ plan;
+    int64_t j, chunks;
+    plan.work_size = args->ta ? (size_t)(CTR_GEMM_MC_ * CTR_GEMM_TURNED_) * sizeof(float) : 0;
+    plan.packed = (float *)ctr_scratch_(ctx, (size_t)size * sizeof(float) +
+                                                 (size_t)ctr_threads_(ctx) * plan.work_size);
+    if (!plan.packed) {
+        return;
+    }
+    plan.work = (char *)(plan.packed + size);
+    plan.args = *args;
+    for (j = 0; j < args->n; j += most * CTR_GEMM_NR_) {
+        ctr_gemm_args_ *g = &plan.args;
+        g->n = ctr_gemm_min_(most * CTR_GEMM_NR_, args->n - j);
+        g->b = args->b + (g->tb ? j * g->ldb : j);
+        g->c = args->c + j;
+        plan.panels = ctr_gemm_pieces_(g->n, CTR_GEMM_NR_);
+        chunks = ctr_gemm_cut_(g->m, plan.panels, &plan.rows, &plan.range, &plan.ranges);
+        ctr_gemm_spread_(ctx, plan.panels, 8 * g->n * g->k, ctr_gemm_pack_job_, &plan);
+        ctr_gemm_spread_(ctx, chunks, g->m * g->n * g->k, ctr_gemm_block_job_, &plan);
+    }
+}
+
+#endif /* CTR_GEMM_AVX2_ */
+
+/* C[m,n] = alpha op(A) op(B) + beta C, where op transposes if ta, tb. beta 0 never reads C. */
 CTR_PRIVATE_ void ctr_gemm_run_(ctr_ctx *ctx, int ta, int tb, int64_t m, int64_t n, int64_t k,
-    ctr_real alpha, const ctr_real *a, int64_t lda, const ctr_real *b, int64_t ldb, ctr_real beta, ctr_real *c, int64_t ldc)
-{ int64_t i,j,l; (void)ctx; for(i=0;i<m;i++)for(j=0;j<n;j++){ double s=0; for(l=0;l<k;l++) s+=(double)(ta?a[l*lda+i]:a[i*lda+l])*(double)(tb?b[j*ldb+l]:b[l*ldb+j]); c[i*ldc+j]=(ctr_real)((double)alpha*s+(beta==0?0:(double)beta*(double)c[i*ldc+j])); } }
-CTR_PRIVATE_ void ctr_conv_any_(const ctr_conv_shape *s, const ctr_real *x, const ctr_real *w, ctr_real *y, ctr_real*dx, ctr_real*dw, const ctr_real*dy)
-{ int64_t n,oy,ox,ky,kx,c,o; for(n=0;n<s->n;n++)for(oy=0;oy<s->oh;oy++)for(ox=0;ox<s->ow;ox++)for(ky=0;ky<s->kh;ky++)for(kx=0;kx<s->kw;kx++){int64_t iy=oy*s->stride+ky-s->pad,ix=ox*s->stride+kx-s->pad; int64_t xi=((n*s->h+iy)*s->w+ix)*s->c, wi=(ky*s->kw+kx)*s->c*s->oc, yi=((n*s->oh+oy)*s->ow+ox)*s->oc; if(iy<0||ix<0||iy>=s->h||ix>=s->w)continue; for(c=0;c<s->c;c++)for(o=0;o<s->oc;o++){ if(y)y[yi+o]+=x[xi+c]*w[wi+c*s->oc+o]; if(dx)dx[xi+c]+=dy[yi+o]*w[wi+c*s->oc+o]; if(dw)dw[wi+c*s->oc+o]+=x[xi+c]*dy[yi+o];}}}
-CTR_PRIVATE_ void ctr_conv_forward_(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *x, const ctr_real *w, ctr_real *y){(void)ctx;memset(y,0,(size_t)(s->n*s->oh*s->ow*s->oc)*sizeof*y);ctr_conv_any_(s,x,w,y,NULL,NULL,NULL);}
-CTR_PRIVATE_ void ctr_conv_input_(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *dy, const ctr_real *w, ctr_real *dx, int acc){(void)ctx;if(!acc)memset(dx,0,(size_t)(s->n*s->h*s->w*s->c)*sizeof*dx);ctr_conv_any_(s,NULL,w,NULL,dx,NULL,dy);}
-CTR_PRIVATE_ void ctr_conv_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *x, const ctr_real *dy, ctr_real *dw, int acc){(void)ctx;if(!acc)memset(dw,0,(size_t)(s->kh*s->kw*s->c*s->oc)*sizeof*dw);ctr_conv_any_(s,x,NULL,NULL,NULL,dw,dy);}
+                                ctr_real alpha, const ctr_real *a, int64_t lda, const ctr_real *b,
+                                int64_t ldb, ctr_real beta, ctr_real *c, int64_t ldc)
+{
+    ctr_gemm_args_ g;
+    g.ta = ta;
+    g.tb = tb;
+    g.m = m;
+    g.n = n;
+    g.k = k;
+    g.alpha = alpha;
+    g.beta = beta;
+    g.a = a;
+    g.b = b;
+    g.c = c;
+    g.lda = lda;
+    g.ldb = ldb;
+    g.ldc = ldc;
+    if (m < 1 || n < 1) {
+        return;
+    }
+    if (k < 1) {
+        ctr_gemm_scale_(m, n, beta, c, ldc);
+        return;
+    }
+#if CTR_GEMM_AVX2_
+    if (ctr_kernels_(ctx) >= CTR_KERNELS_AVX2) {
+        ctr_gemm_avx2_(ctx, &g);
+        return;
+    }
+#endif
+    ctr_gemm_scalar_(ctx, &g);
+}
 
+/* ================================================================================================
+   >>CONV  convolutions
 
-/* ------------------------------------------------------------------------------------------------
-   >>CONV  the verbs of matrix product, convolution and pooling
-   ---------------------------------------------------------------------------------------------- */
+   x [n, h, w, c], weights w [kh, kw, c, oc], y [n, oh, ow, oc], all dense:
+       y[i, p, q, o] = sum over a, b, c of x[i, p s + a - pad, q s + b - pad, c] w[a, b, c, o]
+   with s the stride and x zero outside its bounds. Three passes: forward, gradient to the input,
+   gradient to the weights. No groups, no dilation, no bias. As for products, the order of
+   each sum depends on the shape alone.
+   ============================================================================================= */
+
+/* What the jobs of one scalar pass share. */
+typedef struct ctr_conv_args_ {
+    ctr_conv_shape s;
+    const ctr_real *x, *w, *dy; /* two of the three are read */
+    ctr_real *out;              /* y, dx or dw */
+    int acc;
+} ctr_conv_args_;
+
+/* y += x w for the weights of one tap */
+CTR_PRIVATE_ void ctr_conv_tap_(int64_t c, int64_t oc, const ctr_real *x, const ctr_real *w,
+                                ctr_real *y)
+{
+    int64_t i, o;
+    for (i = 0; i < c; i++, w += oc) {
+        for (o = 0; o < oc; o++) {
+            y[o] += x[i] * w[o];
+        }
+    }
+}
+
+/* One row of pixels of y. */
+CTR_PRIVATE_ void ctr_conv_forward_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_conv_args_ *g = (const ctr_conv_args_ *)arg;
+    const ctr_conv_shape *s = &g->s;
+    const ctr_real *image = g->x + chunk / s->oh * s->h * s->w * s->c;
+    const int64_t top = chunk % s->oh * s->stride - s->pad;
+    ctr_real *y = g->out + chunk * s->ow * s->oc;
+    int64_t q, a, b, o;
+    (void)worker;
+    for (q = 0; q < s->ow; q++, y += s->oc) {
+        const int64_t left = q * s->stride - s->pad;
+        for (o = 0; o < s->oc; o++) {
+            y[o] = CTR_R(0.0);
+        }
+        for (a = 0; a < s->kh; a++) {
+            for (b = 0; b < s->kw; b++) {
+                if (top + a >= 0 && top + a < s->h && left + b >= 0 && left + b < s->w) {
+                    ctr_conv_tap_(s->c, s->oc, image + ((top + a) * s->w + left + b) * s->c,
+                                  g->w + (a * s->kw + b) * s->c * s->oc, y);
+                }
+            }
+        }
+    }
+}
+
+/* dx[c] += sum over o of w[c][o] dy[o] for the weights of one tap */
+CTR_PRIVATE_ void ctr_conv_tap_input_(int64_t c, int64_t oc, const ctr_real *dy, const ctr_real *w,
+                                      ctr_real *dx)
+{
+    int64_t i, o;
+    for (i = 0; i < c; i++, w += oc) {
+        ctr_real sum = CTR_R(0.0);
+        for (o = 0; o < oc; o++) {
+            sum += w[o] * dy[o];
+        }
+        dx[i] += sum;
+    }
+}
+
+/* One row of pixels of dx. Input row r meets output row p through tap a when p s = r + pad - a. */
+CTR_PRIVATE_ void ctr_conv_input_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_conv_args_ *g = (const ctr_conv_args_ *)arg;
+    const ctr_conv_shape *s = &g->s;
+    const ctr_real *image = g->dy + chunk / s->h * s->oh * s->ow * s->oc;
+    const int64_t r = chunk % s->h;
+    ctr_real *dx = g->out + chunk * s->w * s->c;
+    int64_t col, a, b, i;
+    (void)worker;
+    for (col = 0; col < s->w; col++, dx += s->c) {
+        for (i = 0; i < s->c && !g->acc; i++) {
+            dx[i] = CTR_R(0.0);
+        }
+        for (a = 0; a < s->kh; a++) {
+            const int64_t p = r + s->pad - a;
+            if (p < 0 || p % s->stride || p / s->stride >= s->oh) {
+                continue;
+            }
+            for (b = 0; b < s->kw; b++) {
+                const int64_t q = col + s->pad - b;
+                if (q >= 0 && q % s->stride == 0 && q / s->stride < s->ow) {
+                    ctr_conv_tap_input_(
+                        s->c, s->oc, image + (p / s->stride * s->ow + q / s->stride) * s->oc,
+                        g->w + (a * s->kw + b) * s->c * s->oc, dx);
+                }
+            }
+        }
+    }
+}
+
+/* Channels of dw that one scalar job makes. */
+#define CTR_CONV_GROUP_ 8
+
+/* A few channels of one tap of dw: the sum over all pixels of x^T dy. */
+CTR_PRIVATE_ void ctr_conv_weight_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_conv_args_ *g = (const ctr_conv_args_ *)arg;
+    const ctr_conv_shape *s = &g->s;
+    const int64_t groups = ctr_gemm_pieces_(s->c, CTR_CONV_GROUP_), tap = chunk / groups;
+    const int64_t first = chunk % groups * CTR_CONV_GROUP_;
+    const int64_t last = ctr_gemm_min_(first + CTR_CONV_GROUP_, s->c);
+    ctr_real *dw = g->out + tap * s->c * s->oc;
+    int64_t pixel, i, o;
+    (void)worker;
+    for (i = first * s->oc; i < last * s->oc && !g->acc; i++) {
+        dw[i] = CTR_R(0.0);
+    }
+    for (pixel = 0; pixel < s->n * s->oh * s->ow; pixel++) {
+        const int64_t image = pixel / s->ow / s->oh;
+        const int64_t r = pixel / s->ow % s->oh * s->stride - s->pad + tap / s->kw;
+        const int64_t col = pixel % s->ow * s->stride - s->pad + tap % s->kw;
+        const ctr_real *dy = g->dy + pixel * s->oc;
+        if (r < 0 || r >= s->h || col < 0 || col >= s->w) {
+            continue;
+        }
+        for (i = first; i < last; i++) {
+            const ctr_real x = g->x[((image * s->h + r) * s->w + col) * s->c + i];
+            for (o = 0; o < s->oc; o++) {
+                dw[i * s->oc + o] += x * dy[o];
+            }
+        }
+    }
+}
+
+CTR_PRIVATE_ int64_t ctr_conv_work_(const ctr_conv_shape *s)
+{
+    return s->n * s->oh * s->ow * s->kh * s->kw * s->c * s->oc;
+}
+
+#if CTR_GEMM_AVX2_
+
+/* ---- AVX2 + FMA: implicit gemm ------------------------------------------------------------------
+   Forward: the rows of A are pixels of x, one run of c floats per tap; B are the weights as
+   they lie, [kh kw c][oc]; the rows of C are pixels of y. Outside x a pointer to zeros stands in.
+
+   Gradient to the input: the same with dy for x and each tap's weights transposed. For a stride s,
+   dx falls into s x s phases by the parity of row and column; in each, the taps that meet any
+   output at all form a regular grid, so a phase is a small convolution of stride 1 of its own.
+
+   Gradient to the weights: outer products. k runs over pixels, A are channels of x, B are
+   channels of dy.
+
+   With few channels (the first layer) runs are too short to be worth a pointer each: the patches
+   are copied into rows of kh kw c floats, a block at a time ("im2col"), and act as a 1 x 1
+   kernel. */
+
+#define CTR_CONV_FEW_ 8 /* up to so many input channels are copied as patches */
+
+/* One implicit product. Tap (a, b) of the pixel (r, col) of the grid reads the input pixel
+   (r step + y0 + sign a, col step + x0 + sign b) and adds to the output pixel
+   (r leap + oy, col leap + ox). */
+typedef struct ctr_conv_pass_ {
+    const float *in;         /* [n, ih, iw, ic] */
+    float *out;              /* [n, oh, ow, oc] */
+    int64_t n, ih, iw, ic, oh, ow, oc;
+    int64_t gh, gw;          /* the grid: pixels that this pass makes of each image */
+    int64_t th, tw;          /* taps */
+    int64_t y0, x0, step, sign, oy, ox, leap;
+    const float *w;          /* the weights in memory, for packing */
+    int64_t ky, kx, kstep, kw; /* tap (a, b) has the weights (ky + a kstep, kx + b kstep) */
+    int acc;
+    const ctr_conv_shape *patches; /* not NULL: copy patches, ic = kh kw c, one tap */
+    float *packed;           /* [panels][th tw][ic][16] */
+    const float *zero;       /* [ic] */
+    int64_t panels, rows, range, ranges; /* the cut into jobs, as for products */
+    char *work;              /* each worker's pointers and patches */
+    size_t work_size;
+} ctr_conv_pass_;
+
+CTR_PRIVATE_ int ctr_conv_inside_(int64_t i, int64_t n)
+{
+    return i >= 0 && i < n;
+}
+
+/* Packs one panel of the weights: forward as they lie, backward each tap transposed. */
+CTR_PRIVATE_ void ctr_conv_pack_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_conv_pass_ *g = (const ctr_conv_pass_ *)arg;
+    const int64_t j = chunk * CTR_GEMM_NR_, size = g->ic * CTR_GEMM_NR_;
+    const int64_t width = ctr_gemm_min_(CTR_GEMM_NR_, g->oc - j);
+    float *panel = g->packed + chunk * g->th * g->tw * size;
+    int64_t a, b;
+    (void)worker;
+    for (a = 0; a < g->th; a++) {
+        for (b = 0; b < g->tw; b++, panel += size) {
+            const int64_t tap = (g->ky + a * g->kstep) * g->kw + g->kx + b * g->kstep;
+            const float *w = g->w + tap * g->ic * g->oc;
+            if (g->sign > 0) {
+                ctr_gemm_pack_(0, g->ic, width, w + j, g->oc, panel);
+            } else {
+                ctr_gemm_pack_(1, g->ic, width, w + j * g->ic, g->ic, panel);
+            }
+        }
+    }
+}
+
+/* A pixel of a grid, walked in the order of memory. */
+typedef struct ctr_conv_spot_ {
+    int64_t image, r, col;
+} ctr_conv_spot_;
+
+CTR_PRIVATE_ ctr_conv_spot_ ctr_conv_spot_at_(int64_t pixel, int64_t h, int64_t w)
+{
+    ctr_conv_spot_ spot;
+    spot.image = pixel / w / h;
+    spot.r = pixel / w % h;
+    spot.col = pixel % w;
+    return spot;
+}
+
+CTR_PRIVATE_ void ctr_conv_spot_next_(ctr_conv_spot_ *spot, int64_t h, int64_t w)
+{
+    if (++spot->col == w) {
+        spot->col = 0;
+        if (++spot->r == h) {
+            spot->r = 0;
+            spot->image++;
+        }
+    }
+}
+
+/* Pointers to what each tap of one pixel reads, `apart` pointers from each other. */
+CTR_PRIVATE_ void ctr_conv_point_(const ctr_conv_pass_ *g, const ctr_conv_spot_ *spot,
+                                  const float **slot, int64_t apart)
+{
+    const float *in = g->in + spot->image * g->ih * g->iw * g->ic;
+    int64_t y = spot->r * g->step + g->y0, a, b;
+    for (a = 0; a < g->th; a++, y += g->sign) {
+        const int row = ctr_conv_inside_(y, g->ih);
+        int64_t x = spot->col * g->step + g->x0;
+        for (b = 0; b < g->tw; b++, x += g->sign, slot += apart) {
+            *slot = row && ctr_conv_inside_(x, g->iw) ? in + (y * g->iw + x) * g->ic : g->zero;
+        }
+    }
+}
+
+/* A short copy without the call that memcpy would be. */
+CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_conv_copy_(float *to, const float *from, int64_t n)
+{
+    int64_t i;
+    if (n < 4) {
+        for (i = 0; i < n; i++) {
+            to[i] = from[i];
+        }
+        return;
+    }
+    for (i = 0; i < n - 4; i += 4) {
+        _mm_storeu_ps(to + i, _mm_loadu_ps(from + i));
+    }
+    _mm_storeu_ps(to + n - 4, _mm_loadu_ps(from + n - 4)); /* the rest, overlapping */
+}
+
+/* The patch of one pixel of y as a row of kh kw c floats. */
+CTR_PRIVATE_ void ctr_conv_patch_(const ctr_conv_shape *s, const float *x,
+                                  const ctr_conv_spot_ *spot, float *row)
+{
+    const float *image = x + spot->image * s->h * s->w * s->c;
+    const int64_t top = spot->r * s->stride - s->pad, left = spot->col * s->stride - s->pad;
+    const int64_t first = left < 0 ? ctr_gemm_min_(-left, s->kw) : 0;
+    const int64_t last = ctr_gemm_min_(s->kw, s->w - left);
+    int64_t a, i;
+    for (a = 0; a < s->kh; a++, row += s->kw * s->c) {
+        if (!ctr_conv_inside_(top + a, s->h) || first >= last) {
+            memset(row, 0, (size_t)(s->kw * s->c) * sizeof(float));
+            continue;
+        }
+        for (i = 0; i < first * s->c; i++) {
+            row[i] = 0.0f;
+        }
+        ctr_conv_copy_(row + first * s->c, image + ((top + a) * s->w + left + first) * s->c,
+                       (last - first) * s->c);
+        for (i = last * s->c; i < s->kw * s->c; i++) {
+            row[i] = 0.0f;
+        }
+    }
+}
+
+/* Rows of A and of C for the m pixels from `top` on. */
+CTR_PRIVATE_ void ctr_conv_gather_(const ctr_conv_pass_ *g, int64_t top, int64_t m,
+                                   const float **rows, float **outs)
+{
+    const int64_t taps = g->th * g->tw;
+    float *patch = (float *)(rows + CTR_GEMM_MC_ * taps);
+    ctr_conv_spot_ spot = ctr_conv_spot_at_(top, g->gh, g->gw);
+    int64_t i;
+    for (i = 0; i < m; i++) {
+        const int64_t y = spot.r * g->leap + g->oy, x = spot.col * g->leap + g->ox;
+        outs[i] = g->out + ((spot.image * g->oh + y) * g->ow + x) * g->oc;
+        if (g->patches) {
+            ctr_conv_patch_(g->patches, g->in, &spot, patch);
+            rows[i] = patch;
+            patch += g->ic;
+        } else {
+            const int64_t group = i / CTR_GEMM_MR_;
+            ctr_conv_point_(g, &spot, rows + group * CTR_GEMM_MR_ * taps + i % CTR_GEMM_MR_,
+                            CTR_GEMM_MR_);
+        }
+        ctr_conv_spot_next_(&spot, g->gh, g->gw);
+    }
+}
+
+/* A block of pixels times a range of panels. */
+CTR_PRIVATE_ void ctr_conv_block_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_conv_pass_ *g = (const ctr_conv_pass_ *)arg;
+    const int64_t top = chunk / g->ranges * g->rows;
+    float *outs[CTR_GEMM_MC_];
+    ctr_gemm_block_ q;
+    int64_t i, from, to;
+    q.rows = (const float **)(void *)(g->work + (size_t)worker * g->work_size);
+    q.outs = outs;
+    q.m = ctr_gemm_min_(g->rows, g->n * g->gh * g->gw - top);
+    q.n = g->oc;
+    q.taps = g->th * g->tw;
+    q.k = g->ic;
+    q.b = g->packed;
+    q.panel = q.taps * q.k * CTR_GEMM_NR_;
+    q.first = chunk % g->ranges * g->range;
+    q.last = ctr_gemm_min_(q.first + g->range, g->panels);
+    q.acc = g->acc;
+    ctr_conv_gather_(g, top, q.m, q.rows, outs);
+    if (q.taps > 0) {
+        ctr_gemm_block_run_(&q);
+        return;
+    }
+    from = q.first * CTR_GEMM_NR_; /* a phase that no tap reaches */
+    to = ctr_gemm_min_(q.last * CTR_GEMM_NR_, g->oc);
+    for (i = 0; i < q.m && !g->acc; i++) {
+        memset(outs[i] + from, 0, (size_t)(to - from) * sizeof(float));
+    }
+}
+
+/* Packs the weights and runs the blocks of one pass, whose memory is already set. */
+CTR_PRIVATE_ void ctr_conv_pass_run_(ctr_ctx *ctx, ctr_conv_pass_ *g)
+{
+    const int64_t m = g->n * g->gh * g->gw, k = g->th * g->tw * g->ic;
+    int64_t chunks;
+    if (m == 0) {
+        return;
+    }
+    g->panels = ctr_gemm_pieces_(g->oc, CTR_GEMM_NR_);
+    chunks = ctr_gemm_cut_(m, g->panels, &g->rows, &g->range, &g->ranges);
+    ctr_gemm_spread_(ctx, g->panels, 8 * k * g->oc, ctr_conv_pack_job_, g);
+    ctr_gemm_spread_(ctx, chunks, m * g->oc * (k + 8), ctr_conv_block_job_, g);
+}
+
+/* Memory of a pass: packed weights of `taps` taps, zeros, and for each worker pointers for `most`
+   taps and a block of patches. Returns 0 if there is none. */
+CTR_PRIVATE_ int ctr_conv_memory_(ctr_ctx *ctx, ctr_conv_pass_ *g, int64_t taps, int64_t most)
+{
+    const int64_t zeros = ctr_gemm_pieces_(g->ic, CTR_GEMM_NR_) * CTR_GEMM_NR_;
+    const int64_t packed = ctr_gemm_pieces_(g->oc, CTR_GEMM_NR_) * CTR_GEMM_NR_ * taps * g->ic;
+    const int64_t patches = g->patches ? CTR_GEMM_MC_ * g->ic : 0;
+    g->work_size = (size_t)(CTR_GEMM_MC_ * most) * sizeof(float *) +
+                   (size_t)patches * sizeof(float);
+    g->packed = (float *)ctr_scratch_(ctx, (size_t)(packed + zeros) * sizeof(float) +
+                                               (size_t)ctr_threads_(ctx) * g->work_size);
+    if (!g->packed) {
+        return 0;
+    }
+    memset(g->packed + packed, 0, (size_t)zeros * sizeof(float));
+    g->zero = g->packed + packed;
+    g->work = (char *)(g->packed + packed + zeros);
+    return 1;
+}
+
+CTR_PRIVATE_ void ctr_conv_forward_avx2_(ctr_ctx *ctx, const ctr_conv_shape *s, const float *x,
+                                         const float *w, float *y)
+{
+    ctr_conv_pass_ g;
+    memset(&g, 0, sizeof g);
+    g.patches = s->c <= CTR_CONV_FEW_ ? s : NULL;
+    g.in = x;
+    g.out = y;
+    g.w = w;
+    g.n = s->n;
+    g.ih = s->h;
+    g.iw = s->w;
+    g.oc = s->oc;
+    g.gh = g.oh = s->oh;
+    g.gw = g.ow = s->ow;
+    g.ic = g.patches ? s->kh * s->kw * s->c : s->c;
+    g.th = g.patches ? 1 : s->kh;
+    g.tw = g.kw = g.patches ? 1 : s->kw;
+    g.step = s->stride;
+    g.y0 = g.x0 = -s->pad;
+    g.sign = g.leap = g.kstep = 1;
+    if (ctr_conv_memory_(ctx, &g, g.th * g.tw, g.th * g.tw)) {
+        ctr_conv_pass_run_(ctx, &g);
+    }
+}
+
+/* The phase (py, px): pixels (r s + py, col s + px) of dx. Tap a of the kernel reaches one when
+   py + pad - a is a multiple of s, that is a = ky, ky + s, ..., and then meets the output row
+   r + (py + pad - a) / s: one row less with each further tap. */
+CTR_PRIVATE_ void ctr_conv_phase_(ctr_conv_pass_ *g, const ctr_conv_shape *s, int64_t py,
+                                  int64_t px)
+{
+    g->oy = py;
+    g->ox = px;
+    g->gh = py < s->h ? (s->h - py - 1) / s->stride + 1 : 0;
+    g->gw = px < s->w ? (s->w - px - 1) / s->stride + 1 : 0;
+    g->ky = (py + s->pad) % s->stride;
+    g->kx = (px + s->pad) % s->stride;
+    g->y0 = (py + s->pad) / s->stride;
+    g->x0 = (px + s->pad) / s->stride;
+    g->th = g->ky < s->kh ? (s->kh - g->ky - 1) / s->stride + 1 : 0;
+    g->tw = g->kx < s->kw ? (s->kw - g->kx - 1) / s->stride + 1 : 0;
+}
+
+CTR_PRIVATE_ void ctr_conv_input_avx2_(ctr_ctx *ctx, const ctr_conv_shape *s, const float *dy,
+                                       const float *w, float *dx, int acc)
+{
+    ctr_conv_pass_ g;
+    int64_t most, phase;
+    memset(&g, 0, sizeof g);
+    g.in = dy;
+    g.out = dx;
+    g.w = w;
+    g.n = s->n;
+    g.ih = s->oh;
+    g.iw = s->ow;
+    g.ic = s->oc;
+    g.oh = s->h;
+    g.ow = s->w;
+    g.oc = s->c;
+    g.step = 1;
+    g.sign = -1;
+    g.leap = g.kstep = s->stride;
+    g.kw = s->kw;
+    g.acc = acc;
+    most = ctr_gemm_pieces_(s->kh, s->stride) * ctr_gemm_pieces_(s->kw, s->stride);
+    if (!ctr_conv_memory_(ctx, &g, most, most)) {
+        return;
+    }
+    for (phase = 0; phase < s->stride * s->stride; phase++) {
+        ctr_conv_phase_(&g, s, phase / s->stride, phase % s->stride);
+        ctr_conv_pass_run_(ctx, &g);
+    }
+}
+
+/* ---- gradient to the weights ----
+   Cut into tiles of channels that are each summed over all pixels, where c and oc allow enough
+   tiles; else also into up to 8 parts of the pixels, whose sums are added up in order. */
+
+#define CTR_CONV_DEPTH_ 256 /* pixels at a time: 16 KiB of a panel of dy in L1 */
+#define CTR_CONV_SIDE_ 64   /* channels of a tile, of x and of dy */
+
+typedef struct ctr_conv_grad_ {
+    ctr_conv_pass_ walk;   /* the forward pass, for its pointers and patches */
+    const float *dy;
+    float *dw, *parts_at;  /* dw, and the partial sums [parts][taps c][oc] if parts > 1 */
+    int64_t taps, c, oc;   /* of the weights; patches are one tap of kh kw c channels */
+    int64_t pixels, part, parts; /* n oh ow, as `parts` times up to `part` */
+    int64_t ci, cj, ni, nj;      /* tiles of ci x cj channels: ni x nj of them */
+    int acc;
+    char *work;
+    size_t work_size;
+} ctr_conv_grad_;
+
+/* How many of `left` rows the next tile takes: near the end two of equal height, because
+   a tile of one or two rows takes as long as one of four. */
+CTR_PRIVATE_ int64_t ctr_conv_rows_(int64_t left)
+{
+    return left > CTR_GEMM_MR_ && left < 10 ? (left + 1) / 2 : ctr_gemm_min_(left, CTR_GEMM_MR_);
+}
+
+/* One tile of channels, all taps, += k pixels: rows [taps][256] of x, panels [cj/16][256][16]. */
+CTR_PRIVATE_ void ctr_conv_outer_(const ctr_conv_grad_ *g, const float *const *rows,
+                                  const float *panels, int64_t k, int64_t i0, int64_t j0,
+                                  float *out, int acc)
+{
+    const int64_t ilast = ctr_gemm_min_(i0 + g->ci, g->c), jlast = ctr_gemm_min_(j0 + g->cj, g->oc);
+    float *outs[CTR_GEMM_MR_];
+    ctr_gemm_tile_ tile;
+    int64_t i, j, tap, r, m;
+    tile.taps = 1;
+    tile.k = k;
+    tile.outs = outs;
+    tile.acc = acc;
+    for (j = j0; j < jlast; j += CTR_GEMM_NR_) {
+        tile.b = panels + (j - j0) * CTR_CONV_DEPTH_;
+        tile.column = j * (int64_t)sizeof(float);
+        for (tap = 0; tap < g->taps; tap++) {
+            tile.rows = rows + tap * CTR_CONV_DEPTH_;
+            for (i = i0; i < ilast; i += m) {
+                m = ctr_conv_rows_(ilast - i);
+                tile.skip = i * (int64_t)sizeof(float);
+                for (r = 0; r < m; r++) {
+                    outs[r] = out + (tap * g->c + i + r) * g->oc;
+                }
+                ctr_gemm_outer_(&tile, m, jlast - j);
+            }
+        }
+    }
+}
+
+CTR_PRIVATE_ void ctr_conv_grad_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_conv_grad_ *g = (const ctr_conv_grad_ *)arg;
+    const int64_t part = chunk / (g->ni * g->nj);
+    const int64_t i0 = chunk / g->nj % g->ni * g->ci, j0 = chunk % g->nj * g->cj;
+    const int64_t end = ctr_gemm_min_((part + 1) * g->part, g->pixels);
+    float *out = g->parts > 1 ? g->parts_at + part * g->taps * g->c * g->oc : g->dw;
+    float *panels = (float *)(void *)(g->work + (size_t)worker * g->work_size);
+    const float **rows = (const float **)(void *)(panels + CTR_CONV_DEPTH_ * g->cj);
+    float *patches = (float *)(rows + CTR_CONV_DEPTH_ * g->taps);
+    int64_t top = part * g->part, i, j, k;
+    ctr_conv_spot_ spot = ctr_conv_spot_at_(top, g->walk.gh, g->walk.gw);
+    int acc = g->parts > 1 ? 0 : g->acc;
+    for (; top < end; top += k, acc = 1) {
+        k = ctr_gemm_min_(CTR_CONV_DEPTH_, end - top);
+        for (i = 0; i < k; i++) {
+            if (g->walk.patches) {
+                rows[i] = patches + i * g->c;
+                ctr_conv_patch_(g->walk.patches, g->walk.in, &spot, patches + i * g->c);
+            } else {
+                ctr_conv_point_(&g->walk, &spot, rows + i, CTR_CONV_DEPTH_);
+            }
+            ctr_conv_spot_next_(&spot, g->walk.gh, g->walk.gw);
+        }
+        for (j = j0; j < ctr_gemm_min_(j0 + g->cj, g->oc); j += CTR_GEMM_NR_) {
+            ctr_gemm_pack_(0, k, ctr_gemm_min_(CTR_GEMM_NR_, g->oc - j), g->dy + top * g->oc + j,
+                           g->oc, panels + (j - j0) * CTR_CONV_DEPTH_);
+        }
+        ctr_conv_outer_(g, rows, panels, k, i0, j0, out, acc);
+    }
+}
+
+/* Floats of dw that one job sums over the parts. */
+#define CTR_CONV_STRETCH_ 4096
+
+CTR_PRIVATE_ void ctr_conv_parts_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_conv_grad_ *g = (const ctr_conv_grad_ *)arg;
+    const int64_t size = g->taps * g->c * g->oc;
+    const int64_t end = ctr_gemm_min_((chunk + 1) * CTR_CONV_STRETCH_, size);
+    int64_t i, part;
+    (void)worker;
+    for (i = chunk * CTR_CONV_STRETCH_; i < end; i++) {
+        float sum = g->parts_at[i];
+        for (part = 1; part < g->parts; part++) {
+            sum += g->parts_at[part * size + i];
+        }
+        g->dw[i] = g->acc ? g->dw[i] + sum : sum;
+    }
+}
+
+/* The cut, by shape alone: at least 16 jobs if the pixels suffice. */
+CTR_PRIVATE_ void ctr_conv_grad_cut_(ctr_conv_grad_ *g)
+{
+    const int64_t wide = CTR_CONV_SIDE_ + CTR_CONV_SIDE_ / 2;
+    const int64_t oc16 = ctr_gemm_pieces_(g->oc, CTR_GEMM_NR_) * CTR_GEMM_NR_;
+    g->ci = g->c <= wide ? g->c : CTR_CONV_SIDE_;
+    g->cj = oc16 <= wide ? oc16 : CTR_CONV_SIDE_;
+    g->ni = ctr_gemm_pieces_(g->c, g->ci);
+    g->nj = ctr_gemm_pieces_(g->oc, g->cj);
+    g->parts = ctr_gemm_min_(ctr_gemm_min_(8, ctr_gemm_pieces_(16, g->ni * g->nj)),
+                             ctr_gemm_pieces_(g->pixels, CTR_CONV_DEPTH_));
+    g->part = ctr_gemm_pieces_(g->pixels, g->parts);
+    g->parts = ctr_gemm_pieces_(g->pixels, g->part);
+}
+
+CTR_PRIVATE_ void ctr_conv_weight_avx2_(ctr_ctx *ctx, const ctr_conv_shape *s, const float *x,
+                                        const float *dy, float *dw, int acc)
+{
+    const int64_t size = s->kh * s->kw * s->c * s->oc;
+    ctr_conv_grad_ g;
+    int64_t zeros, parts;
+    memset(&g, 0, sizeof g);
+    g.walk.patches = s->c <= CTR_CONV_FEW_ ? s : NULL;
+    g.walk.in = x;
+    g.walk.n = s->n;
+    g.walk.ih = s->h;
+    g.walk.iw = s->w;
+    g.walk.ic = s->c;
+    g.walk.gh = s->oh;
+    g.walk.gw = s->ow;
+    g.walk.th = s->kh;
+    g.walk.tw = s->kw;
+    g.walk.step = s->stride;
+    g.walk.y0 = g.walk.x0 = -s->pad;
+    g.walk.sign = 1;
+    g.taps = g.walk.patches ? 1 : s->kh * s->kw;
+    g.c = g.walk.patches ? s->kh * s->kw * s->c : s->c;
+    g.oc = s->oc;
+    g.pixels = s->n * s->oh * s->ow;
+    g.dy = dy;
+    g.dw = dw;
+    g.acc = acc;
+    ctr_conv_grad_cut_(&g);
+    zeros = ctr_gemm_pieces_(s->c, CTR_GEMM_NR_) * CTR_GEMM_NR_;
+    parts = g.parts > 1 ? ctr_gemm_pieces_(g.parts * size, CTR_GEMM_NR_) * CTR_GEMM_NR_ : 0;
+    g.work_size = CTR_CONV_DEPTH_ * ((size_t)g.cj * sizeof(float) +
+                                     (size_t)g.taps * sizeof(float *) +
+                                     (g.walk.patches ? (size_t)g.c * sizeof(float) : 0));
+    g.parts_at = (float *)ctr_scratch_(ctx, (size_t)(zeros + parts) * sizeof(float) +
+                                                (size_t)ctr_threads_(ctx) * g.work_size);
+    if (!g.parts_at) {
+        return;
+    }
+    memset(g.parts_at + parts, 0, (size_t)zeros * sizeof(float));
+    g.walk.zero = g.parts_at + parts;
+    g.work = (char *)(g.parts_at + parts + zeros);
+    ctr_gemm_spread_(ctx, g.parts * g.ni * g.nj, ctr_conv_work_(s), ctr_conv_grad_job_, &g);
+    if (g.parts > 1) {
+        ctr_gemm_spread_(ctx, ctr_gemm_pieces_(size, CTR_CONV_STRETCH_), size * g.parts,
+                         ctr_conv_parts_job_, &g);
+    }
+}
+
+#endif /* CTR_GEMM_AVX2_ */
+
+CTR_PRIVATE_ int ctr_conv_fast_(const ctr_ctx *ctx, const ctr_conv_shape *s)
+{
+    return CTR_GEMM_AVX2_ && ctr_kernels_(ctx) >= CTR_KERNELS_AVX2 && ctr_conv_work_(s) > 0;
+}
+
+/* y = convolution of x with w */
+CTR_PRIVATE_ void ctr_conv_forward_(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *x,
+                                    const ctr_real *w, ctr_real *y)
+{
+    ctr_conv_args_ g;
+#if CTR_GEMM_AVX2_
+    if (ctr_conv_fast_(ctx, s)) {
+        ctr_conv_forward_avx2_(ctx, s, x, w, y);
+        return;
+    }
+#endif
+    memset(&g, 0, sizeof g);
+    g.s = *s;
+    g.x = x;
+    g.w = w;
+    g.out = y;
+    ctr_gemm_spread_(ctx, s->n * s->oh, ctr_conv_work_(s), ctr_conv_forward_job_, &g);
+}
+
+/* dx = gradient to the input, or dx += it if acc */
+CTR_PRIVATE_ void ctr_conv_input_(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *dy,
+                                  const ctr_real *w, ctr_real *dx, int acc)
+{
+    ctr_conv_args_ g;
+#if CTR_GEMM_AVX2_
+    if (ctr_conv_fast_(ctx, s)) {
+        ctr_conv_input_avx2_(ctx, s, dy, w, dx, acc);
+        return;
+    }
+#endif
+    memset(&g, 0, sizeof g);
+    g.s = *s;
+    g.dy = dy;
+    g.w = w;
+    g.out = dx;
+    g.acc = acc;
+    ctr_gemm_spread_(ctx, s->n * s->h, ctr_conv_work_(s), ctr_conv_input_job_, &g);
+}
+
+/* dw = gradient to the weights, or dw += it if acc */
+CTR_PRIVATE_ void ctr_conv_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *x,
+                                   const ctr_real *dy, ctr_real *dw, int acc)
+{
+    ctr_conv_args_ g;
+#if CTR_GEMM_AVX2_
+    if (ctr_conv_fast_(ctx, s)) {
+        ctr_conv_weight_avx2_(ctx, s, x, dy, dw, acc);
+        return;
+    }
+#endif
+    memset(&g, 0, sizeof g);
+    g.s = *s;
+    g.x = x;
+    g.dy = dy;
+    g.out = dw;
+    g.acc = acc;
+    ctr_gemm_spread_(ctx, s->kh * s->kw * ctr_gemm_pieces_(s->c, CTR_CONV_GROUP_),
+                     ctr_conv_work_(s), ctr_conv_weight_job_, &g);
+}
+
+/* ---- the verbs of matrix product, convolution and pooling -------------------------------------- */
 
 CTR_API void ctr_k_gemm(ctr_ctx *ctx, int ta, int tb, int64_t m, int64_t n, int64_t k,
                         ctr_real alpha, const ctr_real *a, int64_t lda, const ctr_real *b,
