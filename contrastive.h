@@ -225,7 +225,7 @@ typedef struct ctr_optim_args {
     ctr_real *w, *m, *v;                    /* weight and its state, [n] */
     const ctr_real *g;
     double lr, momentum, decay, trust, beta1, beta2, eps, correct1, correct2;
-    int nesterov, adapt, first;
+    int nesterov, adapt, form;              /* form: ctr_lars_form */
 } ctr_optim_args;
 
 CTR_API void ctr_k_zero(ctr_ctx *ctx, size_t bytes, void *y);
@@ -283,8 +283,11 @@ CTR_API void ctr_k_nll(ctr_ctx *ctx, int64_t rows, int64_t cols, int32_t ignore,
 CTR_API void ctr_k_nll_grad(ctr_ctx *ctx, int64_t rows, int64_t cols, int32_t ignore,
                             const int32_t *index, const ctr_real *out, const ctr_real *dloss,
                             ctr_real *dlogp, int acc);
-/* Contrast of every row of sim [m, m] with the others; ids name what belongs together. See
-   >>LOSS. out[0] loss, out[1] anchors with a positive; lse [m]; positives [m] counts. */
+/* Contrast of every row of sim [m, m] with the others; ids name what belongs together: the heart of
+   NT-Xent and SupCon, see >>LOSS. lse [m]; positives [m]: their number; out: loss, anchors that have
+   a positive, share of these whose largest sim is a positive's, mean sim of positive and of
+   negative pairs. */
+#define CTR_CONTRAST_OUT 5
 CTR_API void ctr_k_contrast(ctr_ctx *ctx, int64_t m, const int32_t *ids, const ctr_real *sim,
                             ctr_real *lse, ctr_real *positives, ctr_real *out);
 CTR_API void ctr_k_contrast_grad(ctr_ctx *ctx, int64_t m, const int32_t *ids, const ctr_real *sim,
@@ -545,6 +548,1010 @@ CTR_API ctr_tensor *ctr_max_pool(ctr_ctx *ctx, ctr_tensor *x, int size, int stri
 CTR_API ctr_tensor *ctr_avg_pool(ctr_ctx *ctx, ctr_tensor *x, int size, int stride, int pad);
 CTR_API ctr_tensor *ctr_global_pool(ctr_ctx *ctx, ctr_tensor *x); /* [n, h, w, c] -> [n, c], mean */
 
+/* ------------------------------------------------------------------------------------------------
+   >>NN  layers and networks
+
+   A table of variables (ctr_vars) owns every tensor that a network consists of, by torchvision's
+   names and in the order of creation; layers only point into it. What walks over a network (the
+   optimiser, a checkpoint, a momentum encoder) walks over its table and knows no layer.
+   ---------------------------------------------------------------------------------------------- */
+
+/* What a variable is decides what optimisers do to it: decay and adaptation touch weights only. */
+typedef enum ctr_kind {
+    CTR_KIND_WEIGHT,       /* of a convolution or a linear layer */
+    CTR_KIND_BIAS,
+    CTR_KIND_NORM,         /* gamma and beta of a normalisation */
+    CTR_KIND_SCALE,        /* a learnt temperature and the like */
+    CTR_KIND_PROTOTYPE,
+    CTR_KIND_BUFFER        /* running statistics: saved, never trained */
+} ctr_kind;
+
+typedef struct ctr_var {
+    char name[96];         /* "encoder.layer1.0.conv1.weight" */
+    ctr_tensor *value;
+    ctr_kind kind;
+    int conv;              /* memory is HWIO; files hold OIHW */
+} ctr_var;
+
+typedef struct ctr_vars {
+    ctr_var *list;         /* [count] */
+    int count, capacity;
+} ctr_vars;
+
+CTR_API void ctr_vars_init(ctr_vars *vars);
+CTR_API void ctr_vars_destroy(ctr_ctx *ctx, ctr_vars *vars); /* and every tensor in it */
+/* A new variable, zero, owned by vars; the name is prefix + name. The harmless tensor on error. */
+CTR_API ctr_tensor *ctr_vars_add(ctr_ctx *ctx, ctr_vars *vars, const char *prefix,
+                                 const char *name, ctr_kind kind, int rank, const int64_t *shape);
+CTR_API const ctr_var *ctr_vars_find(const ctr_vars *vars, const char *name); /* NULL: none */
+CTR_API int64_t ctr_vars_numbers(const ctr_vars *vars, int buffers); /* trainable ones, or all */
+/* to = from, for two tables with the same names behind their prefixes and the same shapes. */
+CTR_API void ctr_vars_copy(ctr_ctx *ctx, ctr_vars *to, const ctr_vars *from);
+/* A momentum encoder's move: to = tau to + (1 - tau) from, parameters only; buffers != 0: those as
+   well (He et al., 2020, and Grill et al., 2020, leave them to their own forward pass). */
+CTR_API void ctr_vars_ema(ctr_ctx *ctx, ctr_vars *to, const ctr_vars *from, double tau,
+                          int buffers);
+/* The first gradient of this step that is not finite becomes an error that names its variable. */
+CTR_API void ctr_vars_check_gradients(ctr_ctx *ctx, const ctr_vars *vars);
+
+/* y = x weight^T + bias. Weight and bias start uniform in +-1/sqrt(in). */
+typedef struct ctr_linear { ctr_tensor *weight, *bias; } ctr_linear;      /* [out, in], [out] or NULL */
+CTR_API void ctr_linear_init(ctr_ctx *ctx, ctr_linear *layer, ctr_vars *vars, const char *prefix,
+                             int64_t in, int64_t out, int bias);
+CTR_API ctr_tensor *ctr_linear_forward(ctr_ctx *ctx, const ctr_linear *layer, ctr_tensor *x);
+
+/* A convolution without bias. Weight starts normal with variance 2 / (k k out) (He et al., 2015). */
+typedef struct ctr_conv2d { ctr_tensor *weight; int stride, pad; } ctr_conv2d; /* [k, k, in, out] */
+CTR_API void ctr_conv2d_init(ctr_ctx *ctx, ctr_conv2d *layer, ctr_vars *vars, const char *prefix,
+                             int64_t in, int64_t out, int kernel, int stride, int pad);
+CTR_API ctr_tensor *ctr_conv2d_forward(ctr_ctx *ctx, const ctr_conv2d *layer, ctr_tensor *x);
+
+/* gamma: 0 none, 1 learnt from one, 2 learnt from zero; beta: 0 or 1. Momentum 0.1, eps 1e-5. */
+CTR_API void ctr_norm_init(ctr_ctx *ctx, ctr_norm *layer, ctr_vars *vars, const char *prefix,
+                           int64_t c, int gamma, int beta);
+
+/* A head: (linear, norm, ReLU) x (layers - 1), linear, norm. Layers are numbered as in a Sequential. */
+typedef struct ctr_mlp_config {
+    int layers;            /* 1..4 */
+    int64_t in, hidden, out;
+    int hidden_bias;       /* default 0 */
+    int hidden_norm;       /* default 1 */
+    int out_bias;          /* default 0 */
+    int out_norm;          /* 0 none, 1 gamma and beta, 2 gamma alone (SimCLR), 3 neither */
+} ctr_mlp_config;
+typedef struct ctr_mlp {
+    ctr_mlp_config config;
+    ctr_linear linear[4];
+    ctr_norm norm[4];
+} ctr_mlp;
+/* SimCLR's projection head: no biases, norm everywhere, the last without beta (Chen et al., 2020). */
+CTR_API ctr_mlp_config ctr_mlp_config_default(int64_t in, int64_t hidden, int64_t out);
+CTR_API void ctr_mlp_init(ctr_ctx *ctx, ctr_mlp *head, ctr_vars *vars, const char *prefix,
+                          const ctr_mlp_config *config);
+CTR_API ctr_tensor *ctr_mlp_forward(ctr_ctx *ctx, const ctr_mlp *head, ctr_tensor *x,
+                                    ctr_norm_mode mode, int groups);
+
+/* Residual networks (He et al., 2016) without the classifier.
+   CIFAR's: depth 8, 14, 20, 32, 44, 56, three stages of widths w, 2w, 4w (default w = 16).
+   ImageNet's: 18, 34 (basic blocks), 50, 101 (bottlenecks, stride in the 3x3), w = 64.
+   Shortcuts are projections wherever the shape changes. */
+typedef enum ctr_stem {
+    CTR_STEM_AUTO,         /* SMALL for images up to 64 pixels, LARGE above */
+    CTR_STEM_SMALL,        /* 3x3, stride 1, no pooling */
+    CTR_STEM_LARGE         /* 7x7, stride 2, 3x3 max pooling with stride 2 */
+} ctr_stem;
+typedef struct ctr_resnet_config {
+    int depth;             /* default 18 */
+    int64_t width;         /* of the first stage; 0: 16 for CIFAR's depths, 64 for the others */
+    int64_t channels;      /* of the images, default 3 */
+    int64_t image_size;    /* the shorter side, for CTR_STEM_AUTO, default 32 */
+    ctr_stem stem;
+    int zero_init;         /* the last norm of each block starts at zero (Goyal et al., 2017) */
+} ctr_resnet_config;
+typedef struct ctr_res_block {
+    ctr_conv2d conv[3], down;    /* conv[2]: bottlenecks; down.weight NULL: identity */
+    ctr_norm norm[3], down_norm;
+    int convs;
+} ctr_res_block;
+typedef struct ctr_resnet {
+    ctr_resnet_config config;    /* as resolved: no 0 and no AUTO left */
+    int64_t features;            /* what forward returns per image */
+    ctr_conv2d stem;
+    ctr_norm stem_norm;
+    int blocks, stages;
+    int stage_end[4];            /* blocks up to and with each stage */
+    ctr_res_block block[34];
+} ctr_resnet;
+CTR_API ctr_resnet_config ctr_resnet_config_default(int depth);
+CTR_API void ctr_resnet_config_init(ctr_resnet_config *config, int depth);
+/* "resnet20", "resnet8-w32", "resnet18" -> depth and width; 0 if it is none of these. */
+CTR_API int ctr_resnet_config_parse(ctr_resnet_config *config, const char *name);
+CTR_API void ctr_resnet_init(ctr_ctx *ctx, ctr_resnet *net, ctr_vars *vars, const char *prefix,
+                             const ctr_resnet_config *config);
+/* x [n, h, w, channels] -> [n, features], the mean over what the last stage sees. groups: batch norm
+   statistics for that many equal runs of images each (ctr_batch_norm). Without recording
+   (ctr_nograd_begin) a block's memory is free for the next. */
+CTR_API ctr_tensor *ctr_resnet_forward(ctr_ctx *ctx, const ctr_resnet *net, ctr_tensor *x,
+                                       ctr_norm_mode mode, int groups);
+/* "resnet18 width=64 stem=small channels=3", what a checkpoint compares, into text[96]. */
+CTR_API const char *ctr_resnet_describe(const ctr_resnet *net, char *text);
+
+/* ------------------------------------------------------------------------------------------------
+   >>OPTIM  optimisers and schedules
+   ---------------------------------------------------------------------------------------------- */
+
+typedef enum ctr_optim_kind {
+    CTR_OPTIM_SGD,    /* m = momentum m + (g + decay w);  w -= lr m   (Nesterov: lr (g' + momentum m)) */
+    CTR_OPTIM_LARS,   /* SGD with g + decay w times trust |w| / |g + decay w|, weights only: You et
+                         al., 2017, as Barlow Twins, BYOL and MoCo v3 run it */
+    CTR_OPTIM_ADAMW   /* Loshchilov & Hutter, 2019; decay is multiplied by lr */
+} ctr_optim_kind;
+typedef enum ctr_lars_form {
+    CTR_LARS_OUTSIDE, /* the rate outside the momentum buffer (default) */
+    CTR_LARS_INSIDE,  /* m = momentum m + lr trust g';  w -= m: the authors' SimCLR in TensorFlow */
+    CTR_LARS_LARC     /* trust |w| / (|g| + decay |w| + 1e-8): LARC, as SwAV runs it */
+} ctr_lars_form;
+typedef struct ctr_optim_config {
+    ctr_optim_kind kind;       /* default SGD */
+    double momentum;           /* default 0.9 */
+    int nesterov;              /* default 0 */
+    double decay;              /* default 1e-4 */
+    int decay_all;             /* default 0: weights only; 1: norms and biases too (MoCo's SGD) */
+    double trust;              /* LARS, default 1e-3 */
+    ctr_lars_form form;
+    double beta1, beta2, eps;  /* AdamW, default 0.9, 0.999, 1e-8 */
+} ctr_optim_config;
+typedef struct ctr_optim ctr_optim;
+CTR_API ctr_optim_config ctr_optim_config_default(ctr_optim_kind kind);
+CTR_API void ctr_optim_config_init(ctr_optim_config *config, ctr_optim_kind kind);
+/* State for the trainable variables of vars, which must outlive it. NULL on error. */
+CTR_API ctr_optim *ctr_optim_create(ctr_ctx *ctx, const ctr_optim_config *config, ctr_vars *vars);
+CTR_API void ctr_optim_destroy(ctr_ctx *ctx, ctr_optim *optim);
+/* One step with this step's gradients; variables that got none stay as they are. */
+CTR_API void ctr_optim_step(ctr_ctx *ctx, ctr_optim *optim, double lr);
+CTR_API ctr_vars *ctr_optim_state(ctr_optim *optim);    /* momenta, for saving */
+CTR_API int64_t *ctr_optim_steps(ctr_optim *optim);     /* number of steps so far, for saving */
+/* A line for each variable: name, shape, kind, decay, adaptation. Writes at most size bytes with
+   the final zero; returns the length of the whole text. */
+CTR_API size_t ctr_optim_describe(const ctr_optim *optim, char *text, size_t size);
+
+typedef enum ctr_schedule_kind {
+    CTR_SCHEDULE_CONSTANT, CTR_SCHEDULE_COSINE, CTR_SCHEDULE_STEPS
+} ctr_schedule_kind;
+/* Per step, counted from 0: base (step + 1) / warmup while step < warmup; then base, or half a cosine
+   from base to end at the last step, or base gamma^(milestones passed). */
+typedef struct ctr_schedule {
+    ctr_schedule_kind kind;
+    double base, end, gamma;
+    int64_t warmup, total;
+    int64_t milestones[4];     /* rising; 0: unused */
+} ctr_schedule;
+CTR_API ctr_schedule ctr_schedule_cosine(double base, double end, int64_t warmup, int64_t total);
+CTR_API double ctr_schedule_at(const ctr_schedule *schedule, int64_t step);
+
+/* ------------------------------------------------------------------------------------------------
+   >>IMAGE  decoding pictures, antialiased resizing
+
+   PNG, JPEG and BMP go through stb_image, which is not part of this file: it is used where the
+   compiler finds "stb_image.h", <stb/stb_image.h> or <stb_image.h> (Debian: apt-get install
+   libstb-dev), or by the name that CONTRASTIVE_STB_IMAGE="path" gives, and left out with
+   CONTRASTIVE_NO_STB_IMAGE. PNM (P2, P3, P5, P6) is read without it. A source file that includes
+   stb_image.h itself does so before this implementation, which then uses what that file uses (its
+   formats, its flip setting). GIF, TGA, PSD, HDR and the like are refused by their first bytes and
+   never reach a decoder.
+   Pixels have 8 bits: of 16-bit PNG the high byte is taken, PNM is scaled by its maximum and
+   rounded. Alpha is dropped, not blended. EXIF rotation and colour profiles are ignored.
+   ---------------------------------------------------------------------------------------------- */
+
+/* Owned by whoever asked for it, until ctr_image_free(). */
+typedef struct ctr_image {
+    int64_t h, w, c;     /* c = 1 (gray) or 3 (red, green, blue) */
+    uint8_t *pixels;     /* [h, w, c] */
+} ctr_image;
+
+/* Another decoder, for example libjpeg-turbo; the built-in ones take what it leaves. Both functions
+   are called from several threads at once. */
+typedef struct ctr_image_decoder {
+    void *user;
+    /* Fills in the size from the header. 1: mine; 0: not mine; -1: mine, but corrupt. c: 1 or 3. */
+    int (*info_fn)(void *user, const uint8_t *bytes, size_t size, int64_t *h, int64_t *w,
+                   int64_t *c);
+    /* Fills pixels [h, w, c] as info_fn gave them, once they are within the limits. 1, or 0. */
+    int (*decode_fn)(void *user, const uint8_t *bytes, size_t size, int64_t h, int64_t w, int64_t c,
+                     uint8_t *pixels);
+} ctr_image_decoder;
+
+/* What a file may ask for. Checked against its header before anything is decoded. */
+typedef struct ctr_image_limits {
+    int64_t max_bytes;           /* of the file, default 2^28 */
+    int64_t max_side;            /* default 16384, at most 65535 */
+    int64_t max_pixels;          /* h * w, default 2^26 */
+    double max_pixels_per_byte;  /* default 2048, counted beyond the first 65536 pixels */
+    const ctr_image_decoder *decoder; /* tried first; default NULL. Must outlive its users */
+} ctr_image_limits;
+
+CTR_API ctr_image_limits ctr_image_limits_default(void);
+CTR_API void ctr_image_limits_init(ctr_image_limits *limits);
+
+/* 1 if PNG, JPEG and BMP can be read in this build. */
+CTR_API int ctr_image_has_stb(void);
+
+/* A file's size and channels, by its header alone. 1, or 0 with an error. */
+CTR_API int ctr_image_info(ctr_ctx *ctx, const void *bytes, size_t size,
+                           const ctr_image_limits *limits, int64_t *h, int64_t *w, int64_t *c);
+
+/* Decodes a file in memory, or loads it. channels: 0 as in the file, 1 (luma by ITU-R 601) or 3
+   (gray repeated). limits NULL means the defaults. Returns 1, or 0 with an error and *out empty:
+   CTR_E_FORMAT for corrupt or unknown content and exceeded limits, CTR_E_UNSUPPORTED without
+   stb_image, CTR_E_FILE, CTR_E_MEMORY. */
+CTR_API int ctr_image_decode(ctr_ctx *ctx, const void *bytes, size_t size, int channels,
+                             const ctr_image_limits *limits, ctr_image *out);
+CTR_API int ctr_image_load(ctr_ctx *ctx, const char *path, int channels,
+                           const ctr_image_limits *limits, ctr_image *out);
+
+/* An image with undefined pixels, and the end of any image (which becomes empty). */
+CTR_API int ctr_image_create(ctr_ctx *ctx, int64_t h, int64_t w, int64_t c, ctr_image *out);
+CTR_API void ctr_image_free(ctr_ctx *ctx, ctr_image *image);
+
+/* A rectangle of an image in pixels. */
+typedef struct ctr_box { int64_t top, left, h, w; } ctr_box;
+
+typedef enum ctr_interp { CTR_INTERP_BILINEAR = 0, CTR_INTERP_BICUBIC } ctr_interp;
+
+/* Cuts box (NULL: everything) out of an image and resizes that to h x w with an antialiasing filter:
+   a triangle, or Keys' cubic with a = -0.5, widened by the factor of shrinking, as Pillow does and
+   torchvision with antialias=True. Nothing outside the box has influence. ctr_image_resize makes
+   an 8-bit image (rounded, clipped; *out is the caller's to free), ctr_image_resize_real numbers
+   out[h, w, c] in 0..1, where the bicubic filter may overshoot. 1, or 0 with an error. */
+CTR_API int ctr_image_resize(ctr_ctx *ctx, const ctr_image *image, const ctr_box *box, int64_t h,
+                             int64_t w, ctr_interp interp, ctr_image *out);
+CTR_API int ctr_image_resize_real(ctr_ctx *ctx, const ctr_image *image, const ctr_box *box,
+                                  int64_t h, int64_t w, ctr_interp interp, ctr_real *out);
+
+/* ------------------------------------------------------------------------------------------------
+   >>AUG  augmentations: what makes two views of one image
+
+   Each view is sampled (ctr_aug_sample: random numbers become parameters) and then applied
+   (ctr_aug_apply: pure, from any thread), so that a device or a test can do the second part alone.
+   Order: crop, flip, jitter (its four operations in random order, each clipped to 0..1), gray,
+   blur, solarize, normalise; the one of Chen et al. (2020) with solarize from Grill et al. (2020).
+   Colour operations are torchvision's for float images; blur is a true Gaussian. On images with
+   one channel saturation, hue and gray do nothing.
+   ---------------------------------------------------------------------------------------------- */
+
+typedef struct ctr_aug_config {
+    int64_t height, width;           /* of the views, 1..65535 */
+    int center_crop;                 /* 1: no random crop, the largest centred box of the views' shape */
+    double crop_min, crop_max;       /* the crop's share of the area, 0 < min <= max <= 1 */
+    double ratio_min, ratio_max;     /* its width / height, drawn log-uniformly; 0 < min <= max */
+    ctr_interp interp;
+    double flip_p;                   /* probability of mirroring left and right; each _p in 0..1 */
+    double jitter_p;
+    double brightness, contrast, saturation; /* factors from max(0, 1 - x) to 1 + x; 0: left out */
+    double hue;                      /* turned by -x to x of the circle, 0..0.5; 0: left out */
+    double gray_p;
+    double blur_p;
+    double blur_sigma_min, blur_sigma_max; /* in pixels of the view, > 0 */
+    int blur_kernel;                 /* odd size, at most 255; 0: 2 * round(0.05 * min(height, width)) + 1 */
+    double solarize_p;
+    double solarize_threshold;       /* values at or above it are inverted, 0..1 */
+    double mean[3], std[3];          /* (x - mean) / std at the end; std > 0 */
+    ctr_kernels kernels;             /* AUTO asks the processor in each call; presets have asked */
+} ctr_aug_config;
+
+/* SimCLR (Chen et al., 2020; google-research/simclr): crops of 0.08..1 of the area, ratio 3/4..4/3,
+   bicubic, flip 0.5, jitter with p 0.8, gray 0.2, no normalisation (mean 0, std 1).
+   size <= 32: jitter 0.4, 0.4, 0.4, 0.1 (their CIFAR-10 strength 0.5) and no blur;
+   larger: jitter 0.8, 0.8, 0.8, 0.2 and blur with p 0.5, sigma 0.1..2. */
+CTR_API ctr_aug_config ctr_aug_simclr_default(int64_t size);
+CTR_API void ctr_aug_simclr_config_init(ctr_aug_config *config, int64_t size);
+
+/* For evaluation: the largest centred square, resized; nothing random. */
+CTR_API ctr_aug_config ctr_aug_none_default(int64_t size);
+CTR_API void ctr_aug_none_config_init(ctr_aug_config *config, int64_t size);
+
+/* 1 if every member is in its range, else 0 with an error that names the member. */
+CTR_API int ctr_aug_config_check(ctr_ctx *ctx, const ctr_aug_config *config);
+
+/* One line of text about a config into text[size] (256 is enough); returns text. */
+CTR_API const char *ctr_aug_describe(const ctr_aug_config *config, char *text, size_t size);
+
+enum { CTR_JITTER_BRIGHTNESS = 0, CTR_JITTER_CONTRAST, CTR_JITTER_SATURATION, CTR_JITTER_HUE };
+
+/* All that is random about one view. */
+typedef struct ctr_aug_params {
+    ctr_box crop;
+    int flip;
+    int jitter;          /* 1: the operations order[0..3] with their factor */
+    int order[4];        /* CTR_JITTER_* each once */
+    double factor[4];    /* indexed by CTR_JITTER_*; 1, 1, 1 and 0 (hue) change nothing */
+    int gray;
+    double blur_sigma;   /* 0: no blur */
+    int solarize;
+} ctr_aug_params;
+
+/* Draws the parameters of one view of an h x w image. The crop as torchvision: ten attempts of an
+   area and a log-uniform ratio, then the largest centred box within the ratios. config is valid
+   (ctr_aug_config_check) and h, w >= 1. */
+CTR_API void ctr_aug_sample(const ctr_aug_config *config, ctr_rng *rng, int64_t h, int64_t w,
+                            ctr_aug_params *out);
+
+/* Bytes of scratch that apply needs for images up to h x w; 0 when that overflows. */
+CTR_API size_t ctr_aug_scratch_size(const ctr_aug_config *config, int64_t h, int64_t w, int64_t c);
+
+/* Makes one view: out[height, width, c] of pixels[h, w, c], c = 1 or 3. Pure: it trusts its
+   arguments (the crop lies inside the image, scratch is as large as ctr_aug_scratch_size says),
+   allocates nothing and may run in any thread. The second takes numbers, finite and in 0..1. */
+CTR_API void ctr_aug_apply(const ctr_aug_config *config, const ctr_aug_params *params,
+                           const uint8_t *pixels, int64_t h, int64_t w, int64_t c, ctr_real *out,
+                           void *scratch);
+CTR_API void ctr_aug_apply_real(const ctr_aug_config *config, const ctr_aug_params *params,
+                                const ctr_real *pixels, int64_t h, int64_t w, int64_t c,
+                                ctr_real *out, void *scratch);
+
+/* The same with everything checked. 1, or 0 with an error: CTR_E_SHAPE, CTR_E_VALUE (a member of
+   config or params, a crop box that leaves the image), CTR_E_NUMBER (NaN or infinity in pixels). */
+CTR_API int ctr_aug_view(ctr_ctx *ctx, const ctr_aug_config *config, const ctr_aug_params *params,
+                         const uint8_t *pixels, int64_t h, int64_t w, int64_t c, ctr_real *out);
+CTR_API int ctr_aug_view_real(ctr_ctx *ctx, const ctr_aug_config *config,
+                              const ctr_aug_params *params, const ctr_real *pixels, int64_t h,
+                              int64_t w, int64_t c, ctr_real *out);
+
+/* One view of each of n images on the context's threads: out[n, height, width, c] of
+   pixels[n, h, w, c]. Image i draws from (the context's seed, CTR_STREAM_VIEW, epoch, position + i,
+   view). Errors as above. */
+CTR_API int ctr_aug_batch(ctr_ctx *ctx, const ctr_aug_config *config, const uint8_t *pixels,
+                          int64_t n, int64_t h, int64_t w, int64_t c, int64_t epoch,
+                          int64_t position, int view, ctr_real *out);
+CTR_API int ctr_aug_batch_real(ctr_ctx *ctx, const ctr_aug_config *config, const ctr_real *pixels,
+                               int64_t n, int64_t h, int64_t w, int64_t c, int64_t epoch,
+                               int64_t position, int view, ctr_real *out);
+
+/* The single operations, on images x[h, w, c] of numbers in 0..1, in place. All return 1, or 0 with
+   an error for a shape or factor out of range or a number that is not finite. L is the gray image
+   0.2989 R + 0.587 G + 0.114 B, and clip is to 0..1. */
+
+/* clip(factor * x), factor >= 0 */
+CTR_API int ctr_aug_brightness(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c,
+                               double factor);
+/* clip(factor * x + (1 - factor) * mean of L), factor >= 0 */
+CTR_API int ctr_aug_contrast(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c,
+                             double factor);
+/* clip(factor * x + (1 - factor) * L), factor >= 0 */
+CTR_API int ctr_aug_saturation(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c,
+                               double factor);
+/* Turns the hue of HSV by a part of the circle, -0.5..0.5. */
+CTR_API int ctr_aug_hue(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c, double turn);
+/* L in all three channels */
+CTR_API int ctr_aug_grayscale(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c);
+/* Separable Gaussian, kernel odd, sigma > 0; edges reflected without repeating the edge pixel. */
+CTR_API int ctr_aug_blur(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c, int kernel,
+                         double sigma);
+/* x >= threshold ? 1 - x : x */
+CTR_API int ctr_aug_solarize(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c,
+                             double threshold);
+/* left and right exchanged */
+CTR_API int ctr_aug_flip(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c);
+/* (x - mean[channel]) / std[channel] */
+CTR_API int ctr_aug_normalize(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c,
+                              const double *mean, const double *std);
+/* ctr_image_resize_real for numbers: out[out_h, out_w, c] from the box of x; not clipped. */
+CTR_API int ctr_aug_resized_crop(ctr_ctx *ctx, const ctr_real *x, int64_t h, int64_t w, int64_t c,
+                                 const ctr_box *box, int64_t out_h, int64_t out_w,
+                                 ctr_interp interp, ctr_real *out);
+
+/* ------------------------------------------------------------------------------------------------
+   >>SAMPLE  which images make up which batch
+   ---------------------------------------------------------------------------------------------- */
+
+/* What happens to the images that do not fill an epoch's last batch. */
+typedef enum ctr_last {
+    CTR_LAST_DROP = 0,        /* they wait for the next epoch's order */
+    CTR_LAST_KEEP,            /* a smaller batch */
+    CTR_LAST_WRAP             /* filled up from the start of the epoch's order, with views of their own */
+} ctr_last;
+
+/* Batches in an epoch of n images. */
+CTR_API int64_t ctr_sample_batches(int64_t n, int64_t batch, ctr_last last);
+
+/* The epoch's order of the images 0..n-1 into order[n]: a permutation that depends on (seed,
+   CTR_STREAM_SAMPLE, epoch) alone, or 0, 1, 2, ... without shuffle. */
+CTR_API void ctr_sample_order(uint64_t seed, int64_t epoch, int64_t n, int shuffle, int64_t *order);
+
+/* ------------------------------------------------------------------------------------------------
+   >>DATA  where images come from, and a loader that turns them into batches of views
+
+   A dataset is a read-only list of n 8-bit images with optional labels. All have the same number of
+   channels; in a folder they may differ in size. The loader augments them into batches, the next one
+   on the context's threads while the current one is trained on. Its numbers depend on (seed, epoch,
+   position in the epoch's order, view) alone: not on threads, prefetching, caches or resuming.
+   ---------------------------------------------------------------------------------------------- */
+
+typedef struct ctr_dataset ctr_dataset;
+
+/* Where the decoded images of a folder are kept. No choice changes a single number. */
+typedef enum ctr_cache {
+    CTR_CACHE_MEMORY = 0,     /* decoded when opened, as many as the budget holds; the others each time */
+    CTR_CACHE_MAPPED,         /* all of them in the file cache_path, mapped into memory (POSIX) */
+    CTR_CACHE_NONE            /* each time */
+} ctr_cache;
+
+/* What a file means that cannot be read or decoded. SKIP and REPLACE decode every file once when
+   the dataset is opened, so that its length is known from then on. */
+typedef enum ctr_corrupt {
+    CTR_CORRUPT_FAIL = 0,     /* an error, when it is met */
+    CTR_CORRUPT_SKIP,         /* it is left out, and counted */
+    CTR_CORRUPT_REPLACE       /* the next good image stands in, with its label; counted */
+} ctr_corrupt;
+
+typedef struct ctr_data_options {
+    int channels;             /* 1, 3, or 0 (default): as in the source; folders: 3 */
+    int64_t short_side;       /* larger images of a folder are shrunk to this short side; 0: never */
+    ctr_cache cache;
+    uint64_t budget;          /* bytes of decoded images in memory, default 2^30 */
+    const char *cache_path;   /* for CTR_CACHE_MAPPED: one file for each split; built if it is not
+                                 there or if names, sizes or these options have changed */
+    ctr_corrupt corrupt;
+    ctr_image_limits limits;  /* what one file may ask for */
+} ctr_data_options;
+
+CTR_API ctr_data_options ctr_data_options_default(void);
+CTR_API void ctr_data_options_init(ctr_data_options *options);
+
+/* n images in the caller's memory, pixels [n, h, w, c] with c 1 or 3, and labels [n] or NULL (a
+   negative one: unlabelled). Nothing is copied: both must outlive the dataset. */
+CTR_API ctr_dataset *ctr_dataset_from_memory(ctr_ctx *ctx, const uint8_t *pixels, int64_t n,
+                                             int64_t h, int64_t w, int64_t c, const int32_t *labels);
+
+/* n images of coloured shapes on noise, [n, size, size, 3]: disc, square, triangle, cross, ring and
+   bars of any colour, place, size and angle. The label is the shape. size 8..512. */
+CTR_API ctr_dataset *ctr_dataset_shapes(ctr_ctx *ctx, int64_t n, int64_t size, uint64_t seed);
+
+/* Opens what a path leads to, found out by looking:
+   - an IDX file of images (MNIST's format, also .gz), or a folder with such files; labels from the
+     file whose name has "labels" and "idx1" instead of "images" and "idx3";
+   - a folder with CIFAR-10 or CIFAR-100 binaries (fine labels);
+   - a folder of .jpg .jpeg .png .bmp .ppm .pgm .pnm files, also in folders within (16 levels,
+     hidden ones left out), sorted by the bytes of their paths. If no image lies in the folder itself
+     and there are two or more sub-folders with images, these are the classes, numbered in the order
+     of their names. A folder train beside test (or val, valid, validation) is a split; the classes
+     are those of both.
+   split is "train", "test" or NULL (the first, or everything). A source without splits is all
+   "train". options NULL means the defaults. IDX and CIFAR are held in memory, within the budget.
+   Returns NULL with an error: CTR_E_FILE, CTR_E_FORMAT (nothing fits, wrong content), CTR_E_VALUE,
+   CTR_E_MEMORY, CTR_E_UNSUPPORTED (.gz, .png ... without stb_image). */
+CTR_API ctr_dataset *ctr_dataset_open(ctr_ctx *ctx, const char *path, const char *split,
+                                      const ctr_data_options *options);
+CTR_API void ctr_dataset_destroy(ctr_ctx *ctx, ctr_dataset *dataset); /* NULL is allowed */
+
+/* 1 if that path has that split. Without an error, also when the path leads nowhere. */
+CTR_API int ctr_dataset_has_split(ctr_ctx *ctx, const char *path, const char *split);
+
+CTR_API int64_t ctr_dataset_count(const ctr_dataset *dataset);
+CTR_API int64_t ctr_dataset_channels(const ctr_dataset *dataset);
+CTR_API int64_t ctr_dataset_classes(const ctr_dataset *dataset); /* 0: no labels */
+CTR_API const char *ctr_dataset_class_name(const ctr_dataset *dataset, int64_t label); /* or "" */
+CTR_API int32_t ctr_dataset_label(const ctr_dataset *dataset, int64_t index);    /* -1: none */
+CTR_API const char *ctr_dataset_path(const ctr_dataset *dataset, int64_t index); /* in the folder; "" */
+CTR_API const char *ctr_dataset_kind(const ctr_dataset *dataset); /* "memory", "IDX", "folder" ... */
+CTR_API int64_t ctr_dataset_skipped(const ctr_dataset *dataset);  /* corrupt files, left out or replaced */
+CTR_API int64_t ctr_dataset_cached(const ctr_dataset *dataset);   /* images that need no decoding */
+
+/* A copy of one image; the caller's, until ctr_image_free(). 1, or 0 with an error. */
+CTR_API int ctr_dataset_image(ctr_ctx *ctx, const ctr_dataset *dataset, int64_t index,
+                              ctr_image *out);
+
+/* Reads and decodes every file of a folder again, cached or not. bad_fn (may be NULL) hears of each
+   one that fails, in order. Returns how many fail, or -1 with an error. For a whole folder open it
+   with CTR_CACHE_NONE and CTR_CORRUPT_FAIL. */
+typedef void (*ctr_bad_fn)(void *user, int64_t index, const char *text);
+CTR_API int64_t ctr_dataset_verify(ctr_ctx *ctx, const ctr_dataset *dataset, ctr_bad_fn bad_fn,
+                                   void *user);
+
+/* ---- the loader ------------------------------------------------------------------------------ */
+
+typedef struct ctr_loader_config {
+    int64_t batch;                /* images in a batch, 2..n; default 128 */
+    int views;                    /* of each image, 1..64; default 2 */
+    const ctr_aug_config *augs;   /* [views], copied; all of one height and width. No default */
+    ctr_last last;                /* default CTR_LAST_DROP */
+    int shuffle;                  /* default 1 */
+    int prefetch;                 /* prepare the next batch in the background; default 1 */
+    uint64_t seed;                /* default 1 */
+} ctr_loader_config;
+
+CTR_API ctr_loader_config ctr_loader_config_default(void);
+CTR_API void ctr_loader_config_init(ctr_loader_config *config);
+
+/* A batch belongs to the loader and lives until the next call of next, seek or destroy. */
+typedef struct ctr_batch {
+    int64_t n;                    /* images */
+    int views;
+    int64_t h, w, c;              /* of the views */
+    const int64_t *index;         /* [n] in the dataset */
+    const int32_t *labels;        /* [n], -1: none */
+    ctr_real *pixels;             /* [views * n, h, w, c]: all of view 1, then all of view 2, ... */
+    int64_t epoch, batch;         /* which one this is */
+} ctr_batch;
+
+/* The dataset must outlive the loader. All memory is taken here: a steady epoch allocates nothing,
+   unless images have to be decoded each time. NULL with an error: CTR_E_VALUE, CTR_E_MEMORY. */
+typedef struct ctr_loader ctr_loader;
+CTR_API ctr_loader *ctr_loader_create(ctr_ctx *ctx, const ctr_dataset *dataset,
+                                      const ctr_loader_config *config);
+CTR_API void ctr_loader_destroy(ctr_ctx *ctx, ctr_loader *loader); /* NULL is allowed */
+
+/* 1 with the next batch. 0 once at the end of each epoch, after which the next epoch begins; 0 with
+   an error when an image of this batch fails: then the same batch is tried again. */
+CTR_API int ctr_loader_next(ctr_ctx *ctx, ctr_loader *loader, ctr_batch *out);
+
+CTR_API int64_t ctr_loader_batches(const ctr_loader *loader); /* in an epoch */
+/* Where the loader stands: the epoch and batch that next returns. Seeking there in another process
+   goes on exactly: epoch >= 0, batch 0..batches (batches: the end of that epoch). */
+CTR_API void ctr_loader_tell(const ctr_loader *loader, int64_t *epoch, int64_t *batch);
+CTR_API int ctr_loader_seek(ctr_ctx *ctx, ctr_loader *loader, int64_t epoch, int64_t batch);
+/* Seconds that next has made its caller wait so far. */
+CTR_API double ctr_loader_seconds(const ctr_loader *loader);
+
+/* ------------------------------------------------------------------------------------------------
+   >>LOSS  losses
+
+   Rows of z are embeddings [views * n, d]: all of view 1, then all of view 2, ... Losses normalise the
+   rows themselves (a zero row stays zero). With s_ij the cosine of rows i and j and T the temperature:
+
+   NT-Xent (Chen et al., 2020; the N-pair loss of Sohn, 2016, with views):
+     l_i = -mean over positives p of  log( exp(s_ip / T) / sum over j != i of exp(s_ij / T) )
+     loss = mean of l_i over all views * n anchors.
+   Positives are the other views of the same image: one with two views, as in the paper; with more it
+   is SupCon's outer mean. The row itself never enters the sum. T > 0, the authors' 0.5 for CIFAR-10 and
+   0.1 for ImageNet. Range 0.. ; near ln(views n - 1) for embeddings that know nothing; 0 if n = 1.
+   google-research/simclr adds the two views' means: twice this value.
+
+   SupCon (Khosla et al., 2020, their L_out): positives are all rows of the same label. Anchors without a
+   positive add nothing and do not count; if there is none at all, the loss is exactly 0. An
+   unlabelled image (-1) has its own views for positives.
+   ---------------------------------------------------------------------------------------------- */
+
+CTR_API ctr_tensor *ctr_loss_nt_xent(ctr_ctx *ctx, ctr_tensor *z, int views, double temperature);
+/* labels [n], host memory, -1 or a class */
+CTR_API ctr_tensor *ctr_loss_supcon(ctr_ctx *ctx, ctr_tensor *z, int views, const int32_t *labels,
+                                    double temperature);
+/* What NT-Xent has at chance: ln(views n - 1). */
+CTR_API double ctr_loss_nt_xent_chance(int64_t n, int views);
+
+/* The same for those who bring their own framework: z [views * n, d] in host memory; dz the same or
+   NULL gets the gradient. They use the context's step: not inside one of your own. 0 on error. */
+CTR_API double ctr_loss_nt_xent_flat(ctr_ctx *ctx, int64_t n, int views, int64_t d,
+                                     const ctr_real *z, double temperature, ctr_real *dz);
+CTR_API double ctr_loss_supcon_flat(ctr_ctx *ctx, int64_t n, int views, int64_t d,
+                                    const ctr_real *z, const int32_t *labels, double temperature,
+                                    ctr_real *dz);
+
+/* ------------------------------------------------------------------------------------------------
+   >>HEALTH  is the embedding alive?
+   Numbers for a report, from one batch of embeddings in host memory. Nothing here trains.
+   ---------------------------------------------------------------------------------------------- */
+
+typedef enum ctr_verdict {
+    CTR_HEALTH_UNKNOWN = 0, /* fewer than two images: nothing can be said */
+    CTR_HEALTH_GOOD,
+    CTR_HEALTH_NARROW,      /* effective rank below 2 although 8 or more were possible */
+    CTR_HEALTH_COLLAPSED    /* std below a twentieth of its reference: all points are about one */
+} ctr_verdict;
+
+/* All of it is about unit rows: each row divided by its length first, a zero row stays zero.
+   What cannot be measured is 0, except false_negatives. */
+typedef struct ctr_health {
+    int64_t rows, d, zero_rows;
+    double std;             /* mean over the dimensions of the std over the rows (divisor: rows) */
+    double std_reference;   /* 1 / sqrt(d): of rows spread evenly over the sphere, the most */
+    double rank;            /* effective rank (tr C)^2 / |C|^2 of the rows' covariance C */
+    double rank_cap;        /* min(rows - 1, d), the most that it can be */
+    double cosine;          /* mean cosine of two different rows */
+    double alignment;       /* mean |x - y|^2 of positive pairs (Wang and Isola, 2020), 0..4 */
+    double uniformity;      /* ln mean exp(-2 |x - y|^2) over different rows (same), -8..0 */
+    double positive;        /* mean cosine of positive pairs: views of one image */
+    double negative;        /* mean cosine of pairs from different images */
+    double false_negatives; /* share of those pairs that have one label, 0..1; -1 without labels */
+    ctr_verdict verdict;
+} ctr_health;
+
+/* z [views * n, d]: all of view 1, then all of view 2, ...; labels [n] or NULL, -1 = unlabelled
+   (such images take no part in false_negatives). views >= 1; with 1 there are no positive pairs.
+   Costs (views n)^2 d: give it a batch, not a data set. Returns 1, or 0 with an error: shape,
+   or CTR_E_NUMBER naming the first row that is not finite. */
+CTR_API int ctr_health_measure(ctr_ctx *ctx, int64_t n, int views, int64_t d, const ctr_real *z,
+                               const int32_t *labels, ctr_health *out);
+CTR_API const char *ctr_verdict_name(ctr_verdict verdict); /* "good", "collapsed", ... */
+/* One line into text[size], cut if size is too small: 200 characters hold it. */
+CTR_API void ctr_health_describe(const ctr_health *health, char *text, size_t size);
+
+
+/* ------------------------------------------------------------------------------------------------
+   >>METHOD  training methods
+
+   A method is a block: a config with the paper's defaults, its networks, and a handful of functions
+   that the step, the driver, the checkpoint and the evaluation call without knowing the method. A step
+   is embed -> loss -> backward -> commit; ctr_method_step spells it out.
+   To add one: a struct whose first member is ctr_method, a constructor that fills the functions in, a
+   config, a test and an example; nothing else in the library changes.
+   ---------------------------------------------------------------------------------------------- */
+
+/* What a step has to say. Numbers that were not measured are -1. */
+typedef struct ctr_report {
+    int64_t epoch, batch, step;       /* counted from 0 */
+    double lr;
+    double loss, chance;              /* and the loss of embeddings that know nothing */
+    double accuracy;                  /* share of anchors whose nearest other row is a positive */
+    double positive, negative;        /* mean cosine of positives and of the others */
+    double std, std_reference;        /* of unit embeddings; what an even spread would have */
+    double rank;                      /* effective rank, measured once an epoch by the driver */
+    double active;                    /* share of anchors that have a positive */
+    double false_negatives;           /* share of negatives with the anchor's label; needs labels */
+    double data_seconds, seconds;     /* waiting for data, and all of the step */
+} ctr_report;
+
+/* Walks over every piece of state once: to save, load, hash, count or copy it. */
+typedef struct ctr_visitor {
+    void *user;
+    void (*tensor_fn)(void *user, const char *name, ctr_tensor *t, int conv); /* conv: HWIO */
+    void (*number_fn)(void *user, const char *name, int64_t *value);
+} ctr_visitor;
+
+typedef struct ctr_method ctr_method;
+struct ctr_method {
+    const char *name;                 /* "simclr" */
+    ctr_ctx *ctx;
+    int views;                        /* of each image */
+    const ctr_aug_config *augs;       /* [views] */
+    int64_t features, dim;            /* numbers in a representation, in an embedding */
+    ctr_vars *encoder;                /* the variables of what is kept after training */
+    /* what is kept after training: x [n, h, w, c] -> [n, features] */
+    ctr_tensor *(*represent_fn)(ctr_method *method, ctr_tensor *x, ctr_norm_mode mode);
+    /* what the loss takes: x [views * n, h, w, c] -> [views * n, dim] */
+    ctr_tensor *(*embed_fn)(ctr_method *method, ctr_tensor *x);
+    /* fills loss, accuracy and the like in; the scalar to minimise */
+    ctr_tensor *(*loss_fn)(ctr_method *method, ctr_tensor *z, const ctr_batch *batch,
+                           ctr_report *report);
+    /* the optimiser and all that moves with it; must not allocate */
+    void (*commit_fn)(ctr_method *method, double lr);
+    void (*check_fn)(ctr_method *method);       /* an error if a gradient is not finite */
+    void (*visit_fn)(ctr_method *method, const ctr_visitor *visitor);
+    void (*describe_fn)(ctr_method *method, char *text, size_t size); /* architecture, one line */
+    void (*destroy_fn)(ctr_method *method);
+};
+
+/* One training step. Fills *report in (may be NULL). Returns 1; or 0 with an error, among them
+   CTR_E_NUMBER for a batch, loss or gradient that is not finite. After an error the method is as it
+   was before; clear the error and go on, or stop. */
+CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double lr,
+                            ctr_report *report);
+CTR_API void ctr_method_destroy(ctr_method *method); /* NULL is allowed */
+CTR_API void ctr_method_visit(ctr_method *method, const ctr_visitor *visitor);
+/* A hash of the whole state: equal states, equal numbers. */
+CTR_API uint64_t ctr_method_hash(ctr_method *method);
+/* Bytes of the slab that a step with a batch of n images of [h, w, c] needs. */
+CTR_API size_t ctr_method_plan(ctr_method *method, int64_t n, int64_t h, int64_t w, int64_t c);
+
+/* Representations of n images x [n, h, w, c] (host memory, as augmented: floats) in evaluation mode,
+   in chunks of `chunk` images: out [n, features]. Changes nothing in the method. 1, or 0. */
+CTR_API int ctr_method_represent(ctr_method *method, int64_t n, int64_t h, int64_t w, int64_t c,
+                                 const ctr_real *x, int64_t chunk, ctr_real *out);
+/* Representations of a whole dataset through one augmentation (usually ctr_aug_none_default), in its
+   order: out [count, features], labels [count] or NULL. seed: of the views, if aug is random. Without a
+   method (NULL) the pixels themselves: out [count, h * w * c]. 1, or 0. */
+CTR_API int ctr_method_represent_dataset(ctr_ctx *ctx, ctr_method *method,
+                                         const ctr_dataset *dataset, const ctr_aug_config *aug,
+                                         uint64_t seed, ctr_real *out, int32_t *labels);
+
+/* SimCLR (Chen et al., 2020): two views of each image; encoder and projection head are trained so
+   that the views of one image agree and those of different images in the batch do not. */
+typedef struct ctr_simclr_config {
+    ctr_resnet_config encoder;    /* default ResNet-18, small stem up to 64 pixels */
+    int proj_layers;              /* default 2; SimCLR v2: 3 */
+    int64_t proj_hidden;          /* default 0: as many as the encoder's features */
+    int64_t proj_dim;             /* default 128 */
+    double temperature;           /* default 0.5 (the authors' for CIFAR-10; ImageNet 0.1) */
+    int views;                    /* default 2 */
+    int supervised;               /* default 0; 1: SupCon by the batch's labels */
+    int split_norm;               /* default 0: batch norm over all views jointly; 1: view by view */
+    ctr_aug_config aug;           /* of every view; default ctr_aug_simclr_default(32) */
+    ctr_optim_config optim;       /* default LARS, decay 1e-4 */
+} ctr_simclr_config;
+CTR_API ctr_simclr_config ctr_simclr_default(void);
+CTR_API void ctr_simclr_config_init(ctr_simclr_config *config);
+/* NULL on error. ctr_method_destroy() gives all of it back. */
+CTR_API ctr_method *ctr_simclr_create(ctr_ctx *ctx, const ctr_simclr_config *config);
+
+/* The rate for a batch by a rule, base being that for 256 images (Goyal et al., 2017). */
+typedef enum ctr_lr_rule { CTR_LR_FIXED, CTR_LR_LINEAR, CTR_LR_SQRT } ctr_lr_rule;
+CTR_API double ctr_lr_scaled(double base, ctr_lr_rule rule, int64_t batch);
+
+/* ------------------------------------------------------------------------------------------------
+   >>EVAL  what the embeddings are worth: k-NN, linear probe, retrieval, PCA and t-SNE maps
+   Everything takes host memory that stays the caller's, gives the same bits for any number of
+   threads, and leaves nothing behind. Functions return 1, or 0 after recording an error.
+   Evaluate on features of the backbone, in evaluation mode, unless you know why not.
+   ---------------------------------------------------------------------------------------------- */
+
+/* n points of d numbers. A label of -1 means unlabelled; labels NULL: all of them are. */
+typedef struct ctr_points {
+    int64_t n, d;
+    const ctr_real *x;       /* [n, d], row-major, finite */
+    const int32_t *labels;   /* [n] or NULL: -1, or 0..CTR_MAX_CLASSES - 1 */
+} ctr_points;
+
+#define CTR_MAX_CLASSES 1048576
+
+CTR_API ctr_points ctr_points_make(int64_t n, int64_t d, const ctr_real *x, const int32_t *labels);
+
+/* The k points of data nearest to each query by cosine, nearest first; of equals the lower index
+   first. queries NULL: each point of data among the others, itself left out by its index.
+   Writes index [queries, k] and similarity [queries, k] (either may be NULL). Returns how many each
+   query got, min(k, data->n) or min(k, data->n - 1); slots beyond have index -1. 0 on an error or
+   if there is nothing to find. A zero row has cosine 0 with everything. */
+CTR_API int64_t ctr_neighbors_find(ctr_ctx *ctx, const ctr_points *data, const ctr_points *queries,
+                                   int64_t k, int64_t *index, ctr_real *similarity);
+
+/* Weighted k-NN classifier (Wu et al., 2018): the k nearest labelled training points by cosine s
+   vote exp(s / temperature) for their class; the largest sum wins, of equals the lower class. */
+typedef struct ctr_knn_config {
+    int64_t k;           /* default 0: 200, or 20 with fewer than 10,000 labelled points */
+    double temperature;  /* default 0.1 */
+} ctr_knn_config;
+
+typedef struct ctr_knn_result {
+    double top1;              /* correct / counted, 0..1; 0 if nothing counts */
+    int64_t correct, counted; /* only labelled test points count */
+    int64_t voters, k;        /* labelled training points, and how many of them voted */
+    int classes;              /* 1 + the largest training label */
+    char text[160];           /* all this in one line */
+} ctr_knn_result;
+
+CTR_API ctr_knn_config ctr_knn_config_default(void);
+CTR_API void ctr_knn_config_init(ctr_knn_config *config);
+
+/* config NULL: the defaults. test NULL: leave one out, each training point judged by the others.
+   predicted [tested points] or NULL; classes for unlabelled points too. Needs one labelled training
+   point. Memory: tiles of 512 x 1024 similarities, never the whole matrix. */
+CTR_API int ctr_knn_classify(ctr_ctx *ctx, const ctr_points *train, const ctr_points *test,
+                             const ctr_knn_config *config, int32_t *predicted, ctr_knn_result *out);
+
+/* Retrieval from lists of neighbours, relevant = same label. Queries without a label, or with
+   nothing relevant in the data, are left out. */
+typedef struct ctr_retrieval {
+    int64_t queries;      /* that count */
+    double recall[4];     /* share with a relevant one among the first 1, 5, 10, k */
+    double map;           /* mean of 1/min(R, k) sum over relevant ranks i <= k of P(i), with R the
+                             relevant points and P(i) the precision of the first i; the usual mean
+                             average precision if k covers the data */
+    double map_r;         /* the same cut at rank R, divided by R (Musgrave et al., 2020) */
+    double r_precision;   /* precision at rank R */
+    double mrr;           /* mean of 1 / rank of the first relevant one, 0 beyond k */
+} ctr_retrieval;
+
+/* index [n, k] as ctr_neighbors_find wrote it, query_labels [n]; data_labels [data_n] of what the
+   indices mean. self: query i is point i of the data and is not relevant to itself.
+   map_r and r_precision take ranks beyond k for misses: give k >= the largest class. */
+CTR_API int ctr_retrieval_measure(ctr_ctx *ctx, int64_t n, int64_t k, const int64_t *index,
+                                  const int32_t *query_labels, int64_t data_n,
+                                  const int32_t *data_labels, int self, ctr_retrieval *out);
+
+/* Linear probe: multinomial logistic regression on standardised features,
+     min over W, b of  (1/n) sum_i cross entropy(W x_i + b, y_i) + (l2 / 2) |W|^2,
+   solved to convergence (L-BFGS, all points at once: the problem is convex, so there is no learning
+   rate to choose). Each feature has the training points' mean removed and is divided by their
+   standard deviation; constant features drop out. l2 comes from a grid: fitted on one part of the
+   training points, judged on the held-out rest; the most accurate wins, of equals the one with the
+   lower cross entropy, then the stronger. Then all training points are fitted with it. The test
+   points choose nothing. */
+typedef struct ctr_probe_config {
+    int64_t labels_per_class; /* default 0: all; 10: ten labels a class, drawn by seed */
+    int l2_count;             /* default 6; 1: no held-out part, l2[0] is taken */
+    double l2[16];            /* default 1, 0.1, ... 1e-5; any order, each > 0 */
+    double held_out;          /* share of the training points, 0.02..0.5, default 0.1; by class */
+    int folds;                /* how many such parts are held out in turn; default 0: one, or all
+                                 1/held_out of them when fewer than 1,000 points are labelled */
+    int iterations;           /* the most for one fit, default 1000 */
+    double tolerance;         /* default 1e-5: a fit ends when its loss is, by convexity, surely
+                                 within this share of the least one */
+    uint64_t seed;            /* of the split and of the labels drawn, default 1 */
+} ctr_probe_config;
+
+typedef struct ctr_probe_result {
+    double top1;                 /* on the labelled test points, 0..1 */
+    int64_t correct, counted;
+    double train_top1, train_loss; /* of the final fit; the loss includes the l2 term */
+    double l2, held_out_top1;    /* chosen, and how it did on the held-out points (0 if none) */
+    int64_t points, held_out;    /* labelled points used; how many were held out in turn */
+    int classes, iterations;     /* iterations: of all fits together */
+    int converged;               /* did the final fit reach the tolerance? */
+    char text[320];              /* all this and every setting in one line */
+} ctr_probe_result;
+
+CTR_API ctr_probe_config ctr_probe_config_default(void);
+CTR_API void ctr_probe_config_init(ctr_probe_config *config);
+
+/* config NULL: the defaults. predicted [test->n] or NULL. Memory: a copy of the training points. */
+CTR_API int ctr_probe_run(ctr_ctx *ctx, const ctr_points *train, const ctr_points *test,
+                          const ctr_probe_config *config, int32_t *predicted,
+                          ctr_probe_result *out);
+
+/* matrix [classes, classes]: how often class (row) was predicted as (column). Unlabelled points are
+   left out. An error if a label or a prediction is not below classes. */
+CTR_API int ctr_confusion_count(ctr_ctx *ctx, int64_t n, const int32_t *labels,
+                                const int32_t *predicted, int classes, int64_t *matrix);
+/* by_class [classes]: share of each class that was recognised, -1 for a class without points.
+   Returns the mean over the classes that have points. */
+CTR_API double ctr_confusion_accuracy(int classes, const int64_t *matrix, double *by_class);
+/* 95 % interval of a share (Wilson, 1927); 0..1 if total is 0. */
+CTR_API void ctr_share_interval(int64_t correct, int64_t total, double *low, double *high);
+
+/* Principal components by block power iteration, k = 1..min(d, 128) of them.
+   mean [d]; axes [k, d]: unit rows by falling variance, the entry of largest size positive;
+   variance [k] with divisor n - 1. Axes beyond the rank of the data are zero, variance 0. mean, axes
+   and variance must be given; total (NULL allowed) gets the variance of all d together. */
+CTR_API int ctr_pca_fit(ctr_ctx *ctx, const ctr_points *data, int k, ctr_real *mean,
+                        ctr_real *axes, double *variance, double *total);
+/* out [data->n, k] = (x - mean) axes^T */
+CTR_API int ctr_pca_apply(ctr_ctx *ctx, const ctr_points *data, int k, const ctr_real *mean,
+                          const ctr_real *axes, ctr_real *out);
+
+/* Exact t-SNE into the plane (van der Maaten and Hinton, 2008), started from the first two
+   principal components. Time and memory grow with n^2: made for up to 3,000 points. */
+typedef struct ctr_tsne_config {
+    double perplexity;       /* 2.., default 30; lowered to (n - 1) / 3 for few points */
+    int iterations;          /* default 750 */
+    int exaggerated;         /* how many of them with exaggeration and momentum 0.5, default 250 */
+    double exaggeration;     /* default 12 */
+    double rate;             /* default 0: max(n / (4 exaggeration), 50) (Belkina et al., 2019) */
+    int unit_rows;           /* default 1: rows divided by their length first, as for cosine */
+} ctr_tsne_config;
+
+CTR_API ctr_tsne_config ctr_tsne_config_default(void);
+CTR_API void ctr_tsne_config_init(ctr_tsne_config *config);
+
+/* out [data->n, 2], mean zero. divergence (NULL allowed) gets KL(P || Q) in nats. Up to 3 points
+   are merely projected. n at most 16,384 (1 GB). */
+CTR_API int ctr_tsne_map(ctr_ctx *ctx, const ctr_points *data, const ctr_tsne_config *config,
+                         ctr_real *out, double *divergence);
+
+/* ------------------------------------------------------------------------------------------------
+   >>IO  arrays and tensors in files: npy and safetensors
+
+   Every save goes to "path.tmp" in the same folder, is synced to the disk and then renamed: whatever
+   fails (disk full, no permission) and whenever the program is killed, the old file is there whole
+   or the new one is. Files hold no clock and no path; equal content makes equal bytes. Every load
+   reads the whole file and verifies all of it before it returns: sizes are computed, never believed.
+   Numbers in files are little-endian on every machine.
+   ---------------------------------------------------------------------------------------------- */
+
+/* Types of numbers in files. The library's own tensors are F32 (F64 in the double build). */
+typedef enum ctr_file_dtype {
+    CTR_FILE_F32 = 0, CTR_FILE_F64, CTR_FILE_F16, CTR_FILE_BF16, CTR_FILE_I64, CTR_FILE_I32,
+    CTR_FILE_I16, CTR_FILE_I8, CTR_FILE_U8, CTR_FILE_BOOL
+} ctr_file_dtype;
+
+CTR_API size_t ctr_file_dtype_size(ctr_file_dtype dtype);      /* bytes of one number */
+CTR_API const char *ctr_file_dtype_name(ctr_file_dtype dtype); /* "F32", "BF16", ... */
+
+/* An array as numpy.save writes it. Load fills in this struct, its owner is the caller until
+   ctr_npy_free(). */
+typedef struct ctr_npy {
+    ctr_file_dtype dtype;
+    int rank;                 /* 0..4 */
+    int64_t shape[4];         /* unused ones are 1 */
+    int64_t count;            /* numbers: the product of the shape */
+    void *data;               /* in this machine's byte order, the last dimension varies fastest */
+    size_t held;              /* the library's: size of the block that data is */
+} ctr_npy;
+
+/* Writes data (shape[0] x ... numbers of that type; NULL if there are none). BF16 has no npy type.
+   Returns 1, or 0 with an error: CTR_E_VALUE, CTR_E_FILE, CTR_E_MEMORY. */
+CTR_API int ctr_npy_save(ctr_ctx *ctx, const char *path, ctr_file_dtype dtype, int rank,
+                         const int64_t *shape, const void *data);
+
+/* Reads versions 1 to 3, either byte order, C order, at most four dimensions. Returns 1, or 0 with
+   an error (CTR_E_FILE, CTR_E_FORMAT, CTR_E_MEMORY) and *out empty. */
+CTR_API int ctr_npy_load(ctr_ctx *ctx, const char *path, ctr_npy *out);
+CTR_API void ctr_npy_free(ctr_ctx *ctx, ctr_npy *array);
+
+/* One tensor on its way into a file, or a look at one that was read. */
+typedef struct ctr_file_tensor {
+    const char *name;         /* UTF-8, not empty, unique, not "__metadata__" */
+    ctr_file_dtype dtype;
+    int rank;                 /* 0..4 */
+    int64_t shape[4];
+    const void *data;         /* host memory; NULL if there are no numbers */
+} ctr_file_tensor;
+
+/* A line of a file's metadata: any UTF-8 strings, keys unique, key "xxh64" reserved. */
+typedef struct ctr_file_meta { const char *key, *value; } ctr_file_meta;
+
+/* Writes a safetensors file (github.com/huggingface/safetensors: 8 bytes of header length, a header
+   in JSON, the numbers). The metadata gets one more key, "xxh64": the XXH64 hash (seed 0, sixteen
+   hexadecimal digits) of the whole file with those digits as zeros. Tensors with wider numbers come
+   first in the file, so each is aligned; else the order is the table's.
+   Returns 1, or 0 with an error: CTR_E_VALUE, CTR_E_FILE, CTR_E_MEMORY. */
+CTR_API int ctr_safetensors_save(ctr_ctx *ctx, const char *path, const ctr_file_tensor *tensors,
+                                 int64_t count, const ctr_file_meta *meta, int64_t meta_count);
+
+/* A safetensors file in memory, read and verified as a whole: header, names, types, shapes, offsets
+   (no overlap, no gap, nothing left over) and, if its metadata has "xxh64", the checksum. NULL with
+   an error: CTR_E_FILE, CTR_E_FORMAT, CTR_E_MEMORY. */
+typedef struct ctr_safetensors ctr_safetensors;
+CTR_API ctr_safetensors *ctr_safetensors_open(ctr_ctx *ctx, const char *path);
+CTR_API void ctr_safetensors_close(ctr_ctx *ctx, ctr_safetensors *file); /* NULL is allowed */
+
+CTR_API int64_t ctr_safetensors_count(const ctr_safetensors *file);
+/* The index of a tensor, 0..count - 1 in the header's order; -1 if there is none of that name. */
+CTR_API int64_t ctr_safetensors_find(const ctr_safetensors *file, const char *name);
+/* Name, type and shape of a tensor. data points at the file's bytes: little-endian, perhaps not
+   aligned, the file's own. index must be in range. */
+CTR_API ctr_file_tensor ctr_safetensors_info(const ctr_safetensors *file, int64_t index);
+/* The value of a metadata key, or NULL; it lives as long as the file. Lines may also be listed. */
+CTR_API const char *ctr_safetensors_meta(const ctr_safetensors *file, const char *key);
+CTR_API int64_t ctr_safetensors_meta_count(const ctr_safetensors *file);
+CTR_API ctr_file_meta ctr_safetensors_meta_at(const ctr_safetensors *file, int64_t index);
+
+/* Copies a tensor's numbers out, converted from whatever type the file has. count must be the
+   tensor's. The second takes whole numbers only (I64 to BOOL). 1, or 0 with CTR_E_SHAPE/VALUE. */
+CTR_API int ctr_safetensors_read_f32(ctr_ctx *ctx, const ctr_safetensors *file, int64_t index,
+                                     ctr_real *to, int64_t count);
+CTR_API int ctr_safetensors_read_i64(ctr_ctx *ctx, const ctr_safetensors *file, int64_t index,
+                                     int64_t *to, int64_t count);
+
+/* ---- checkpoints: the state of a method in a safetensors file ----------------------------------
+
+   Tensors have torchvision's names and layouts (convolutions as [out, in, kh, kw]); the metadata holds
+   the architecture, where training stood, the kernel set and a checksum; no clock and no path, so equal
+   states make equal files. A load verifies everything before it changes anything.                */
+
+/* Where training stands: the batch that comes next, and the run that this is a position in. */
+typedef struct ctr_position {
+    int64_t epoch, batch, step;
+    int64_t images, batch_size, epochs;  /* of the data, of a batch, of the schedule; 0: not known */
+    uint64_t seed;
+} ctr_position;
+
+/* 1, or 0 with an error; then the file that was there before still is. */
+CTR_API int ctr_checkpoint_save(ctr_method *method, const char *path, const ctr_position *position);
+/* The method must have the file's architecture: an error tells both. position (or NULL) is filled in.
+   Another kernel set than the file's is told to the log: training goes on, with other last bits. */
+CTR_API int ctr_checkpoint_load(ctr_method *method, const char *path, ctr_position *position);
+
+/* Weights alone, by the names behind the prefix ("encoder."): a torchvision state dict of a ResNet in
+   a safetensors file loads, its classifier (fc.*) and num_batches_tracked are passed over. Every
+   variable with the prefix must be there in its shape, else nothing changes. 1, or 0. */
+CTR_API int ctr_weights_load(ctr_ctx *ctx, const char *path, ctr_vars *vars, const char *prefix);
+CTR_API int ctr_weights_save(ctr_ctx *ctx, const char *path, const ctr_vars *vars,
+                             const char *prefix);
+
+/* ------------------------------------------------------------------------------------------------
+   >>FIT  the training driver: loader, method, schedule, checkpoint, callbacks
+   ---------------------------------------------------------------------------------------------- */
+
+typedef struct ctr_fit_config {
+    int64_t epochs;               /* default 30 */
+    ctr_schedule_kind schedule;   /* default cosine to end_lr */
+    double lr, end_lr;            /* default 0.1 and 0 */
+    double warmup_epochs;         /* default 1 */
+    int64_t milestones[4];        /* epochs, for CTR_SCHEDULE_STEPS with gamma 0.1 */
+    const char *checkpoint;       /* file to save to, or NULL */
+    int64_t save_every;           /* steps; 0 (default): after each epoch */
+    int resume;                   /* 1: go on from the checkpoint if the file is there */
+    void *user;
+    /* after each step; not 0: stop here, with a last save. May be NULL */
+    int (*step_fn)(void *user, const ctr_report *report);
+    /* after each epoch: the last step's report with the effective rank of its embeddings */
+    int (*epoch_fn)(void *user, const ctr_report *report);
+} ctr_fit_config;
+CTR_API ctr_fit_config ctr_fit_default(void);
+CTR_API void ctr_fit_config_init(ctr_fit_config *config);
+/* Trains from where the loader or the checkpoint stands to the last epoch. Returns the number of
+   steps done in this call, or -1 with an error (a checkpoint of another run, a full disk, ...). */
+CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config);
+
 #ifdef __cplusplus
 }
 #endif
@@ -759,6 +1766,7 @@ struct ctr_ctx {
     uint64_t draws;                  /* dropout masks drawn in this step */
     int64_t draw_epoch, draw_position;
     int plan, nograd;
+    const struct ctr_file_hook_ *file_hook;  /* of tests; NULL in production */
     size_t plan_peak;
     ctr_slab_ plan_saved;
 };
@@ -1411,6 +2419,18 @@ CTR_PRIVATE_ void ctr_background_wait_(ctr_ctx *ctx)
     pthread_mutex_unlock(&p->lock);
 }
 
+/* Is a background job under way that nobody has waited for? */
+CTR_PRIVATE_ int ctr_background_busy_(ctr_ctx *ctx)
+{
+    ctr_pool_ *p = ctx->pool;
+    int busy;
+    if (!p) return 0;
+    pthread_mutex_lock(&p->lock);
+    busy = p->back.chunks > 0;
+    pthread_mutex_unlock(&p->lock);
+    return busy;
+}
+
 #else /* one thread */
 
 CTR_PRIVATE_ void ctr_memory_lock_(ctr_ctx *ctx) { (void)ctx; }
@@ -1429,6 +2449,7 @@ CTR_PRIVATE_ void ctr_background_start_(ctr_ctx *ctx, int64_t chunks, ctr_job_fn
     ctr_parallel_(ctx, chunks, fn, arg);
 }
 CTR_PRIVATE_ void ctr_background_wait_(ctr_ctx *ctx) { (void)ctx; }
+CTR_PRIVATE_ int ctr_background_busy_(ctr_ctx *ctx) { (void)ctx; return 0; }
 
 #endif
 
@@ -1690,6 +2711,541 @@ CTR_API ctr_real ctr_tensor_item(ctr_ctx *ctx, const ctr_tensor *t)
     if (ctr_tensor_copyable_(ctx, t, CTR_F32, 1, "tensor_item"))
         ctr_k_download(ctx, sizeof value, t->data, &value);
     return value;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>FILE  whole files, files that are replaced as one, folders, a checksum
+
+   The only place that talks to the file system, so that a test can let its n-th operation fail: the
+   context's file_hook, absent in production, is asked before each one. Reading reports into a note
+   and may be done by workers; writing belongs to the context's own thread. Paths are passed on byte
+   for byte (UTF-8 where the system takes UTF-8).
+   ---------------------------------------------------------------------------------------------- */
+
+#if CTR_POSIX_
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#endif
+
+/* fn returns 0 to let the operation happen, or the errno with which it shall fail. */
+typedef struct ctr_file_hook_ {
+    void *user;
+    int (*fn)(void *user, const char *operation, const char *path);
+} ctr_file_hook_;
+
+CTR_PRIVATE_ int ctr_file_fault_(ctr_ctx *ctx, const char *operation, const char *path)
+{
+    const ctr_file_hook_ *hook = ctx->file_hook;
+    int fault = hook ? hook->fn(hook->user, operation, path) : 0;
+    if (fault) errno = fault;
+    return fault != 0;
+}
+
+/* The end of a path, short enough that the cause behind it fits into an error's line. */
+CTR_PRIVATE_ const char *ctr_file_tail_(const char *path)
+{
+    size_t n = strlen(path);
+    return n > 140 ? path + n - 140 : path;
+}
+
+/* ---- growing arrays, sorting --------------------------------------------------------------------- */
+
+/* Makes room for `need` items of `item` bytes; *capacity counts items. 0 after an error. */
+CTR_PRIVATE_ int ctr_file_grow_(ctr_ctx *ctx, void **block, size_t *capacity, size_t item,
+                                size_t need)
+{
+    size_t want = *capacity ? *capacity : 16;
+    void *fresh;
+    if (need <= *capacity) return 1;
+    while (want < need && want <= SIZE_MAX / 4) want *= 2;
+    if (want < need) want = need;
+    fresh = ctr_size_mul_(ctx, want, item) ? ctr_alloc_(ctx, want * item) : NULL;
+    if (!fresh) return 0;
+    if (*block) memcpy(fresh, *block, *capacity * item);
+    ctr_free_host_(ctx, *block, *capacity * item);
+    *block = fresh;
+    *capacity = want;
+    return 1;
+}
+
+/* Heap sort of indices: in place, n log n whatever the input, and without the C library's qsort,
+   which may take memory of its own. compare is as strcmp. */
+typedef int (*ctr_file_compare_fn_)(const void *user, int64_t a, int64_t b);
+
+CTR_PRIVATE_ void ctr_file_sift_(int64_t *order, int64_t root, int64_t n,
+                                 ctr_file_compare_fn_ compare, const void *user)
+{
+    int64_t child, top = order[root];
+    while ((child = 2 * root + 1) < n) {
+        if (child + 1 < n && compare(user, order[child], order[child + 1]) < 0) child++;
+        if (compare(user, top, order[child]) >= 0) break;
+        order[root] = order[child];
+        root = child;
+    }
+    order[root] = top;
+}
+
+CTR_PRIVATE_ void ctr_file_sort_(int64_t *order, int64_t n, ctr_file_compare_fn_ compare,
+                                 const void *user)
+{
+    int64_t i, t;
+    for (i = 0; i < n; i++) order[i] = i;
+    for (i = n / 2 - 1; i >= 0; i--) ctr_file_sift_(order, i, n, compare, user);
+    for (i = n - 1; i > 0; i--) {
+        t = order[0];
+        order[0] = order[i];
+        order[i] = t;
+        ctr_file_sift_(order, 0, i, compare, user);
+    }
+}
+
+/* A list of strings in one block of memory. */
+typedef struct ctr_file_names_ {
+    char *text;
+    size_t used, text_room;
+    size_t *at;               /* where string i starts in text */
+    size_t count, at_room;
+} ctr_file_names_;
+
+CTR_PRIVATE_ const char *ctr_file_name_(const ctr_file_names_ *names, int64_t i)
+{
+    return names->text + names->at[i];
+}
+
+CTR_PRIVATE_ int ctr_file_names_add_(ctr_ctx *ctx, ctr_file_names_ *names, const char *text,
+                                     size_t length)
+{
+    void *block = names->text, *table = names->at;
+    int ok = ctr_file_grow_(ctx, &block, &names->text_room, 1, names->used + length + 1);
+    names->text = (char *)block;
+    ok = ok && ctr_file_grow_(ctx, &table, &names->at_room, sizeof *names->at, names->count + 1);
+    names->at = (size_t *)table;
+    if (!ok) return 0;
+    names->at[names->count++] = names->used;
+    memcpy(names->text + names->used, text, length);
+    names->text[names->used + length] = 0;
+    names->used += length + 1;
+    return 1;
+}
+
+CTR_PRIVATE_ void ctr_file_names_free_(ctr_ctx *ctx, ctr_file_names_ *names)
+{
+    ctr_free_host_(ctx, names->text, names->text_room);
+    ctr_free_host_(ctx, names->at, names->at_room * sizeof *names->at);
+    memset(names, 0, sizeof *names);
+}
+
+CTR_PRIVATE_ int ctr_file_names_compare_(const void *user, int64_t a, int64_t b)
+{
+    const ctr_file_names_ *names = (const ctr_file_names_ *)user;
+    return strcmp(ctr_file_name_(names, a), ctr_file_name_(names, b));
+}
+
+/* ---- the checksum -------------------------------------------------------------------------------- */
+
+/* XXH64 (Collet, 2012) with seed 0, over bytes that may arrive in pieces. It finds damage; it does
+   not protect against somebody who wants to deceive. */
+typedef struct ctr_file_hash_ {
+    uint64_t lane[4], total;
+    uint8_t rest[32];
+    size_t fill;
+} ctr_file_hash_;
+
+#define CTR_FILE_P1_ UINT64_C(0x9E3779B185EBCA87)
+#define CTR_FILE_P2_ UINT64_C(0xC2B2AE3D27D4EB4F)
+#define CTR_FILE_P3_ UINT64_C(0x165667B19E3779F9)
+#define CTR_FILE_P4_ UINT64_C(0x85EBCA77C2B2AE63)
+#define CTR_FILE_P5_ UINT64_C(0x27D4EB2F165667C5)
+
+/* Numbers in files are little-endian; read byte by byte they are so on every machine. */
+CTR_PRIVATE_ uint32_t ctr_file_u32_(const uint8_t *p)
+{
+    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+CTR_PRIVATE_ uint64_t ctr_file_u64_(const uint8_t *p)
+{
+    return (uint64_t)ctr_file_u32_(p) | (uint64_t)ctr_file_u32_(p + 4) << 32;
+}
+
+CTR_PRIVATE_ void ctr_file_put_u64_(uint8_t *p, uint64_t x)
+{
+    int i;
+    for (i = 0; i < 8; i++) p[i] = (uint8_t)(x >> (8 * i));
+}
+
+CTR_PRIVATE_ uint64_t ctr_file_rotl_(uint64_t x, int n) { return x << n | x >> (64 - n); }
+
+CTR_PRIVATE_ uint64_t ctr_file_round_(uint64_t lane, uint64_t word)
+{
+    return ctr_file_rotl_(lane + word * CTR_FILE_P2_, 31) * CTR_FILE_P1_;
+}
+
+CTR_PRIVATE_ void ctr_file_hash_init_(ctr_file_hash_ *h)
+{
+    memset(h, 0, sizeof *h);
+    h->lane[0] = CTR_FILE_P1_ + CTR_FILE_P2_;
+    h->lane[1] = CTR_FILE_P2_;
+    h->lane[3] = 0 - CTR_FILE_P1_;
+}
+
+CTR_PRIVATE_ void ctr_file_hash_block_(ctr_file_hash_ *h, const uint8_t *p)
+{
+    int i;
+    for (i = 0; i < 4; i++) h->lane[i] = ctr_file_round_(h->lane[i], ctr_file_u64_(p + 8 * i));
+}
+
+CTR_PRIVATE_ void ctr_file_hash_put_(ctr_file_hash_ *h, const void *bytes, size_t size)
+{
+    const uint8_t *p = (const uint8_t *)bytes;
+    size_t part;
+    h->total += size;
+    if (h->fill) {
+        part = CTR_MIN_(32 - h->fill, size);
+        memcpy(h->rest + h->fill, p, part);
+        h->fill += part;
+        p += part;
+        size -= part;
+        if (h->fill < 32) return;
+        ctr_file_hash_block_(h, h->rest);
+        h->fill = 0;
+    }
+    for (; size >= 32; p += 32, size -= 32) ctr_file_hash_block_(h, p);
+    if (size) memcpy(h->rest, p, size);
+    h->fill = size;
+}
+
+CTR_PRIVATE_ uint64_t ctr_file_hash_end_(const ctr_file_hash_ *h)
+{
+    const uint8_t *p = h->rest, *end = h->rest + h->fill;
+    uint64_t x = CTR_FILE_P5_;
+    int i;
+    if (h->total >= 32) {
+        x = ctr_file_rotl_(h->lane[0], 1) + ctr_file_rotl_(h->lane[1], 7) +
+            ctr_file_rotl_(h->lane[2], 12) + ctr_file_rotl_(h->lane[3], 18);
+        for (i = 0; i < 4; i++)
+            x = (x ^ ctr_file_round_(0, h->lane[i])) * CTR_FILE_P1_ + CTR_FILE_P4_;
+    }
+    x += h->total;
+    for (; end - p >= 8; p += 8)
+        x = ctr_file_rotl_(x ^ ctr_file_round_(0, ctr_file_u64_(p)), 27) * CTR_FILE_P1_ +
+            CTR_FILE_P4_;
+    if (end - p >= 4) {
+        x = ctr_file_rotl_(x ^ ctr_file_u32_(p) * CTR_FILE_P1_, 23) * CTR_FILE_P2_ + CTR_FILE_P3_;
+        p += 4;
+    }
+    for (; p < end; p++) x = ctr_file_rotl_(x ^ *p * CTR_FILE_P5_, 11) * CTR_FILE_P1_;
+    x = (x ^ x >> 33) * CTR_FILE_P2_;
+    x = (x ^ x >> 29) * CTR_FILE_P3_;
+    return x ^ x >> 32;
+}
+
+/* ---- reading ------------------------------------------------------------------------------------- */
+
+/* What a path leads to. */
+enum { CTR_FILE_MISSING_, CTR_FILE_PLAIN_, CTR_FILE_FOLDER_, CTR_FILE_OTHER_ };
+
+typedef struct ctr_file_stat_ {
+    int kind;
+    uint64_t size;
+    uint64_t volume, number;  /* together they name a folder, also through symbolic links */
+} ctr_file_stat_;
+
+/* errno says why when the kind is MISSING. */
+CTR_PRIVATE_ ctr_file_stat_ ctr_file_look_(ctr_ctx *ctx, const char *path)
+{
+    ctr_file_stat_ s;
+    memset(&s, 0, sizeof s);
+    s.kind = CTR_FILE_MISSING_;
+    if (ctr_file_fault_(ctx, "look", path)) return s;
+#if CTR_POSIX_
+    {
+        struct stat t;
+        if (stat(path, &t)) return s;
+        s.kind = S_ISREG(t.st_mode)   ? CTR_FILE_PLAIN_
+                 : S_ISDIR(t.st_mode) ? CTR_FILE_FOLDER_
+                                      : CTR_FILE_OTHER_;
+        s.size = (uint64_t)t.st_size;
+        s.volume = (uint64_t)t.st_dev;
+        s.number = (uint64_t)t.st_ino;
+    }
+#else
+    {
+        FILE *f = fopen(path, "rb");
+        long size = f && !fseek(f, 0, SEEK_END) ? ftell(f) : -1;
+        if (f) fclose(f);
+        if (size < 0) return s;
+        s.kind = CTR_FILE_PLAIN_;
+        s.size = (uint64_t)size;
+    }
+#endif
+    return s;
+}
+
+/* A file's bytes with a zero behind them, so that text files are strings. */
+typedef struct ctr_file_bytes_ {
+    uint8_t *bytes;
+    size_t size;
+} ctr_file_bytes_;
+
+CTR_PRIVATE_ void ctr_file_bytes_free_(ctr_ctx *ctx, ctr_file_bytes_ *b)
+{
+    if (b->bytes) ctr_free_host_(ctx, b->bytes, b->size + 1);
+    b->bytes = NULL;
+    b->size = 0;
+}
+
+/* Reads a plain file of at most `limit` bytes. Returns 1, or 0 with a note. */
+CTR_PRIVATE_ int ctr_file_read_(ctr_ctx *ctx, const char *path, uint64_t limit,
+                                ctr_file_bytes_ *out, ctr_note_ *note)
+{
+    ctr_file_stat_ s = ctr_file_look_(ctx, path);
+    const char *name = ctr_file_tail_(path);
+    FILE *f;
+    out->bytes = NULL;
+    out->size = 0;
+    if (s.kind == CTR_FILE_MISSING_) {
+        ctr_note_set_(note, CTR_E_FILE, "cannot read '%s': %s", name, strerror(errno));
+        return 0;
+    }
+    if (s.kind != CTR_FILE_PLAIN_) {
+        ctr_note_set_(note, CTR_E_FILE, "cannot read '%s': it is a %s", name,
+                      s.kind == CTR_FILE_FOLDER_ ? "folder, not a file" : "device or a pipe");
+        return 0;
+    }
+    if (s.size > limit || s.size > SIZE_MAX / 4) {
+        ctr_note_set_(note, CTR_E_FILE, "cannot read '%s': it has %.0f bytes, at most %.0f are read",
+                      name, (double)s.size, (double)limit);
+        return 0;
+    }
+    f = ctr_file_fault_(ctx, "open", path) ? NULL : fopen(path, "rb");
+    if (!f) {
+        ctr_note_set_(note, CTR_E_FILE, "cannot read '%s': %s", name, strerror(errno));
+        return 0;
+    }
+    out->size = (size_t)s.size;
+    out->bytes = (uint8_t *)ctr_try_alloc_(ctx, out->size + 1);
+    if (!out->bytes) {
+        ctr_note_set_(note, CTR_E_MEMORY, "cannot read '%s': no memory for its %.0f bytes", name,
+                      (double)s.size);
+    } else if (ctr_file_fault_(ctx, "read", path) || fread(out->bytes, 1, out->size, f) < out->size) {
+        ctr_note_set_(note, CTR_E_FILE, "cannot read '%s': it ended before its %.0f bytes", name,
+                      (double)s.size);
+        ctr_file_bytes_free_(ctx, out);
+    } else {
+        out->bytes[out->size] = 0;
+    }
+    fclose(f);
+    return out->bytes != NULL;
+}
+
+/* ---- replacing ----------------------------------------------------------------------------------- */
+
+/* Writes "path.tmp" and, once every byte is safe on the disk, gives it the name path. Whatever
+   fails before that, and a kill at any moment, leaves the old file as it was. */
+typedef struct ctr_file_writer_ {
+    ctr_ctx *ctx;
+    FILE *file;
+    const char *path;
+    char *temp;               /* "path.tmp" */
+    size_t temp_size;
+} ctr_file_writer_;
+
+/* Records why and removes what was begun. errno says why. */
+CTR_PRIVATE_ void ctr_file_writer_fail_(ctr_file_writer_ *w, const char *what)
+{
+    int why = errno;
+    ctr_fail_(w->ctx, CTR_E_FILE, "cannot write '%s': %s%s", ctr_file_tail_(w->path), what,
+              why ? strerror(why) : "unknown error");
+}
+
+/* Ends the writer. Without commit nothing but the old file remains. */
+CTR_PRIVATE_ void ctr_file_writer_close_(ctr_file_writer_ *w)
+{
+    if (w->file) {
+        fclose(w->file);
+        w->file = NULL;
+    }
+    if (w->temp) {
+        remove(w->temp); /* after the rename it is no longer there */
+        ctr_free_host_(w->ctx, w->temp, w->temp_size);
+        w->temp = NULL;
+    }
+}
+
+CTR_PRIVATE_ int ctr_file_writer_open_(ctr_ctx *ctx, ctr_file_writer_ *w, const char *path)
+{
+    size_t n = strlen(path);
+    memset(w, 0, sizeof *w);
+    w->ctx = ctx;
+    w->path = path;
+    w->temp_size = n + 5;
+    w->temp = (char *)ctr_alloc_(ctx, w->temp_size);
+    if (!w->temp) return 0;
+    memcpy(w->temp, path, n);
+    memcpy(w->temp + n, ".tmp", 5);
+    errno = 0;
+    remove(w->temp); /* left by a run that was killed, or a link laid there by somebody else */
+    errno = 0;
+    if (!ctr_file_fault_(ctx, "create", w->temp)) w->file = fopen(w->temp, "wb");
+    if (w->file) return 1;
+    ctr_file_writer_fail_(w, "");
+    ctr_file_writer_close_(w);
+    return 0;
+}
+
+/* After an error this and all that follows do nothing; commit reports. */
+CTR_PRIVATE_ void ctr_file_writer_put_(ctr_file_writer_ *w, const void *bytes, size_t size)
+{
+    if (w->ctx->status != CTR_OK || !w->file || !size) return;
+    errno = 0;
+    if (ctr_file_fault_(w->ctx, "write", w->temp)) {
+        int why = errno; /* as a full disk does it: a part arrives */
+        if (fwrite(bytes, 1, size / 2, w->file) < size / 2) why = errno;
+        errno = why;
+        ctr_file_writer_fail_(w, "");
+    } else if (fwrite(bytes, 1, size, w->file) < size) {
+        ctr_file_writer_fail_(w, "");
+    }
+}
+
+/* fsync of a file or a folder by its name. Some file systems cannot sync a folder: not an error. */
+CTR_PRIVATE_ int ctr_file_sync_(ctr_ctx *ctx, const char *path, int folder)
+{
+#if CTR_POSIX_
+    int fd, ok;
+    if (ctr_file_fault_(ctx, folder ? "sync folder" : "sync", path)) return 0;
+    fd = open(path, O_RDONLY);
+    if (fd < 0) return folder;
+    ok = fsync(fd) == 0 || (folder && errno != EIO);
+    close(fd);
+    return ok;
+#else
+    return !ctr_file_fault_(ctx, folder ? "sync folder" : "sync", path);
+#endif
+}
+
+/* Makes the rename itself safe: the folder that holds the name is synced. */
+CTR_PRIVATE_ int ctr_file_sync_parent_(ctr_file_writer_ *w)
+{
+    char *slash = strrchr(w->temp, '/');
+    if (!slash) return ctr_file_sync_(w->ctx, ".", 1);
+    slash[slash == w->temp] = 0; /* keeps the root's own slash */
+    return ctr_file_sync_(w->ctx, w->temp, 1);
+}
+
+/* flush, close, sync, rename, sync the folder: in this order, or a crash can leave a file that has
+   its new name and not its new content. */
+CTR_PRIVATE_ int ctr_file_writer_commit_(ctr_file_writer_ *w)
+{
+    ctr_ctx *ctx = w->ctx;
+    int ok = ctx->status == CTR_OK && w->file, bad;
+    FILE *f = w->file;
+    errno = 0;
+    if (ok && (ctr_file_fault_(ctx, "flush", w->temp) || fflush(f))) {
+        ctr_file_writer_fail_(w, "");
+        ok = 0;
+    }
+    w->file = NULL;
+    if (f) {
+        bad = ok && ctr_file_fault_(ctx, "close", w->temp);
+        if ((fclose(f) || bad) && ok) {
+            ctr_file_writer_fail_(w, "");
+            ok = 0;
+        }
+    }
+    if (ok && !ctr_file_sync_(ctx, w->temp, 0)) {
+        ctr_file_writer_fail_(w, "sync: ");
+        ok = 0;
+    }
+    if (ok && (ctr_file_fault_(ctx, "rename", w->temp) || rename(w->temp, w->path))) {
+        ctr_file_writer_fail_(w, "rename: ");
+        ok = 0;
+    }
+    if (!ok) {
+        ctr_file_writer_close_(w);
+        return 0;
+    }
+    if (!ctr_file_sync_parent_(w)) {
+        ctr_file_writer_fail_(w, "the new file is in place, but not its folder's entry: ");
+        ok = 0;
+    }
+    ctr_free_host_(ctx, w->temp, w->temp_size);
+    w->temp = NULL;
+    return ok;
+}
+
+/* ---- mapping, folders ---------------------------------------------------------------------------- */
+
+/* Maps a file for reading; *size is its length. NULL with an error. */
+CTR_PRIVATE_ const uint8_t *ctr_file_map_(ctr_ctx *ctx, const char *path, size_t *size)
+{
+#if CTR_POSIX_
+    ctr_file_stat_ s = ctr_file_look_(ctx, path);
+    void *p = MAP_FAILED;
+    int fd;
+    if (s.kind == CTR_FILE_PLAIN_ && s.size > 0 && s.size <= SIZE_MAX / 4) {
+        fd = ctr_file_fault_(ctx, "map", path) ? -1 : open(path, O_RDONLY);
+        if (fd >= 0) {
+            p = mmap(NULL, (size_t)s.size, PROT_READ, MAP_PRIVATE, fd, 0);
+            close(fd);
+        }
+    }
+    if (p == MAP_FAILED) {
+        ctr_fail_(ctx, CTR_E_FILE, "cannot map '%s': %s", ctr_file_tail_(path), strerror(errno));
+        return NULL;
+    }
+    *size = (size_t)s.size;
+    return (const uint8_t *)p;
+#else
+    (void)size;
+    ctr_fail_(ctx, CTR_E_UNSUPPORTED, "cannot map '%s': not on this system", ctr_file_tail_(path));
+    return NULL;
+#endif
+}
+
+CTR_PRIVATE_ void ctr_file_unmap_(const uint8_t *p, size_t size)
+{
+#if CTR_POSIX_
+    union { const uint8_t *from; void *to; } cast; /* munmap takes no const */
+    cast.from = p;
+    if (p) munmap(cast.to, size);
+#else
+    (void)p;
+    (void)size;
+#endif
+}
+
+/* Names in a folder, hidden ones left out, in no particular order. 0 with an error. */
+CTR_PRIVATE_ int ctr_file_list_(ctr_ctx *ctx, const char *path, ctr_file_names_ *names)
+{
+#if CTR_POSIX_
+    DIR *dir = ctr_file_fault_(ctx, "list", path) ? NULL : opendir(path);
+    struct dirent *entry;
+    int ok = 1;
+    if (!dir) {
+        ctr_fail_(ctx, CTR_E_FILE, "cannot list '%s': %s", ctr_file_tail_(path), strerror(errno));
+        return 0;
+    }
+    while (ok && (entry = readdir(dir)) != NULL)
+        if (entry->d_name[0] != '.')
+            ok = ctr_file_names_add_(ctx, names, entry->d_name, strlen(entry->d_name));
+    closedir(dir);
+    return ok;
+#else
+    (void)names;
+    ctr_fail_(ctx, CTR_E_UNSUPPORTED, "cannot list '%s': folders are read on POSIX systems only",
+              ctr_file_tail_(path));
+    return 0;
+#endif
+}
+
+CTR_PRIVATE_ int ctr_file_exists_(const char *path)
+{
+    FILE *file = fopen(path, "rb");
+    if (file) fclose(file);
+    return file != NULL;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -2498,7 +4054,8 @@ CTR_INLINE_ void ctr_contrast_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
     for (i = lo; i < hi; i++) {
         const ctr_real *s = v->x + i * m;
         ctr_real lanes[CTR_LANES_] = { 0 }, max = CTR_R(-1e30), before, after;
-        double positive = 0, count = 0;
+        ctr_real best = CTR_R(-1e30);
+        double positive = 0, count = 0, *note = v->partial + i * CTR_CONTRAST_OUT;
         int64_t side, from, to;
         before = i > 0 ? ctr_row_max_(s, i) : max;
         after = i + 1 < m ? ctr_row_max_(s + i + 1, m - i - 1) : max;
@@ -2516,10 +4073,15 @@ CTR_INLINE_ void ctr_contrast_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
             if (v->index[j] == v->index[i] && j != i) {
                 positive += (double)s[j];
                 count += 1;
+                best = s[j] > best ? s[j] : best;
             }
         v->y[i] = m > 1 ? max + CTR_M_(log)(ctr_lanes_sum_(lanes)) : 0;
         v->y2[i] = (ctr_real)count;
-        v->partial[i] = count > 0 ? (double)v->y[i] - positive / count : 0;
+        note[0] = count > 0 ? (double)v->y[i] - positive / count : 0;
+        note[1] = count > 0 ? 1 : 0;
+        note[2] = count > 0 && best >= max ? 1 : 0;
+        note[3] = positive;
+        note[4] = (double)ctr_row_sum_(s, i) + (double)ctr_row_sum_(s + i + 1, m - i - 1) - positive;
     }
 }
 CTR_VEC_KERNEL_(ctr_contrast_)
@@ -2528,23 +4090,27 @@ CTR_API void ctr_k_contrast(ctr_ctx *ctx, int64_t m, const int32_t *ids, const c
                             ctr_real *lse, ctr_real *positives, ctr_real *out)
 {
     ctr_vec_ v = ctr_vec_args_(m);
-    double sum = 0, anchors = 0;
+    double sum[CTR_CONTRAST_OUT] = { 0 }, pairs = 0, all = (double)m * (double)(m - 1);
     int64_t i;
+    int k;
     CTR_VERB_(contrast, (ctx, m, ids, sim, lse, positives, out))
     v.index = ids;
     v.x = sim;
     v.y = lse;
     v.y2 = positives;
     v.chunk = ctr_vec_rows_(4 * m);
-    v.partial = (double *)ctr_scratch_(ctx, (size_t)m * sizeof(double));
+    v.partial = (double *)ctr_scratch_(ctx, (size_t)m * CTR_CONTRAST_OUT * sizeof(double));
     if (!v.partial) return;
     CTR_VEC_RUN_(ctx, ctr_contrast_, &v);
     for (i = 0; i < m; i++) {
-        sum += v.partial[i];
-        anchors += positives[i] > 0 ? 1 : 0;
+        for (k = 0; k < CTR_CONTRAST_OUT; k++) sum[k] += v.partial[i * CTR_CONTRAST_OUT + k];
+        pairs += (double)positives[i];
     }
-    out[0] = (ctr_real)(anchors > 0 ? sum / anchors : 0);
-    out[1] = (ctr_real)anchors;
+    out[0] = (ctr_real)(sum[1] > 0 ? sum[0] / sum[1] : 0);
+    out[1] = (ctr_real)sum[1];
+    out[2] = (ctr_real)(sum[1] > 0 ? sum[2] / sum[1] : 0);
+    out[3] = (ctr_real)(pairs > 0 ? sum[3] / pairs : 0);
+    out[4] = (ctr_real)(all > pairs ? sum[4] / (all - pairs) : 0);
 }
 
 /* d loss / d sim_ij = (exp(sim_ij - lse_i) - [j positive] / positives_i) / anchors, 0 for j = i and
@@ -2922,8 +4488,11 @@ CTR_INLINE_ void ctr_sgd_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
     ctr_real ratio = (ctr_real)v->ratio, *w = o->w, *m = o->m;
     const ctr_real *g = o->g;
     int64_t i;
-    if (!m)
-        for (i = lo; i < hi; i++) w[i] -= lr * ratio * (g[i] + decay * w[i]);
+    if (o->form == CTR_LARS_INSIDE)
+        for (i = lo; i < hi; i++) {
+            m[i] = mu * m[i] + lr * ratio * (g[i] + decay * w[i]);
+            w[i] -= m[i];
+        }
     else if (o->nesterov)
         for (i = lo; i < hi; i++) {
             ctr_real d = ratio * (g[i] + decay * w[i]);
@@ -2938,12 +4507,15 @@ CTR_INLINE_ void ctr_sgd_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
 }
 CTR_VEC_KERNEL_(ctr_sgd_)
 
-/* LARS's trust ratio: trust |w| / |g + decay w|, 1 when either norm is 0. */
+/* LARS's trust ratio: trust |w| / |g + decay w|; LARC's: trust |w| / (|g| + decay |w| + 1e-8); 1 when
+   either norm is 0. */
 CTR_PRIVATE_ double ctr_sgd_trust_(ctr_ctx *ctx, const ctr_optim_args *o)
 {
     double ww = ctr_dot_double_(ctx, o->n, o->w, o->w), gg = ctr_dot_double_(ctx, o->n, o->g, o->g);
     double gw = ctr_dot_double_(ctx, o->n, o->g, o->w);
     double update = gg + 2 * o->decay * gw + o->decay * o->decay * ww;
+    if (o->form == CTR_LARS_LARC)
+        return ww > 0 && gg > 0 ? o->trust * sqrt(ww) / (sqrt(gg) + o->decay * sqrt(ww) + 1e-8) : 1;
     return ww > 0 && update > 0 ? o->trust * sqrt(ww) / sqrt(update) : 1;
 }
 
@@ -5803,6 +7375,8517 @@ CTR_API double ctr_gradient_check(ctr_ctx *ctx, ctr_loss_fn loss_fn, void *user,
     ctr_tensor_write(ctx, leaf, x, n);
     ctr_free_host_(ctx, x, 2 * bytes);
     return ctx->status == CTR_OK ? worst / (largest + 1e-3) : -1;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>NN
+   ---------------------------------------------------------------------------------------------- */
+
+/* A variable's name into name[96]; one that is too long is refused by ctr_vars_add. */
+CTR_PRIVATE_ void ctr_name_(char *name, const char *format, ...) CTR_PRINTF_(2, 3);
+CTR_PRIVATE_ void ctr_name_(char *name, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    vsnprintf(name, 96, format, args);
+    va_end(args);
+}
+
+CTR_API void ctr_vars_init(ctr_vars *vars) { memset(vars, 0, sizeof *vars); }
+
+CTR_API void ctr_vars_destroy(ctr_ctx *ctx, ctr_vars *vars)
+{
+    int i;
+    for (i = 0; i < vars->count; i++) ctr_tensor_destroy(ctx, vars->list[i].value);
+    ctr_free_host_(ctx, vars->list, (size_t)vars->capacity * sizeof *vars->list);
+    ctr_vars_init(vars);
+}
+
+CTR_PRIVATE_ int ctr_vars_grow_(ctr_ctx *ctx, ctr_vars *vars)
+{
+    int capacity = vars->capacity ? 2 * vars->capacity : 32;
+    ctr_var *list;
+    if (vars->count < vars->capacity) return 1;
+    list = (ctr_var *)ctr_alloc_(ctx, (size_t)capacity * sizeof *list);
+    if (!list) return 0;
+    if (vars->count) memcpy(list, vars->list, (size_t)vars->count * sizeof *list);
+    ctr_free_host_(ctx, vars->list, (size_t)vars->capacity * sizeof *list);
+    vars->list = list;
+    vars->capacity = capacity;
+    return 1;
+}
+
+CTR_API const ctr_var *ctr_vars_find(const ctr_vars *vars, const char *name)
+{
+    int i;
+    for (i = 0; i < vars->count; i++)
+        if (!strcmp(vars->list[i].name, name)) return &vars->list[i];
+    return NULL;
+}
+
+CTR_API ctr_tensor *ctr_vars_add(ctr_ctx *ctx, ctr_vars *vars, const char *prefix,
+                                 const char *name, ctr_kind kind, int rank, const int64_t *shape)
+{
+    ctr_var v;
+    memset(&v, 0, sizeof v);
+    if (ctx->status != CTR_OK || !ctr_vars_grow_(ctx, vars)) return &ctx->poison;
+    if ((size_t)snprintf(v.name, sizeof v.name, "%s%s", prefix, name) >= sizeof v.name ||
+        ctr_vars_find(vars, v.name)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "vars: the name %s%s is too long or taken", prefix, name);
+        return &ctx->poison;
+    }
+    v.kind = kind;
+    v.conv = rank == 4;
+    v.value = ctr_tensor_create(ctx, CTR_F32, rank, shape, kind != CTR_KIND_BUFFER);
+    if (ctx->status != CTR_OK) return &ctx->poison;
+    vars->list[vars->count++] = v;
+    return v.value;
+}
+
+CTR_API int64_t ctr_vars_numbers(const ctr_vars *vars, int buffers)
+{
+    int64_t n = 0;
+    int i;
+    for (i = 0; i < vars->count; i++)
+        if (buffers || vars->list[i].kind != CTR_KIND_BUFFER) n += vars->list[i].value->size;
+    return n;
+}
+
+CTR_PRIVATE_ int ctr_vars_alike_(ctr_ctx *ctx, const ctr_vars *a, const ctr_vars *b)
+{
+    int i;
+    if (ctx->status != CTR_OK) return 0;
+    for (i = 0; i < a->count && i < b->count; i++)
+        if (a->list[i].value->size != b->list[i].value->size || a->list[i].kind != b->list[i].kind)
+            break;
+    if (i == a->count && i == b->count) return 1;
+    ctr_fail_(ctx, CTR_E_SHAPE, "vars: the networks differ at variable %d (%s and %s)", i,
+              i < a->count ? a->list[i].name : "none", i < b->count ? b->list[i].name : "none");
+    return 0;
+}
+
+CTR_API void ctr_vars_ema(ctr_ctx *ctx, ctr_vars *to, const ctr_vars *from, double tau,
+                          int buffers)
+{
+    int i;
+    if (!ctr_vars_alike_(ctx, to, from)) return;
+    for (i = 0; i < to->count; i++)
+        if (buffers || to->list[i].kind != CTR_KIND_BUFFER)
+            ctr_k_axpby(ctx, to->list[i].value->size, (ctr_real)(1 - tau),
+                        ctr_f_(from->list[i].value), (ctr_real)tau, ctr_f_(to->list[i].value));
+}
+
+CTR_API void ctr_vars_copy(ctr_ctx *ctx, ctr_vars *to, const ctr_vars *from)
+{
+    ctr_vars_ema(ctx, to, from, 0, 1);
+}
+
+CTR_API void ctr_vars_check_gradients(ctr_ctx *ctx, const ctr_vars *vars)
+{
+    int i;
+    for (i = 0; i < vars->count && ctr_ready_(ctx); i++) {
+        const ctr_tensor *t = vars->list[i].value;
+        if (ctr_tensor_has_grad(ctx, t) && !ctr_k_finite(ctx, t->size, t->grad))
+            ctr_fail_(ctx, CTR_E_NUMBER, "step: the gradient of %s is not finite",
+                      vars->list[i].name);
+    }
+}
+
+/* ---- initial values ---------------------------------------------------------------------------- */
+
+/* FNV-1a of a name: initial values depend on the seed and the name, not on the order of creation. */
+CTR_PRIVATE_ uint32_t ctr_name_hash_(const char *prefix, const char *name)
+{
+    uint32_t h = 2166136261u;
+    for (; *prefix; prefix++) h = (h ^ (unsigned char)*prefix) * 16777619u;
+    for (; *name; name++) h = (h ^ (unsigned char)*name) * 16777619u;
+    return h;
+}
+
+/* Normal with that deviation if normal, else uniform in +-bound. */
+CTR_PRIVATE_ void ctr_init_random_(ctr_ctx *ctx, ctr_tensor *t, const char *prefix,
+                                   const char *name, int normal, double bound)
+{
+    ctr_rng rng;
+    ctr_real *x;
+    size_t bytes = ctr_tensor_bytes_(t);
+    int64_t i;
+    if (!ctr_ready_(ctx)) return;
+    x = (ctr_real *)ctr_alloc_(ctx, bytes);
+    if (!x) return;
+    ctr_rng_init(&rng, ctx->config.seed, CTR_STREAM_INIT, 0, ctr_name_hash_(prefix, name), 0);
+    for (i = 0; i < t->size; i++)
+        x[i] = (ctr_real)(bound * (normal ? ctr_rng_normal(&rng) : 2 * ctr_rng_uniform(&rng) - 1));
+    ctr_tensor_write(ctx, t, x, t->size);
+    ctr_free_host_(ctx, x, bytes);
+}
+
+/* ---- layers ------------------------------------------------------------------------------------ */
+
+CTR_API void ctr_linear_init(ctr_ctx *ctx, ctr_linear *layer, ctr_vars *vars, const char *prefix,
+                             int64_t in, int64_t out, int bias)
+{
+    int64_t shape[2];
+    double bound = 1 / sqrt((double)CTR_MAX_(in, 1));
+    shape[0] = out;
+    shape[1] = in;
+    layer->bias = NULL;
+    layer->weight = ctr_vars_add(ctx, vars, prefix, "weight", CTR_KIND_WEIGHT, 2, shape);
+    ctr_init_random_(ctx, layer->weight, prefix, "weight", 0, bound);
+    if (!bias) return;
+    layer->bias = ctr_vars_add(ctx, vars, prefix, "bias", CTR_KIND_BIAS, 1, &out);
+    ctr_init_random_(ctx, layer->bias, prefix, "bias", 0, bound);
+}
+
+CTR_API ctr_tensor *ctr_linear_forward(ctr_ctx *ctx, const ctr_linear *layer, ctr_tensor *x)
+{
+    ctr_tensor *y = ctr_matmul(ctx, x, 0, layer->weight, 1);
+    return layer->bias ? ctr_bias(ctx, y, layer->bias) : y;
+}
+
+CTR_API void ctr_conv2d_init(ctr_ctx *ctx, ctr_conv2d *layer, ctr_vars *vars, const char *prefix,
+                             int64_t in, int64_t out, int kernel, int stride, int pad)
+{
+    int64_t shape[4];
+    shape[0] = shape[1] = kernel;
+    shape[2] = in;
+    shape[3] = out;
+    layer->stride = stride;
+    layer->pad = pad;
+    layer->weight = ctr_vars_add(ctx, vars, prefix, "weight", CTR_KIND_WEIGHT, 4, shape);
+    ctr_init_random_(ctx, layer->weight, prefix, "weight", 1,
+                     sqrt(2.0 / (double)(kernel * kernel * out)));
+}
+
+CTR_API ctr_tensor *ctr_conv2d_forward(ctr_ctx *ctx, const ctr_conv2d *layer, ctr_tensor *x)
+{
+    return ctr_conv(ctx, x, layer->weight, layer->stride, layer->pad);
+}
+
+CTR_API void ctr_norm_init(ctr_ctx *ctx, ctr_norm *layer, ctr_vars *vars, const char *prefix,
+                           int64_t c, int gamma, int beta)
+{
+    memset(layer, 0, sizeof *layer);
+    layer->momentum = CTR_R(0.1);
+    layer->eps = CTR_R(1e-5);
+    if (gamma) {
+        layer->gamma = ctr_vars_add(ctx, vars, prefix, "weight", CTR_KIND_NORM, 1, &c);
+        if (gamma == 1) ctr_tensor_fill(ctx, layer->gamma, 1);
+    }
+    if (beta) layer->beta = ctr_vars_add(ctx, vars, prefix, "bias", CTR_KIND_NORM, 1, &c);
+    layer->mean = ctr_vars_add(ctx, vars, prefix, "running_mean", CTR_KIND_BUFFER, 1, &c);
+    layer->var = ctr_vars_add(ctx, vars, prefix, "running_var", CTR_KIND_BUFFER, 1, &c);
+    ctr_tensor_fill(ctx, layer->var, 1);
+}
+
+/* ---- heads ------------------------------------------------------------------------------------- */
+
+CTR_API ctr_mlp_config ctr_mlp_config_default(int64_t in, int64_t hidden, int64_t out)
+{
+    ctr_mlp_config c;
+    memset(&c, 0, sizeof c);
+    c.layers = 2;
+    c.in = in;
+    c.hidden = hidden;
+    c.out = out;
+    c.hidden_norm = 1;
+    c.out_norm = 2;
+    return c;
+}
+
+CTR_API void ctr_mlp_init(ctr_ctx *ctx, ctr_mlp *head, ctr_vars *vars, const char *prefix,
+                          const ctr_mlp_config *config)
+{
+    const ctr_mlp_config *c = config;
+    char name[96];
+    int i, at = 0;
+    memset(head, 0, sizeof *head);
+    head->config = *c;
+    if (c->layers < 1 || c->layers > 4 || c->in < 1 || c->hidden < 1 || c->out < 1) {
+        ctr_fail_(ctx, CTR_E_VALUE, "mlp: needs 1..4 layers and sizes of at least 1, got %d layers, "
+                  "%ld, %ld, %ld", c->layers, (long)c->in, (long)c->hidden, (long)c->out);
+        return;
+    }
+    for (i = 0; i < c->layers; i++) {
+        int last = i == c->layers - 1, norm = last ? c->out_norm : c->hidden_norm;
+        int64_t in = i ? c->hidden : c->in, out = last ? c->out : c->hidden;
+        ctr_name_(name, "%s%d.", prefix, at++);
+        ctr_linear_init(ctx, &head->linear[i], vars, name, in, out,
+                        last ? c->out_bias : c->hidden_bias);
+        if (norm) {
+            ctr_name_(name, "%s%d.", prefix, at++);
+            ctr_norm_init(ctx, &head->norm[i], vars, name, out, norm == 3 ? 0 : 1, norm == 1);
+        }
+        at++; /* the ReLU has a number, too */
+    }
+}
+
+CTR_API ctr_tensor *ctr_mlp_forward(ctr_ctx *ctx, const ctr_mlp *head, ctr_tensor *x,
+                                    ctr_norm_mode mode, int groups)
+{
+    int i, last;
+    for (i = 0; i < head->config.layers; i++) {
+        last = i == head->config.layers - 1;
+        x = ctr_linear_forward(ctx, &head->linear[i], x);
+        if (last ? head->config.out_norm : head->config.hidden_norm)
+            x = ctr_batch_norm(ctx, x, &head->norm[i], mode, groups, NULL, !last);
+        else if (!last)
+            x = ctr_relu(ctx, x);
+    }
+    return x;
+}
+
+/* ---- residual networks ------------------------------------------------------------------------- */
+
+CTR_API void ctr_resnet_config_init(ctr_resnet_config *config, int depth)
+{
+    memset(config, 0, sizeof *config);
+    config->depth = depth;
+    config->channels = 3;
+    config->image_size = 32;
+}
+
+CTR_API ctr_resnet_config ctr_resnet_config_default(int depth)
+{
+    ctr_resnet_config config;
+    ctr_resnet_config_init(&config, depth);
+    return config;
+}
+
+/* Blocks of each stage; returns the number of stages, 0 for an unknown depth. */
+CTR_PRIVATE_ int ctr_resnet_plan_(int depth, int blocks[4])
+{
+    static const int imagenet[4][5] = {
+        { 18, 2, 2, 2, 2 }, { 34, 3, 4, 6, 3 }, { 50, 3, 4, 6, 3 }, { 101, 3, 4, 23, 3 }
+    };
+    int i, j;
+    for (i = 0; i < 4; i++)
+        if (imagenet[i][0] == depth) {
+            for (j = 0; j < 4; j++) blocks[j] = imagenet[i][j + 1];
+            return 4;
+        }
+    if (depth < 8 || depth > 56 || (depth - 2) % 6) return 0;
+    for (j = 0; j < 3; j++) blocks[j] = (depth - 2) / 6;
+    return 3;
+}
+
+CTR_API int ctr_resnet_config_parse(ctr_resnet_config *config, const char *name)
+{
+    int depth = 0, width = 0, used = 0, plan[4];
+    if (sscanf(name, "resnet%d%n", &depth, &used) != 1) return 0;
+    if (name[used] && (sscanf(name + used, "-w%d%n", &width, &used) != 1 || width < 1 ||
+                       width > 1024 || strchr(name, '-')[used]))
+        return 0;
+    if (!ctr_resnet_plan_(depth, plan)) return 0;
+    config->depth = depth;
+    config->width = width;
+    return 1;
+}
+
+/* One block: in -> mid -> out channels; basic blocks have two 3x3, bottlenecks 1x1, 3x3, 1x1. */
+CTR_PRIVATE_ void ctr_res_block_init_(ctr_ctx *ctx, ctr_res_block *b, ctr_vars *vars,
+                                      const char *prefix, int64_t in, int64_t mid, int64_t out,
+                                      int stride, int convs, int zero_init)
+{
+    char name[96];
+    int i;
+    memset(b, 0, sizeof *b);
+    b->convs = convs;
+    for (i = 0; i < convs; i++) {
+        int middle = convs == 2 || i == 1, last = i == convs - 1;
+        int step = (convs == 2 && i == 0) || (convs == 3 && i == 1) ? stride : 1;
+        ctr_name_(name, "%sconv%d.", prefix, i + 1);
+        ctr_conv2d_init(ctx, &b->conv[i], vars, name, i ? mid : in, last ? out : mid,
+                        middle ? 3 : 1, step, middle ? 1 : 0);
+        ctr_name_(name, "%sbn%d.", prefix, i + 1);
+        ctr_norm_init(ctx, &b->norm[i], vars, name, last ? out : mid, last && zero_init ? 2 : 1, 1);
+    }
+    if (stride == 1 && in == out) return;
+    ctr_name_(name, "%sdownsample.0.", prefix);
+    ctr_conv2d_init(ctx, &b->down, vars, name, in, out, 1, stride, 0);
+    ctr_name_(name, "%sdownsample.1.", prefix);
+    ctr_norm_init(ctx, &b->down_norm, vars, name, out, 1, 1);
+}
+
+CTR_PRIVATE_ void ctr_resnet_stem_init_(ctr_ctx *ctx, ctr_resnet *net, ctr_vars *vars,
+                                        const char *prefix)
+{
+    ctr_resnet_config *c = &net->config;
+    char name[96];
+    if (c->stem == CTR_STEM_AUTO)
+        c->stem = c->image_size <= 64 ? CTR_STEM_SMALL : CTR_STEM_LARGE;
+    ctr_name_(name, "%sconv1.", prefix);
+    if (c->stem == CTR_STEM_SMALL)
+        ctr_conv2d_init(ctx, &net->stem, vars, name, c->channels, c->width, 3, 1, 1);
+    else
+        ctr_conv2d_init(ctx, &net->stem, vars, name, c->channels, c->width, 7, 2, 3);
+    ctr_name_(name, "%sbn1.", prefix);
+    ctr_norm_init(ctx, &net->stem_norm, vars, name, c->width, 1, 1);
+}
+
+CTR_API void ctr_resnet_init(ctr_ctx *ctx, ctr_resnet *net, ctr_vars *vars, const char *prefix,
+                             const ctr_resnet_config *config)
+{
+    int plan[4], stage, i;
+    char name[96];
+    int64_t in, mid, out;
+    memset(net, 0, sizeof *net);
+    net->config = *config;
+    net->stages = ctr_resnet_plan_(config->depth, plan);
+    if (!net->stages || config->width < 0 || config->channels < 1 || config->image_size < 1) {
+        ctr_fail_(ctx, CTR_E_VALUE, "resnet: depth must be 8, 14, 20, 32, 44, 56, 18, 34, 50 or 101, "
+                  "got %d (width %ld, channels %ld)", config->depth, (long)config->width,
+                  (long)config->channels);
+        return;
+    }
+    if (!net->config.width) net->config.width = net->stages == 3 ? 16 : 64;
+    ctr_resnet_stem_init_(ctx, net, vars, prefix);
+    in = mid = net->config.width;
+    for (stage = 0; stage < net->stages; stage++, mid *= 2) {
+        int convs = config->depth >= 50 && net->stages == 4 ? 3 : 2;
+        out = convs == 3 ? 4 * mid : mid;
+        for (i = 0; i < plan[stage]; i++, in = out) {
+            ctr_name_(name, "%slayer%d.%d.", prefix, stage + 1, i);
+            ctr_res_block_init_(ctx, &net->block[net->blocks++], vars, name, in, mid, out,
+                                stage && !i ? 2 : 1, convs, config->zero_init);
+        }
+        net->stage_end[stage] = net->blocks;
+    }
+    net->features = in;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_res_block_forward_(ctr_ctx *ctx, const ctr_res_block *b, ctr_tensor *x,
+                                                ctr_norm_mode mode, int groups)
+{
+    ctr_tensor *shortcut = x, *y = x;
+    int i;
+    if (b->down.weight) {
+        shortcut = ctr_conv2d_forward(ctx, &b->down, x);
+        shortcut = ctr_batch_norm(ctx, shortcut, &b->down_norm, mode, groups, NULL, 0);
+    }
+    for (i = 0; i < b->convs; i++) {
+        y = ctr_conv2d_forward(ctx, &b->conv[i], y);
+        y = ctr_batch_norm(ctx, y, &b->norm[i], mode, groups, i == b->convs - 1 ? shortcut : NULL,
+                           1);
+    }
+    return y;
+}
+
+/* When nothing is recorded, what a block computed on its way is not needed: its output moves down
+   to where the block began, unless it would overlap itself there. */
+CTR_PRIVATE_ void ctr_scope_end_(ctr_ctx *ctx, size_t low, size_t want_low, ctr_tensor *t)
+{
+    ctr_slab_ *s = &ctx->slab;
+    size_t bytes = ctr_round_(ctr_tensor_bytes_(t));
+    char *to = s->base + low;
+    if (!ctx->nograd || ctx->status != CTR_OK) return;
+    if (!ctx->plan) {
+        if (s->overflow || (char *)t->data < to + bytes) return;
+        ctr_k_copy(ctx, ctr_tensor_bytes_(t), t->data, to);
+        t->data = to;
+        s->low = low + bytes;
+    }
+    s->want_low = want_low + bytes;
+}
+
+CTR_API ctr_tensor *ctr_resnet_forward(ctr_ctx *ctx, const ctr_resnet *net, ctr_tensor *x,
+                                       ctr_norm_mode mode, int groups)
+{
+    size_t low = ctx->slab.low, want_low = ctx->slab.want_low;
+    int i;
+    if (ctx->status == CTR_OK && (x->rank != 4 || x->shape[3] != net->config.channels)) {
+        char text[64];
+        ctr_fail_(ctx, CTR_E_SHAPE, "resnet: expected images [n, h, w, %ld], got %s",
+                  (long)net->config.channels, ctr_shape_text_(x->rank, x->shape, text));
+    }
+    x = ctr_conv2d_forward(ctx, &net->stem, x);
+    x = ctr_batch_norm(ctx, x, &net->stem_norm, mode, groups, NULL, 1);
+    if (net->config.stem == CTR_STEM_LARGE) x = ctr_max_pool(ctx, x, 3, 2, 1);
+    ctr_scope_end_(ctx, low, want_low, x);
+    for (i = 0; i < net->blocks; i++) {
+        low = ctx->slab.low;
+        want_low = ctx->slab.want_low;
+        x = ctr_res_block_forward_(ctx, &net->block[i], x, mode, groups);
+        ctr_scope_end_(ctx, low, want_low, x);
+    }
+    return ctr_global_pool(ctx, x);
+}
+
+CTR_API const char *ctr_resnet_describe(const ctr_resnet *net, char *text)
+{
+    snprintf(text, 96, "resnet%d width=%ld stem=%s channels=%ld", net->config.depth,
+             (long)net->config.width, net->config.stem == CTR_STEM_SMALL ? "small" : "large",
+             (long)net->config.channels);
+    return text;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>OPTIM
+   ---------------------------------------------------------------------------------------------- */
+
+struct ctr_optim {
+    ctr_optim_config config;
+    ctr_vars *vars;
+    ctr_vars state;              /* one or two tensors a trainable variable, in its order */
+    int64_t steps;
+};
+
+CTR_API void ctr_optim_config_init(ctr_optim_config *config, ctr_optim_kind kind)
+{
+    memset(config, 0, sizeof *config);
+    config->kind = kind;
+    config->momentum = 0.9;
+    config->decay = kind == CTR_OPTIM_ADAMW ? 0.01 : 1e-4;
+    config->trust = 1e-3;
+    config->beta1 = 0.9;
+    config->beta2 = 0.999;
+    config->eps = 1e-8;
+}
+
+CTR_API ctr_optim_config ctr_optim_config_default(ctr_optim_kind kind)
+{
+    ctr_optim_config config;
+    ctr_optim_config_init(&config, kind);
+    return config;
+}
+
+CTR_API void ctr_optim_destroy(ctr_ctx *ctx, ctr_optim *optim)
+{
+    if (!optim) return;
+    ctr_vars_destroy(ctx, &optim->state);
+    ctr_free_host_(ctx, optim, sizeof *optim);
+}
+
+CTR_API ctr_optim *ctr_optim_create(ctr_ctx *ctx, const ctr_optim_config *config, ctr_vars *vars)
+{
+    ctr_optim *o;
+    int i;
+    if (ctx->status != CTR_OK) return NULL;
+    if (!(config->momentum >= 0 && config->momentum < 1 && config->decay >= 0 &&
+          config->beta1 >= 0 && config->beta1 < 1 && config->beta2 >= 0 && config->beta2 < 1)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "optim: momentum, beta1, beta2 must be in [0, 1) and decay at "
+                  "least 0; got %g, %g, %g, %g", config->momentum, config->beta1, config->beta2,
+                  config->decay);
+        return NULL;
+    }
+    o = (ctr_optim *)ctr_alloc_zero_(ctx, sizeof *o);
+    if (!o) return NULL;
+    o->config = *config;
+    o->vars = vars;
+    for (i = 0; i < vars->count; i++) {
+        const ctr_var *v = &vars->list[i];
+        if (v->kind == CTR_KIND_BUFFER) continue;
+        ctr_vars_add(ctx, &o->state, v->name, ".m", CTR_KIND_BUFFER, v->value->rank,
+                     v->value->shape);
+        if (config->kind == CTR_OPTIM_ADAMW)
+            ctr_vars_add(ctx, &o->state, v->name, ".v", CTR_KIND_BUFFER, v->value->rank,
+                         v->value->shape);
+    }
+    if (ctx->status != CTR_OK) {
+        ctr_optim_destroy(ctx, o);
+        return NULL;
+    }
+    return o;
+}
+
+CTR_API ctr_vars *ctr_optim_state(ctr_optim *optim) { return &optim->state; }
+CTR_API int64_t *ctr_optim_steps(ctr_optim *optim) { return &optim->steps; }
+
+CTR_PRIVATE_ double ctr_optim_decay_(const ctr_optim_config *c, ctr_kind kind)
+{
+    return kind == CTR_KIND_WEIGHT || kind == CTR_KIND_PROTOTYPE || (c->decay_all && kind != CTR_KIND_SCALE)
+               ? c->decay : 0;
+}
+
+/* LARC adapts every parameter, LARS the weights alone. */
+CTR_PRIVATE_ int ctr_optim_adapts_(const ctr_optim_config *c, ctr_kind kind)
+{
+    if (c->kind != CTR_OPTIM_LARS) return 0;
+    return kind == CTR_KIND_WEIGHT || kind == CTR_KIND_PROTOTYPE || c->decay_all;
+}
+
+CTR_API void ctr_optim_step(ctr_ctx *ctx, ctr_optim *optim, double lr)
+{
+    const ctr_optim_config *c = &optim->config;
+    ctr_optim_args a;
+    int i, at = 0;
+    if (!ctr_ready_(ctx)) return;
+    optim->steps++;
+    for (i = 0; i < optim->vars->count; i++) {
+        const ctr_var *v = &optim->vars->list[i];
+        if (v->kind == CTR_KIND_BUFFER) continue;
+        memset(&a, 0, sizeof a);
+        a.m = ctr_f_(optim->state.list[at++].value);
+        if (c->kind == CTR_OPTIM_ADAMW) a.v = ctr_f_(optim->state.list[at++].value);
+        if (!ctr_tensor_has_grad(ctx, v->value)) continue;
+        a.n = v->value->size;
+        a.w = ctr_f_(v->value);
+        a.g = v->value->grad;
+        a.lr = lr;
+        a.momentum = c->momentum;
+        a.nesterov = c->nesterov;
+        a.decay = ctr_optim_decay_(c, v->kind);
+        a.trust = c->trust;
+        a.adapt = ctr_optim_adapts_(c, v->kind);
+        a.form = c->kind == CTR_OPTIM_LARS ? (int)c->form : 0;
+        a.beta1 = c->beta1;
+        a.beta2 = c->beta2;
+        a.eps = c->eps;
+        a.correct1 = 1 - pow(c->beta1, (double)optim->steps);
+        a.correct2 = 1 - pow(c->beta2, (double)optim->steps);
+        if (c->kind == CTR_OPTIM_ADAMW) ctr_k_adamw(ctx, &a);
+        else ctr_k_sgd(ctx, &a);
+    }
+}
+
+CTR_API size_t ctr_optim_describe(const ctr_optim *optim, char *text, size_t size)
+{
+    static const char *const kinds[] = { "weight", "bias", "norm", "scale", "prototype", "buffer" };
+    char line[256], shape[64];
+    size_t length = 0;
+    int i, n;
+    if (size) text[0] = 0;
+    for (i = 0; i < optim->vars->count; i++) {
+        const ctr_var *v = &optim->vars->list[i];
+        n = snprintf(line, sizeof line, "%-44s %-18s %-9s decay %-7g %s\n", v->name,
+                     ctr_shape_text_(v->value->rank, v->value->shape, shape), kinds[v->kind],
+                     v->kind == CTR_KIND_BUFFER ? 0 : ctr_optim_decay_(&optim->config, v->kind),
+                     ctr_optim_adapts_(&optim->config, v->kind) ? "adapted" : "-");
+        if (n > 0 && length + (size_t)n < size) memcpy(text + length, line, (size_t)n + 1);
+        if (n > 0) length += (size_t)n;
+    }
+    return length;
+}
+
+CTR_API ctr_schedule ctr_schedule_cosine(double base, double end, int64_t warmup, int64_t total)
+{
+    ctr_schedule s;
+    memset(&s, 0, sizeof s);
+    s.kind = CTR_SCHEDULE_COSINE;
+    s.base = base;
+    s.end = end;
+    s.gamma = 0.1;
+    s.warmup = warmup;
+    s.total = total;
+    return s;
+}
+
+CTR_API double ctr_schedule_at(const ctr_schedule *s, int64_t step)
+{
+    double rate = s->base;
+    int64_t left = s->total - 1 - s->warmup;
+    int i;
+    if (step < s->warmup) return s->base * (double)(step + 1) / (double)s->warmup;
+    if (s->kind == CTR_SCHEDULE_COSINE) {
+        double t = left > 0 ? (double)(step - s->warmup) / (double)left : 1;
+        if (t > 1) t = 1;
+        return s->end + (s->base - s->end) * 0.5 * (1 + cos(CTR_PI_ * t));
+    }
+    if (s->kind == CTR_SCHEDULE_STEPS)
+        for (i = 0; i < 4; i++)
+            if (s->milestones[i] > 0 && step >= s->milestones[i]) rate *= s->gamma;
+    return rate;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>IMAGE
+
+   The first bytes decide what a file is. Then comes the header: sizes are held against the limits
+   and the structure is walked to the end (PNG chunks with their checksums, JPEG segments to the
+   end marker, the rows of a BMP), so that stb_image, which fills what is missing with zeros, only
+   sees files that are whole. It decodes from memory and takes its scratch from malloc.
+   Functions with a note instead of a context error may run in workers.
+   ---------------------------------------------------------------------------------------------- */
+
+#ifdef __cplusplus
+} /* stb_image includes headers that must not stand in extern "C" */
+#endif
+
+#if defined(CONTRASTIVE_NO_STB_IMAGE)
+#define CTR_HAS_STB_ 0
+#elif defined(STBI_INCLUDE_STB_IMAGE_H)
+#define CTR_HAS_STB_ 1 /* the user's own, included before */
+#elif defined(CONTRASTIVE_STB_IMAGE)
+#define CTR_HAS_STB_ 1
+#define CTR_STB_FILE_ CONTRASTIVE_STB_IMAGE
+#elif defined(__has_include)
+#if __has_include("stb_image.h")
+#define CTR_HAS_STB_ 1
+#define CTR_STB_FILE_ "stb_image.h"
+#elif __has_include(<stb/stb_image.h>)
+#define CTR_HAS_STB_ 1
+#define CTR_STB_FILE_ <stb/stb_image.h>
+#elif __has_include(<stb_image.h>)
+#define CTR_HAS_STB_ 1
+#define CTR_STB_FILE_ <stb_image.h>
+#endif
+#endif
+#ifndef CTR_HAS_STB_
+#define CTR_HAS_STB_ 0
+#endif
+
+#ifdef CTR_STB_FILE_
+
+/* A block of stb_image's grows only while inflating, by what the compressed data says: a bomb. */
+#define CTR_STB_GROW_ ((size_t)1 << 28)
+
+CTR_PRIVATE_ void *ctr_image_regrow_(void *p, size_t size)
+{
+    return p && size > CTR_STB_GROW_ ? NULL : realloc(p, size);
+}
+
+#define STB_IMAGE_IMPLEMENTATION
+#define STB_IMAGE_STATIC
+#define STBI_ONLY_JPEG
+#define STBI_ONLY_PNG
+#define STBI_ONLY_BMP
+#define STBI_NO_GIF
+#define STBI_NO_HDR
+#define STBI_NO_LINEAR
+#define STBI_NO_STDIO
+#define STBI_NO_FAILURE_STRINGS /* they would be its only mutable static data in use */
+#define STBI_MAX_DIMENSIONS 65535
+#define STBI_ASSERT(x) ((void)0)
+#define STBI_MALLOC(size) malloc(size)
+#define STBI_REALLOC(p, size) ctr_image_regrow_(p, size)
+#define STBI_FREE(p) free(p)
+#if defined(__TINYC__) || defined(CONTRASTIVE_NO_SIMD)
+#define STBI_NO_SIMD
+#endif
+
+#if defined(__clang__)
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Weverything"
+#elif defined(__GNUC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpedantic"
+#pragma GCC diagnostic ignored "-Wshadow"
+#pragma GCC diagnostic ignored "-Wconversion"
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+#pragma GCC diagnostic ignored "-Wsign-compare"
+#pragma GCC diagnostic ignored "-Wtype-limits"
+#pragma GCC diagnostic ignored "-Wcast-qual"
+#pragma GCC diagnostic ignored "-Wcast-align"
+#pragma GCC diagnostic ignored "-Wunused-function"
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+#pragma GCC diagnostic ignored "-Wunused-variable"
+#pragma GCC diagnostic ignored "-Wunused-but-set-variable"
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+#pragma GCC diagnostic ignored "-Wmissing-declarations"
+#pragma GCC diagnostic ignored "-Wimplicit-fallthrough"
+#pragma GCC diagnostic ignored "-Wdouble-promotion"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#ifdef __cplusplus
+#pragma GCC diagnostic ignored "-Wold-style-cast"
+#pragma GCC diagnostic ignored "-Wzero-as-null-pointer-constant"
+#else
+#pragma GCC diagnostic ignored "-Wstrict-prototypes"
+#pragma GCC diagnostic ignored "-Wmissing-prototypes"
+#endif
+#endif
+/* Up to 2.27 its prototype and its definition of this one differ in their names. */
+#define stbi_set_unpremultiply_on_load_thread stbi__unpremultiply_on_load_thread
+#include CTR_STB_FILE_
+#undef stbi_set_unpremultiply_on_load_thread
+#if defined(__clang__)
+#pragma clang diagnostic pop
+#elif defined(__GNUC__)
+#pragma GCC diagnostic pop
+#endif
+#endif /* CTR_STB_FILE_ */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+CTR_API int ctr_image_has_stb(void) { return CTR_HAS_STB_; }
+
+CTR_API void ctr_image_limits_init(ctr_image_limits *limits)
+{
+    limits->max_bytes = (int64_t)1 << 28;
+    limits->max_side = 16384;
+    limits->max_pixels = (int64_t)1 << 26;
+    limits->max_pixels_per_byte = 2048;
+    limits->decoder = NULL;
+}
+
+CTR_API ctr_image_limits ctr_image_limits_default(void)
+{
+    ctr_image_limits limits;
+    ctr_image_limits_init(&limits);
+    return limits;
+}
+
+/* ---- memory ------------------------------------------------------------------------------------ */
+
+/* Sides up to 65535 keep h * w * c far below what int64_t and, but for 32 bits, size_t hold. */
+CTR_PRIVATE_ int ctr_image_create_(ctr_ctx *ctx, int64_t h, int64_t w, int64_t c, ctr_image *out,
+                                   ctr_note_ *note)
+{
+    uint64_t bytes = (uint64_t)h * (uint64_t)w * (uint64_t)c;
+    memset(out, 0, sizeof *out);
+    if (bytes <= SIZE_MAX / 4) out->pixels = (uint8_t *)ctr_try_alloc_(ctx, (size_t)bytes);
+    if (!out->pixels) {
+        ctr_note_set_(note, CTR_E_MEMORY, "image: no memory for %ld x %ld x %ld pixels", (long)h,
+                      (long)w, (long)c);
+        return 0;
+    }
+    out->h = h;
+    out->w = w;
+    out->c = c;
+    return 1;
+}
+
+CTR_API void ctr_image_free(ctr_ctx *ctx, ctr_image *image)
+{
+    if (image->pixels)
+        ctr_free_host_(ctx, image->pixels, (size_t)(image->h * image->w * image->c));
+    memset(image, 0, sizeof *image);
+}
+
+CTR_PRIVATE_ int ctr_image_sides_ok_(int64_t h, int64_t w, int64_t c)
+{
+    return h >= 1 && w >= 1 && h <= 65535 && w <= 65535 && (c == 1 || c == 3);
+}
+
+CTR_API int ctr_image_create(ctr_ctx *ctx, int64_t h, int64_t w, int64_t c, ctr_image *out)
+{
+    ctr_note_ note;
+    memset(out, 0, sizeof *out);
+    memset(&note, 0, sizeof note);
+    if (ctr_error(ctx) != CTR_OK) return 0;
+    if (!ctr_image_sides_ok_(h, w, c)) {
+        ctr_fail_(ctx, CTR_E_SHAPE,
+                  "image_create: sides must be 1..65535 and channels 1 or 3, got %ld x %ld x %ld",
+                  (long)h, (long)w, (long)c);
+        return 0;
+    }
+    if (ctr_image_create_(ctx, h, w, c, out, &note)) return 1;
+    ctr_note_report_(ctx, &note);
+    return 0;
+}
+
+/* Pixels of n = 1..4 channels (2 and 4: with alpha, which is dropped) to c = 1 or 3. Luma by ITU-R
+   601 in 16-bit fixed point: (19595 R + 38470 G + 7471 B + 2^15) / 2^16. */
+CTR_PRIVATE_ void ctr_image_convert_(const uint8_t *from, int n, int64_t count, int64_t c,
+                                     uint8_t *to)
+{
+    int64_t i;
+    for (i = 0; i < count; i++, from += n, to += c) {
+        if (c == 1 && n >= 3) {
+            to[0] = (uint8_t)((19595u * from[0] + 38470u * from[1] + 7471u * from[2] + 32768u) >> 16);
+        } else if (c == 1) {
+            to[0] = from[0];
+        } else {
+            to[0] = from[0];
+            to[1] = from[n >= 3 ? 1 : 0];
+            to[2] = from[n >= 3 ? 2 : 0];
+        }
+    }
+}
+
+/* ---- headers ----------------------------------------------------------------------------------- */
+
+enum { CTR_IMAGE_NONE_ = 0, CTR_IMAGE_PNG_, CTR_IMAGE_JPEG_, CTR_IMAGE_BMP_, CTR_IMAGE_PNM_,
+       CTR_IMAGE_OTHER_ };
+
+typedef struct ctr_image_head_ {
+    int kind;
+    int64_t h, w, c;
+    const char *name;
+} ctr_image_head_;
+
+CTR_PRIVATE_ uint32_t ctr_image_be16_(const uint8_t *p) { return (uint32_t)p[0] << 8 | p[1]; }
+CTR_PRIVATE_ uint32_t ctr_image_be32_(const uint8_t *p)
+{
+    return ctr_image_be16_(p) << 16 | ctr_image_be16_(p + 2);
+}
+CTR_PRIVATE_ uint32_t ctr_image_le16_(const uint8_t *p) { return (uint32_t)p[1] << 8 | p[0]; }
+CTR_PRIVATE_ uint32_t ctr_image_le32_(const uint8_t *p)
+{
+    return ctr_image_le16_(p + 2) << 16 | ctr_image_le16_(p);
+}
+
+/* CRC-32 of PNG and gzip (polynomial 0xEDB88320, reflected), by a table of the 256 single bytes. */
+CTR_PRIVATE_ void ctr_image_crc_table_(uint32_t *table)
+{
+    uint32_t i, v;
+    int bit;
+    for (i = 0; i < 256; i++) {
+        for (v = i, bit = 0; bit < 8; bit++) v = v & 1u ? v >> 1 ^ 0xEDB88320u : v >> 1;
+        table[i] = v;
+    }
+}
+
+CTR_PRIVATE_ uint32_t ctr_image_crc_(const uint32_t *table, const uint8_t *p, size_t size)
+{
+    uint32_t v = 0xFFFFFFFFu;
+    size_t i;
+    for (i = 0; i < size; i++) v = table[(v ^ p[i]) & 255u] ^ v >> 8;
+    return ~v;
+}
+
+CTR_PRIVATE_ int ctr_image_bad_(ctr_note_ *note, const char *text)
+{
+    ctr_note_set_(note, CTR_E_FORMAT, "image: %s", text);
+    return 0;
+}
+
+/* Chunks are: length, name, data, checksum of name and data. IHDR is the first, IEND the last. */
+CTR_PRIVATE_ int ctr_image_scan_png_(const uint8_t *p, size_t size, ctr_image_head_ *head,
+                                     ctr_note_ *note)
+{
+    uint32_t table[256];
+    size_t at = 8, length;
+    int data = 0;
+    ctr_image_crc_table_(table);
+    for (;;) {
+        if (size - at < 12) return ctr_image_bad_(note, "the PNG ends before its IEND chunk");
+        length = ctr_image_be32_(p + at);
+        if (length > size - at - 12) return ctr_image_bad_(note, "the PNG ends inside a chunk");
+        if (ctr_image_crc_(table, p + at + 4, length + 4) != ctr_image_be32_(p + at + 8 + length))
+            return ctr_image_bad_(note, "a chunk of the PNG has a wrong checksum");
+        if (at == 8) {
+            if (length != 13 || memcmp(p + at + 4, "IHDR", 4) != 0)
+                return ctr_image_bad_(note, "the PNG does not begin with its IHDR chunk");
+            head->w = (int64_t)ctr_image_be32_(p + at + 8);
+            head->h = (int64_t)ctr_image_be32_(p + at + 12);
+            head->c = p[at + 17] == 0 || p[at + 17] == 4 ? 1 : 3; /* the colour type */
+        }
+        if (memcmp(p + at + 4, "IDAT", 4) == 0) data = 1;
+        if (memcmp(p + at + 4, "IEND", 4) == 0) break;
+        at += length + 12;
+    }
+    return data ? 1 : ctr_image_bad_(note, "the PNG has no IDAT chunk");
+}
+
+/* Where the marker after the entropy-coded bytes at `at` begins: 0xFF followed by neither a stuffed
+   zero nor a restart marker. size if there is none. */
+CTR_PRIVATE_ size_t ctr_image_jpeg_skip_(const uint8_t *p, size_t size, size_t at)
+{
+    for (; at + 1 < size; at++)
+        if (p[at] == 0xFF && p[at + 1] != 0 && p[at + 1] != 0xFF &&
+            (p[at + 1] < 0xD0 || p[at + 1] > 0xD7))
+            return at;
+    return size;
+}
+
+/* Segments from the start marker to the end marker. A progressive file repeats scans, each of which
+   costs a pass over the whole picture: more than 100 are an attack. */
+CTR_PRIVATE_ int ctr_image_scan_jpeg_(const uint8_t *p, size_t size, ctr_image_head_ *head,
+                                      ctr_note_ *note)
+{
+    size_t at = 2, length;
+    int scans = 0;
+    for (;;) {
+        unsigned marker;
+        while (at + 1 < size && !(p[at] == 0xFF && p[at + 1] != 0xFF)) at++;
+        if (at + 1 >= size) return ctr_image_bad_(note, "the JPEG ends before its end marker");
+        marker = p[at + 1];
+        at += 2;
+        if (marker == 0xD9) break;
+        if (marker == 0 || marker == 1 || (marker >= 0xD0 && marker <= 0xD8)) continue;
+        if (size - at < 2) return ctr_image_bad_(note, "the JPEG ends inside a segment");
+        length = ctr_image_be16_(p + at);
+        if (length < 2 || length > size - at)
+            return ctr_image_bad_(note, "the JPEG ends inside a segment");
+        if (marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC) {
+            if (marker > 0xC2 || length < 8 || p[at + 2] != 8)
+                return ctr_image_bad_(note, "the JPEG is arithmetic, lossless, or not of 8 bits");
+            if (head->c) return ctr_image_bad_(note, "the JPEG has two frame headers");
+            head->h = (int64_t)ctr_image_be16_(p + at + 3);
+            head->w = (int64_t)ctr_image_be16_(p + at + 5);
+            head->c = p[at + 7] == 1 ? 1 : 3;
+        }
+        at += length;
+        if (marker == 0xDA) {
+            if (++scans > 100) return ctr_image_bad_(note, "the JPEG has more than 100 scans");
+            at = ctr_image_jpeg_skip_(p, size, at);
+        }
+    }
+    return head->c && scans ? 1 : ctr_image_bad_(note, "the JPEG holds no picture");
+}
+
+/* Uncompressed rows, each padded to four bytes. */
+CTR_PRIVATE_ int ctr_image_scan_bmp_(const uint8_t *p, size_t size, ctr_image_head_ *head,
+                                     ctr_note_ *note)
+{
+    uint64_t start, row, bits;
+    if (size < 54) return ctr_image_bad_(note, "the BMP ends inside its header");
+    start = ctr_image_le32_(p + 10);
+    if (ctr_image_le32_(p + 14) == 12) {
+        head->w = (int64_t)ctr_image_le16_(p + 18);
+        head->h = (int64_t)ctr_image_le16_(p + 20);
+        bits = ctr_image_le16_(p + 24);
+    } else {
+        head->w = (int64_t)ctr_image_le32_(p + 18);
+        head->h = (int64_t)ctr_image_le32_(p + 22);
+        if (head->h >= (int64_t)1 << 31) head->h = ((int64_t)1 << 32) - head->h; /* top down */
+        bits = ctr_image_le16_(p + 28);
+        if (ctr_image_le32_(p + 30) == 1 || ctr_image_le32_(p + 30) == 2)
+            return ctr_image_bad_(note, "the BMP is run-length compressed");
+    }
+    head->c = 3;
+    if (bits > 32 || head->w > 65535 || head->h > 65535) return 1; /* the limits will speak */
+    row = ((uint64_t)head->w * bits + 31) / 32 * 4;
+    if (start > size || row * (uint64_t)head->h > size - start)
+        return ctr_image_bad_(note, "the BMP ends before its last row");
+    return 1;
+}
+
+/* A cursor over the text of a PNM file. */
+typedef struct ctr_image_text_ {
+    const uint8_t *p;
+    size_t size, at;
+} ctr_image_text_;
+
+/* The next number, white space and comments before it skipped; -1 if there is none below 10^8. */
+CTR_PRIVATE_ int64_t ctr_image_number_(ctr_image_text_ *t)
+{
+    int64_t v = -1;
+    for (; t->at < t->size; t->at++) {
+        uint8_t ch = t->p[t->at];
+        if (ch == '#') {
+            while (t->at < t->size && t->p[t->at] != '\n') t->at++;
+            if (t->at == t->size) break;
+        } else if (ch != ' ' && (ch < 9 || ch > 13)) {
+            break;
+        }
+    }
+    for (; t->at < t->size && t->p[t->at] >= '0' && t->p[t->at] <= '9'; t->at++) {
+        v = (v < 0 ? 0 : v) * 10 + (t->p[t->at] - '0');
+        if (v >= 100000000) return -1;
+    }
+    return v;
+}
+
+/* "P6 width height maximum" and one white space; what is left in t are the samples. */
+CTR_PRIVATE_ int ctr_image_scan_pnm_(ctr_image_text_ *t, ctr_image_head_ *head, int64_t *maximum,
+                                     ctr_note_ *note)
+{
+    uint64_t need;
+    int ascii = t->p[1] <= '3';
+    t->at = 2;
+    head->w = ctr_image_number_(t);
+    head->h = ctr_image_number_(t);
+    *maximum = ctr_image_number_(t);
+    head->c = t->p[1] == '3' || t->p[1] == '6' ? 3 : 1;
+    if (head->w < 1 || head->h < 1 || *maximum < 1 || *maximum > 65535 || t->at >= t->size)
+        return ctr_image_bad_(note, "the PNM header lacks width, height or a maximum of 1..65535");
+    t->at++;
+    if (head->w > 65535 || head->h > 65535) return 1; /* the limits will speak */
+    need = (uint64_t)(head->h * head->w * head->c) * (ascii || *maximum > 255 ? 2u : 1u);
+    if (need - (ascii ? 1 : 0) > t->size - t->at)
+        return ctr_image_bad_(note, "the PNM ends before its last pixel");
+    return 1;
+}
+
+CTR_PRIVATE_ int ctr_image_kind_(const uint8_t *p, size_t size, ctr_image_head_ *head)
+{
+    static const uint8_t png[8] = { 0x89, 'P', 'N', 'G', 13, 10, 26, 10 };
+    if (size >= 8 && memcmp(p, png, 8) == 0) {
+        head->name = "PNG";
+        return CTR_IMAGE_PNG_;
+    }
+    if (size >= 3 && p[0] == 0xFF && p[1] == 0xD8 && p[2] == 0xFF) {
+        head->name = "JPEG";
+        return CTR_IMAGE_JPEG_;
+    }
+    if (size >= 18 && p[0] == 'B' && p[1] == 'M' && p[15] == 0 && p[16] == 0 && p[17] == 0) {
+        head->name = "BMP";
+        return CTR_IMAGE_BMP_;
+    }
+    if (size >= 3 && p[0] == 'P' && (p[1] == '2' || p[1] == '3' || p[1] == '5' || p[1] == '6') &&
+        (p[2] == ' ' || p[2] == '#' || (p[2] >= 9 && p[2] <= 13))) {
+        head->name = "PNM";
+        return CTR_IMAGE_PNM_;
+    }
+    return CTR_IMAGE_NONE_;
+}
+
+CTR_PRIVATE_ int ctr_image_unknown_(const uint8_t *p, size_t size, ctr_note_ *note)
+{
+    const char *name = NULL;
+    if (size == 0) return ctr_image_bad_(note, "the file is empty");
+    if (size >= 4 && memcmp(p, "GIF8", 4) == 0) name = "GIF";
+    if (size >= 4 && memcmp(p, "8BPS", 4) == 0) name = "PSD";
+    if (size >= 4 && (memcmp(p, "II*", 4) == 0 || memcmp(p, "MM\0*", 4) == 0)) name = "TIFF";
+    if (size >= 12 && memcmp(p, "RIFF", 4) == 0 && memcmp(p + 8, "WEBP", 4) == 0) name = "WebP";
+    if (size >= 2 && p[0] == 'P' && (p[1] == '1' || p[1] == '4')) name = "PBM";
+    if (size >= 2 && p[0] == '#' && p[1] == '?') name = "HDR";
+    if (name)
+        ctr_note_set_(note, CTR_E_FORMAT,
+                      "image: %s is not supported; PNG, JPEG, BMP and PNM (P2 P3 P5 P6) are", name);
+    else
+        ctr_note_set_(note, CTR_E_FORMAT,
+                      "image: not a PNG, JPEG, BMP or PNM file (it begins with %02x %02x)", p[0],
+                      size > 1 ? p[1] : 0u);
+    return 0;
+}
+
+CTR_PRIVATE_ int ctr_image_within_(const ctr_image_head_ *head, size_t size,
+                                   const ctr_image_limits *limits, ctr_note_ *note)
+{
+    int64_t most = CTR_MIN_(limits->max_side, 65535), pixels;
+    if (head->h < 1 || head->w < 1 || head->h > most || head->w > most) {
+        ctr_note_set_(note, CTR_E_FORMAT,
+                      "image: the %s says %ld x %ld pixels, sides must be 1..%ld (max_side)",
+                      head->name, (long)head->w, (long)head->h, (long)most);
+        return 0;
+    }
+    pixels = head->h * head->w;
+    if (pixels > limits->max_pixels) {
+        ctr_note_set_(note, CTR_E_FORMAT,
+                      "image: the %s says %ld x %ld pixels, more than %ld in all (max_pixels)",
+                      head->name, (long)head->w, (long)head->h, (long)limits->max_pixels);
+        return 0;
+    }
+    if ((double)(pixels - 65536) > limits->max_pixels_per_byte * (double)size) {
+        ctr_note_set_(note, CTR_E_FORMAT,
+                      "image: the %s says %ld x %ld pixels in %lu bytes (max_pixels_per_byte)",
+                      head->name, (long)head->w, (long)head->h, (unsigned long)size);
+        return 0;
+    }
+    return 1;
+}
+
+/* Sniffs, walks and checks. For PNM, t and maximum say where the samples are. */
+CTR_PRIVATE_ int ctr_image_head_read_(const uint8_t *p, size_t size, const ctr_image_limits *limits,
+                                      ctr_image_head_ *head, ctr_image_text_ *t, int64_t *maximum,
+                                      ctr_note_ *note)
+{
+    int mine = 0, ok;
+    memset(head, 0, sizeof *head);
+    if ((uint64_t)size > (uint64_t)limits->max_bytes || size > 0x7fffffffu)
+        return ctr_image_bad_(note, "the file is larger than max_bytes");
+    t->p = p;
+    t->size = size;
+    if (limits->decoder) {
+        head->name = "file";
+        mine = limits->decoder->info_fn(limits->decoder->user, p, size, &head->h, &head->w,
+                                        &head->c);
+        if (mine < 0) return ctr_image_bad_(note, "the decoder says that the file is corrupt");
+        if (mine && head->c != 1 && head->c != 3)
+            return ctr_image_bad_(note, "the decoder must give 1 or 3 channels");
+    }
+    if (mine) {
+        head->kind = CTR_IMAGE_OTHER_;
+        return ctr_image_within_(head, size, limits, note);
+    }
+    memset(head, 0, sizeof *head);
+    head->kind = ctr_image_kind_(p, size, head);
+    if (head->kind == CTR_IMAGE_NONE_) return ctr_image_unknown_(p, size, note);
+    ok = head->kind == CTR_IMAGE_PNG_    ? ctr_image_scan_png_(p, size, head, note)
+         : head->kind == CTR_IMAGE_JPEG_ ? ctr_image_scan_jpeg_(p, size, head, note)
+         : head->kind == CTR_IMAGE_BMP_  ? ctr_image_scan_bmp_(p, size, head, note)
+                                         : ctr_image_scan_pnm_(t, head, maximum, note);
+    return ok && ctr_image_within_(head, size, limits, note);
+}
+
+/* ---- decoding ---------------------------------------------------------------------------------- */
+
+/* Samples of a PNM file, each scaled from 0..maximum to 0..255 and rounded. */
+CTR_PRIVATE_ int ctr_image_read_pnm_(ctr_image_text_ *t, int64_t count, int64_t maximum,
+                                     uint8_t *to, ctr_note_ *note)
+{
+    int ascii = t->p[1] <= '3';
+    int64_t i, v;
+    for (i = 0; i < count; i++) {
+        if (ascii) {
+            v = ctr_image_number_(t);
+        } else if (maximum > 255) {
+            v = (int64_t)ctr_image_be16_(t->p + t->at);
+            t->at += 2;
+        } else {
+            v = t->p[t->at++];
+        }
+        if (v < 0) return ctr_image_bad_(note, "the PNM ends early or holds something not a number");
+        if (v > maximum) return ctr_image_bad_(note, "a sample of the PNM is above its maximum");
+        to[i] = (uint8_t)((v * 255 + maximum / 2) / maximum);
+    }
+    return 1;
+}
+
+CTR_PRIVATE_ int ctr_image_no_stb_(const char *what, ctr_note_ *note)
+{
+    ctr_note_set_(note, CTR_E_UNSUPPORTED,
+                  "image: %s needs stb_image.h, which was not found when this program was compiled: "
+                  "install it (Debian: apt-get install libstb-dev) and compile again", what);
+    return 0;
+}
+
+/* PNG, JPEG and BMP: stb_image's pixels are copied into ours, with c channels. */
+CTR_PRIVATE_ int ctr_image_read_stb_(ctr_ctx *ctx, const uint8_t *p, size_t size,
+                                     const ctr_image_head_ *head, int64_t c, ctr_image *out,
+                                     ctr_note_ *note)
+{
+#if CTR_HAS_STB_
+    int w = 0, h = 0, n = 0, ok = 0;
+    uint8_t *pixels = stbi_load_from_memory(p, (int)size, &w, &h, &n, 0);
+    if (!pixels || w != head->w || h != head->h || n < 1 || n > 4)
+        ctr_note_set_(note, CTR_E_FORMAT, "image: the %s is corrupt or of an unknown variety",
+                      head->name);
+    else if (ctr_image_create_(ctx, h, w, c, out, note))
+        ok = 1;
+    if (ok) ctr_image_convert_(pixels, n, (int64_t)h * w, c, out->pixels);
+    if (pixels) stbi_image_free(pixels);
+    return ok;
+#else
+    (void)ctx;
+    (void)p;
+    (void)size;
+    (void)c;
+    (void)out;
+    return ctr_image_no_stb_(head->name, note);
+#endif
+}
+
+CTR_PRIVATE_ int ctr_image_decode_(ctr_ctx *ctx, const uint8_t *bytes, size_t size, int channels,
+                                   const ctr_image_limits *limits, ctr_image *out, ctr_note_ *note)
+{
+    ctr_image_limits defaults = ctr_image_limits_default();
+    ctr_image_head_ head;
+    ctr_image_text_ text;
+    ctr_image raw;
+    int64_t maximum = 0, c;
+    int ok;
+    memset(out, 0, sizeof *out);
+    if (!limits) limits = &defaults;
+    if (!ctr_image_head_read_(bytes, size, limits, &head, &text, &maximum, note)) return 0;
+    c = channels ? channels : head.c;
+    if (head.kind != CTR_IMAGE_OTHER_ && head.kind != CTR_IMAGE_PNM_)
+        return ctr_image_read_stb_(ctx, bytes, size, &head, c, out, note);
+    if (!ctr_image_create_(ctx, head.h, head.w, head.c, &raw, note)) return 0;
+    if (head.kind == CTR_IMAGE_PNM_)
+        ok = ctr_image_read_pnm_(&text, head.h * head.w * head.c, maximum, raw.pixels, note);
+    else
+        ok = limits->decoder->decode_fn(limits->decoder->user, bytes, size, head.h, head.w, head.c,
+                                        raw.pixels) ||
+             ctr_image_bad_(note, "the decoder says that the file is corrupt");
+    if (ok && c == head.c) {
+        *out = raw;
+        return 1;
+    }
+    if (ok) ok = ctr_image_create_(ctx, head.h, head.w, c, out, note);
+    if (ok) ctr_image_convert_(raw.pixels, (int)head.c, head.h * head.w, c, out->pixels);
+    ctr_image_free(ctx, &raw);
+    return ok;
+}
+
+/* A whole file into memory of the context's. Worker-safe. */
+CTR_PRIVATE_ int ctr_image_read_file_(ctr_ctx *ctx, const char *path, int64_t max_bytes,
+                                      uint8_t **bytes, size_t *size, ctr_note_ *note)
+{
+    FILE *f = fopen(path, "rb");
+    long length = -1;
+    *bytes = NULL;
+    if (!f) {
+        ctr_note_set_(note, CTR_E_FILE, "cannot open it: %s", strerror(errno));
+        return 0;
+    }
+    if (fseek(f, 0, SEEK_END) == 0) length = ftell(f);
+    if (length < 0 || fseek(f, 0, SEEK_SET) != 0) {
+        ctr_note_set_(note, CTR_E_FILE, "not a plain file");
+    } else if (length > max_bytes) {
+        ctr_note_set_(note, CTR_E_FORMAT, "image: the file is larger than max_bytes");
+    } else if ((*bytes = (uint8_t *)ctr_try_alloc_(ctx, (size_t)length)) == NULL) {
+        ctr_note_set_(note, CTR_E_MEMORY, "no memory for its %ld bytes", length);
+    } else if (fread(*bytes, 1, (size_t)length, f) != (size_t)length) {
+        ctr_note_set_(note, CTR_E_FILE, "cannot read it");
+        ctr_free_host_(ctx, *bytes, (size_t)length);
+        *bytes = NULL;
+    }
+    fclose(f);
+    *size = (size_t)length;
+    return *bytes != NULL;
+}
+
+/* Of a long path the end tells more. */
+CTR_PRIVATE_ int ctr_image_load_(ctr_ctx *ctx, const char *path, int channels,
+                                 const ctr_image_limits *limits, ctr_image *out, ctr_note_ *note)
+{
+    ctr_image_limits defaults = ctr_image_limits_default();
+    ctr_note_ inner;
+    uint8_t *bytes;
+    size_t size = 0, length = strlen(path);
+    int ok;
+    memset(&inner, 0, sizeof inner);
+    memset(out, 0, sizeof *out);
+    if (!limits) limits = &defaults;
+    ok = ctr_image_read_file_(ctx, path, limits->max_bytes, &bytes, &size, &inner);
+    if (ok) {
+        ok = ctr_image_decode_(ctx, bytes, size, channels, limits, out, &inner);
+        ctr_free_host_(ctx, bytes, size);
+    }
+    if (!ok)
+        ctr_note_set_(note, inner.status, "%s%s: %.130s", length > 100 ? "..." : "",
+                      length > 100 ? path + length - 100 : path,
+                      strncmp(inner.text, "image: ", 7) == 0 ? inner.text + 7 : inner.text);
+    return ok;
+}
+
+CTR_PRIVATE_ int ctr_image_arguments_(ctr_ctx *ctx, int channels, const ctr_image_limits *limits,
+                                      ctr_image *out)
+{
+    if (out) memset(out, 0, sizeof *out);
+    if (ctr_error(ctx) != CTR_OK) return 0;
+    if (channels != 0 && channels != 1 && channels != 3) {
+        ctr_fail_(ctx, CTR_E_VALUE, "image: channels must be 0, 1 or 3, got %d", channels);
+        return 0;
+    }
+    if (limits && (limits->max_bytes < 1 || limits->max_side < 1 || limits->max_side > 65535 ||
+                   limits->max_pixels < 1 || !(limits->max_pixels_per_byte > 0))) {
+        ctr_fail_(ctx, CTR_E_VALUE,
+                  "image: limits must be positive, max_side at most 65535 (ctr_image_limits_init)");
+        return 0;
+    }
+    return 1;
+}
+
+CTR_API int ctr_image_info(ctr_ctx *ctx, const void *bytes, size_t size,
+                           const ctr_image_limits *limits, int64_t *h, int64_t *w, int64_t *c)
+{
+    ctr_image_limits defaults = ctr_image_limits_default();
+    ctr_image_head_ head;
+    ctr_image_text_ text;
+    ctr_note_ note;
+    int64_t maximum;
+    memset(&note, 0, sizeof note);
+    *h = *w = *c = 0;
+    if (!ctr_image_arguments_(ctx, 0, limits, NULL)) return 0;
+    if (!ctr_image_head_read_((const uint8_t *)bytes, size, limits ? limits : &defaults, &head,
+                              &text, &maximum, &note)) {
+        ctr_note_report_(ctx, &note);
+        return 0;
+    }
+    *h = head.h;
+    *w = head.w;
+    *c = head.c;
+    return 1;
+}
+
+CTR_API int ctr_image_decode(ctr_ctx *ctx, const void *bytes, size_t size, int channels,
+                             const ctr_image_limits *limits, ctr_image *out)
+{
+    ctr_note_ note;
+    memset(&note, 0, sizeof note);
+    if (!ctr_image_arguments_(ctx, channels, limits, out)) return 0;
+    if (ctr_image_decode_(ctx, (const uint8_t *)bytes, size, channels, limits, out, &note)) return 1;
+    ctr_note_report_(ctx, &note);
+    return 0;
+}
+
+CTR_API int ctr_image_load(ctr_ctx *ctx, const char *path, int channels,
+                           const ctr_image_limits *limits, ctr_image *out)
+{
+    ctr_note_ note;
+    memset(&note, 0, sizeof note);
+    if (!ctr_image_arguments_(ctx, channels, limits, out)) return 0;
+    if (ctr_image_load_(ctx, path, channels, limits, out, &note)) return 1;
+    ctr_note_report_(ctx, &note);
+    return 0;
+}
+
+/* ---- gzip -------------------------------------------------------------------------------------- */
+
+/* Where the deflated data of a gzip member begins (RFC 1952), or 0 when its header is wrong. */
+CTR_PRIVATE_ size_t ctr_image_gzip_start_(const uint8_t *p, size_t size)
+{
+    size_t at = 10;
+    unsigned flags, name;
+    if (size < 18 || p[0] != 0x1f || p[1] != 0x8b || p[2] != 8 || (p[3] & 0xE0)) return 0;
+    flags = p[3];
+    if (flags & 4u) at += 2 + ctr_image_le16_(p + 10);
+    for (name = 8; name <= 16; name *= 2)
+        if (flags & name) {
+            while (at < size && p[at]) at++;
+            at++;
+        }
+    if (flags & 2u) at += 2;
+    return at + 8 <= size ? at : 0;
+}
+
+/* Inflates a file of one gzip member into *out (the context's memory, *out_size bytes). The size
+   that the file states is held against cap and against what deflate can reach, 1032 to 1, before
+   anything is allocated. 1, or 0 with an error. */
+CTR_PRIVATE_ int ctr_image_gunzip_(ctr_ctx *ctx, const uint8_t *bytes, size_t size, size_t cap,
+                                   uint8_t **out, size_t *out_size)
+{
+#if CTR_HAS_STB_
+    uint32_t table[256], stated;
+    size_t start;
+    int got;
+    *out = NULL;
+    *out_size = 0;
+    if (ctr_error(ctx) != CTR_OK) return 0;
+    start = ctr_image_gzip_start_(bytes, size);
+    if (!start || size > 0x7fffffffu) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "gzip: wrong header, or the file is too short or too long");
+        return 0;
+    }
+    stated = ctr_image_le32_(bytes + size - 4);
+    if (stated > cap || stated > 0x7fffffffu || stated / 1032u > size) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "gzip: states %lu bytes, at most %lu are accepted here",
+                  (unsigned long)stated, (unsigned long)cap);
+        return 0;
+    }
+    *out = (uint8_t *)ctr_alloc_(ctx, stated);
+    if (!*out) return 0;
+    got = stbi_zlib_decode_noheader_buffer((char *)*out, (int)stated, (const char *)bytes + start,
+                                           (int)(size - start - 8));
+    ctr_image_crc_table_(table);
+    if (got < 0 || (uint32_t)got != stated ||
+        ctr_image_crc_(table, *out, stated) != ctr_image_le32_(bytes + size - 8)) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "gzip: corrupt, truncated, or more than one member");
+        ctr_free_host_(ctx, *out, stated);
+        *out = NULL;
+        return 0;
+    }
+    *out_size = stated;
+    return 1;
+#else
+    ctr_note_ note;
+    (void)bytes;
+    (void)size;
+    (void)cap;
+    (void)ctr_image_gzip_start_;
+    memset(&note, 0, sizeof note);
+    *out = NULL;
+    *out_size = 0;
+    if (ctr_error(ctx) != CTR_OK) return 0;
+    ctr_image_no_stb_("a .gz file", &note);
+    ctr_note_report_(ctx, &note);
+    return 0;
+#endif
+}
+
+/* ---- resizing ----------------------------------------------------------------------------------
+
+   Output sample o looks at the input around x = s * (o + 1/2), s = in / out, through the filter f
+   widened by z = max(s, 1):  weight of input i = f((i + 1/2 - x) / z), then all divided by their sum.
+   f is the triangle of half-width 1, or Keys' (1981) cubic with a = -1/2 of half-width 2. The two
+   axes are filtered one after the other.
+   ---------------------------------------------------------------------------------------------- */
+
+/* The filter of one axis: output o is the sum of weight[o * width + t] * input[first[o] + t] over
+   t < count[o]. first and first + count never decrease with o. */
+typedef struct ctr_filter_ {
+    int64_t out, width;
+    int64_t *first, *count;   /* [out] */
+    ctr_real *weight;         /* [out, width] */
+} ctr_filter_;
+
+/* Pixels of either type; the other pointer is NULL. */
+typedef struct ctr_pixels_ {
+    const uint8_t *u8;
+    const ctr_real *real;
+    int64_t h, w, c;
+} ctr_pixels_;
+
+CTR_PRIVATE_ double ctr_filter_value_(ctr_interp interp, double x)
+{
+    x = fabs(x);
+    if (interp == CTR_INTERP_BILINEAR) return x < 1 ? 1 - x : 0;
+    if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
+    if (x < 2) return ((-0.5 * x + 2.5) * x - 4) * x + 2;
+    return 0;
+}
+
+CTR_PRIVATE_ int64_t ctr_filter_width_(ctr_interp interp, int64_t in, int64_t out)
+{
+    double scale = (double)in / (double)out, reach = interp == CTR_INTERP_BICUBIC ? 2 : 1;
+    return (int64_t)ceil(reach * CTR_MAX_(scale, 1.0)) * 2 + 1;
+}
+
+/* Bytes of the tables of a filter from at most `in` samples; sizes below 2^32 cannot overflow. */
+CTR_PRIVATE_ uint64_t ctr_filter_bytes_(ctr_interp interp, int64_t in, int64_t out)
+{
+    uint64_t width = (uint64_t)ctr_filter_width_(interp, in, out), n = (uint64_t)out;
+    return 2 * (n * sizeof(int64_t) + CTR_ALIGN_) + n * width * sizeof(ctr_real) + CTR_ALIGN_;
+}
+
+/* Takes size bytes from a block of scratch, on a 64-byte boundary. */
+CTR_PRIVATE_ void *ctr_image_carve_(char **at, size_t size)
+{
+    char *p = *at + (CTR_ALIGN_ - 1 - ((uintptr_t)*at + CTR_ALIGN_ - 1) % CTR_ALIGN_);
+    *at = p + size;
+    return p;
+}
+
+/* Computes a filter into tables carved from *at; mirror reverses the order of the outputs. */
+CTR_PRIVATE_ void ctr_filter_make_(ctr_filter_ *f, ctr_interp interp, int64_t in, int64_t out,
+                                   int mirror, char **at)
+{
+    double scale = (double)in / (double)out, wide = CTR_MAX_(scale, 1.0);
+    double reach = (interp == CTR_INTERP_BICUBIC ? 2 : 1) * wide, inverse = 1 / wide;
+    int64_t o, t;
+    f->out = out;
+    f->width = ctr_filter_width_(interp, in, out);
+    f->first = (int64_t *)ctr_image_carve_(at, (size_t)out * sizeof(int64_t));
+    f->count = (int64_t *)ctr_image_carve_(at, (size_t)out * sizeof(int64_t));
+    f->weight = (ctr_real *)ctr_image_carve_(at, (size_t)(out * f->width) * sizeof(ctr_real));
+    for (o = 0; o < out; o++) {
+        int64_t slot = mirror ? out - 1 - o : o;
+        double center = scale * ((double)o + 0.5), sum = 0;
+        int64_t low = (int64_t)CTR_MAX_(center - reach + 0.5, 0.0);
+        int64_t high = (int64_t)(center + reach + 0.5);
+        ctr_real *weight = f->weight + slot * f->width;
+        high = CTR_MIN_(high, in);
+        high = CTR_MIN_(high, low + f->width);
+        for (t = 0; t < high - low; t++)
+            sum += ctr_filter_value_(interp, ((double)(t + low) - center + 0.5) * inverse);
+        for (t = 0; t < high - low; t++)
+            weight[t] = (ctr_real)(ctr_filter_value_(interp, ((double)(t + low) - center + 0.5) *
+                                                                 inverse) / sum);
+        f->first[slot] = low;
+        f->count[slot] = high - low;
+    }
+}
+
+/* One row through the horizontal filter: to[out, c] from the numbers row[in, c]. */
+CTR_PRIVATE_ void ctr_filter_row_(const ctr_filter_ *f, const ctr_real *row, int64_t c, ctr_real *to)
+{
+    int64_t o, t, k;
+    for (o = 0; o < f->out; o++)
+        for (k = 0; k < c; k++) {
+            const ctr_real *from = row + f->first[o] * c + k, *weight = f->weight + o * f->width;
+            ctr_real sum = 0;
+            for (t = 0; t < f->count[o]; t++) sum += weight[t] * from[t * c];
+            to[o * c + k] = sum;
+        }
+}
+
+/* Bytes of scratch of ctr_resize_ for any box within h x w. */
+CTR_PRIVATE_ uint64_t ctr_resize_bytes_(ctr_interp interp, int64_t h, int64_t w, int64_t c,
+                                        int64_t out_h, int64_t out_w)
+{
+    return ctr_filter_bytes_(interp, h, out_h) + ctr_filter_bytes_(interp, w, out_w) +
+           (uint64_t)((w + out_w) * c) * sizeof(ctr_real) + 4 * CTR_ALIGN_;
+}
+
+/* out[out_h, out_w, c] of a box: each row of the box goes through the horizontal filter once and is
+   added, weighted, to the few output rows that look at it. The reference. */
+CTR_PRIVATE_ void ctr_resize_(const ctr_pixels_ *image, const ctr_box *box, int64_t out_h,
+                              int64_t out_w, ctr_interp interp, ctr_real *out, void *scratch)
+{
+    ctr_filter_ fy, fx;
+    char *at = (char *)scratch;
+    int64_t c = image->c, y, o, i, low = 0, length = out_w * c;
+    ctr_real *row, *line;
+    ctr_filter_make_(&fy, interp, box->h, out_h, 0, &at);
+    ctr_filter_make_(&fx, interp, box->w, out_w, 0, &at);
+    row = (ctr_real *)ctr_image_carve_(&at, (size_t)(box->w * c) * sizeof *row);
+    line = (ctr_real *)ctr_image_carve_(&at, (size_t)length * sizeof *line);
+    for (i = 0; i < out_h * length; i++) out[i] = 0;
+    for (y = 0; y < box->h; y++) {
+        int64_t start = ((box->top + y) * image->w + box->left) * c;
+        if (image->u8)
+            for (i = 0; i < box->w * c; i++)
+                row[i] = (ctr_real)image->u8[start + i] / CTR_R(255.0);
+        else
+            for (i = 0; i < box->w * c; i++) row[i] = image->real[start + i];
+        ctr_filter_row_(&fx, row, c, line);
+        while (low < out_h && fy.first[low] + fy.count[low] <= y) low++;
+        for (o = low; o < out_h && fy.first[o] <= y; o++) {
+            ctr_real weight = fy.weight[o * fy.width + (y - fy.first[o])];
+            for (i = 0; i < length; i++) out[o * length + i] += weight * line[i];
+        }
+    }
+}
+
+CTR_PRIVATE_ int ctr_box_inside_(const ctr_box *b, int64_t h, int64_t w)
+{
+    return b->top >= 0 && b->left >= 0 && b->h >= 1 && b->w >= 1 && b->h <= h && b->w <= w &&
+           b->top <= h - b->h && b->left <= w - b->w;
+}
+
+/* Arguments of a resize by the user, spoken of in the name of a function. */
+CTR_PRIVATE_ int ctr_resize_check_(ctr_ctx *ctx, const char *name, int64_t h, int64_t w, int64_t c,
+                                   const ctr_box *box, int64_t out_h, int64_t out_w)
+{
+    if (ctr_error(ctx) != CTR_OK) return 0;
+    if (!ctr_image_sides_ok_(h, w, c) || !ctr_image_sides_ok_(out_h, out_w, c)) {
+        ctr_fail_(ctx, CTR_E_SHAPE,
+                  "%s: sides must be 1..65535 and channels 1 or 3, got %ld x %ld x %ld to %ld x %ld",
+                  name, (long)h, (long)w, (long)c, (long)out_h, (long)out_w);
+        return 0;
+    }
+    if (!ctr_box_inside_(box, h, w)) {
+        ctr_fail_(ctx, CTR_E_VALUE,
+                  "%s: the box (top %ld, left %ld, h %ld, w %ld) leaves the image of %ld x %ld", name,
+                  (long)box->top, (long)box->left, (long)box->h, (long)box->w, (long)h, (long)w);
+        return 0;
+    }
+    return 1;
+}
+
+/* Worker-safe: numbers out[out_h, out_w, c] of a box that lies inside. */
+CTR_PRIVATE_ int ctr_resize_alloc_(ctr_ctx *ctx, const ctr_pixels_ *image, const ctr_box *box,
+                                   int64_t out_h, int64_t out_w, ctr_interp interp, ctr_real *out,
+                                   ctr_note_ *note)
+{
+    uint64_t bytes = ctr_resize_bytes_(interp, box->h, box->w, image->c, out_h, out_w);
+    void *scratch = bytes <= SIZE_MAX / 4 ? ctr_try_alloc_(ctx, (size_t)bytes) : NULL;
+    if (!scratch) {
+        ctr_note_set_(note, CTR_E_MEMORY, "resize: no memory for filters to %ld x %ld pixels",
+                      (long)out_h, (long)out_w);
+        return 0;
+    }
+    ctr_resize_(image, box, out_h, out_w, interp, out, scratch);
+    ctr_free_host_(ctx, scratch, (size_t)bytes);
+    return 1;
+}
+
+/* Worker-safe: the 8-bit image of a box (NULL: everything), rounded. The arguments are good. */
+CTR_PRIVATE_ int ctr_image_resize_(ctr_ctx *ctx, const ctr_image *image, const ctr_box *box,
+                                   int64_t h, int64_t w, ctr_interp interp, ctr_image *out,
+                                   ctr_note_ *note)
+{
+    ctr_pixels_ from;
+    ctr_box all;
+    size_t count = (size_t)(h * w * image->c), i;
+    ctr_real *numbers;
+    int ok;
+    from.u8 = image->pixels;
+    from.real = NULL;
+    from.h = all.h = image->h;
+    from.w = all.w = image->w;
+    from.c = image->c;
+    all.top = all.left = 0;
+    if (!ctr_image_create_(ctx, h, w, image->c, out, note)) return 0;
+    numbers = (ctr_real *)ctr_try_alloc_(ctx, count * sizeof *numbers);
+    if (!numbers) ctr_note_set_(note, CTR_E_MEMORY, "resize: no memory for %ld x %ld pixels",
+                                (long)h, (long)w);
+    ok = numbers != NULL &&
+         ctr_resize_alloc_(ctx, &from, box ? box : &all, h, w, interp, numbers, note);
+    for (i = 0; ok && i < count; i++) {
+        ctr_real v = numbers[i] * CTR_R(255.0) + CTR_R(0.5);
+        out->pixels[i] = (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
+    }
+    ctr_free_host_(ctx, numbers, count * sizeof *numbers);
+    if (!ok) ctr_image_free(ctx, out);
+    return ok;
+}
+
+CTR_API int ctr_image_resize(ctr_ctx *ctx, const ctr_image *image, const ctr_box *box, int64_t h,
+                             int64_t w, ctr_interp interp, ctr_image *out)
+{
+    ctr_note_ note;
+    ctr_box all;
+    memset(&note, 0, sizeof note);
+    memset(out, 0, sizeof *out);
+    all.top = all.left = 0;
+    all.h = image->h;
+    all.w = image->w;
+    if (!ctr_resize_check_(ctx, "image_resize", image->h, image->w, image->c, box ? box : &all, h,
+                           w))
+        return 0;
+    if (ctr_image_resize_(ctx, image, box, h, w, interp, out, &note)) return 1;
+    ctr_note_report_(ctx, &note);
+    return 0;
+}
+
+CTR_API int ctr_image_resize_real(ctr_ctx *ctx, const ctr_image *image, const ctr_box *box,
+                                  int64_t h, int64_t w, ctr_interp interp, ctr_real *out)
+{
+    ctr_note_ note;
+    ctr_pixels_ from;
+    ctr_box all;
+    memset(&note, 0, sizeof note);
+    all.top = all.left = 0;
+    from.u8 = image->pixels;
+    from.real = NULL;
+    from.h = all.h = image->h;
+    from.w = all.w = image->w;
+    from.c = image->c;
+    if (!box) box = &all;
+    if (!ctr_resize_check_(ctx, "image_resize_real", from.h, from.w, from.c, box, h, w)) return 0;
+    if (ctr_resize_alloc_(ctx, &from, box, h, w, interp, out, &note)) return 1;
+    ctr_note_report_(ctx, &note);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>AUG
+
+   The reference works on the interleaved image [h, w, c], one operation after the other, in the
+   order of the text books. The AVX2 path, below it, keeps one plane for each channel.
+   ---------------------------------------------------------------------------------------------- */
+
+/* ---- configs ----------------------------------------------------------------------------------- */
+
+CTR_API void ctr_aug_none_config_init(ctr_aug_config *config, int64_t size)
+{
+    int k;
+    memset(config, 0, sizeof *config);
+    config->height = config->width = size;
+    config->center_crop = 1;
+    config->crop_min = config->crop_max = 1;
+    config->ratio_min = config->ratio_max = 1;
+    config->interp = CTR_INTERP_BICUBIC;
+    config->blur_sigma_min = 0.1;
+    config->blur_sigma_max = 2;
+    config->solarize_threshold = 0.5;
+    for (k = 0; k < 3; k++) config->std[k] = 1;
+    config->kernels = ctr_platform_avx2_() ? CTR_KERNELS_AVX2 : CTR_KERNELS_SCALAR;
+}
+
+CTR_API void ctr_aug_simclr_config_init(ctr_aug_config *config, int64_t size)
+{
+    double strength = size <= 32 ? 0.5 : 1.0;
+    ctr_aug_none_config_init(config, size);
+    config->center_crop = 0;
+    config->crop_min = 0.08;
+    config->ratio_min = 3.0 / 4.0;
+    config->ratio_max = 4.0 / 3.0;
+    config->flip_p = 0.5;
+    config->jitter_p = 0.8;
+    config->brightness = config->contrast = config->saturation = 0.8 * strength;
+    config->hue = 0.2 * strength;
+    config->gray_p = 0.2;
+    config->blur_p = size <= 32 ? 0 : 0.5;
+}
+
+CTR_API ctr_aug_config ctr_aug_none_default(int64_t size)
+{
+    ctr_aug_config config;
+    ctr_aug_none_config_init(&config, size);
+    return config;
+}
+
+CTR_API ctr_aug_config ctr_aug_simclr_default(int64_t size)
+{
+    ctr_aug_config config;
+    ctr_aug_simclr_config_init(&config, size);
+    return config;
+}
+
+/* low <= v <= high; false for NaN also under -ffast-math. */
+CTR_PRIVATE_ int ctr_aug_within_(double v, double low, double high)
+{
+    return ctr_real_finite_((ctr_real)v) && v >= low && v <= high;
+}
+
+CTR_PRIVATE_ int ctr_aug_refuse_(ctr_ctx *ctx, const char *member, double value, const char *range)
+{
+    ctr_fail_(ctx, CTR_E_VALUE, "aug: %s must be %s, got %g", member, range, value);
+    return 0;
+}
+
+CTR_PRIVATE_ int ctr_aug_pair_(ctr_ctx *ctx, const char *member, double low, double high,
+                               double least, double most)
+{
+    if (ctr_aug_within_(low, least, most) && ctr_aug_within_(high, low, most)) return 1;
+    ctr_fail_(ctx, CTR_E_VALUE, "aug: %s must satisfy %g <= min <= max <= %g, got %g and %g", member,
+              least, most, low, high);
+    return 0;
+}
+
+CTR_API int ctr_aug_config_check(ctr_ctx *ctx, const ctr_aug_config *c)
+{
+    int k;
+    if (ctr_error(ctx) != CTR_OK) return 0;
+    if (c->height < 1 || c->height > 65535)
+        return ctr_aug_refuse_(ctx, "height", (double)c->height, "1..65535");
+    if (c->width < 1 || c->width > 65535)
+        return ctr_aug_refuse_(ctx, "width", (double)c->width, "1..65535");
+    if (!ctr_aug_pair_(ctx, "crop", c->crop_min, c->crop_max, 1e-6, 1)) return 0;
+    if (!ctr_aug_pair_(ctx, "ratio", c->ratio_min, c->ratio_max, 1e-3, 1e3)) return 0;
+    if (!ctr_aug_pair_(ctx, "blur_sigma", c->blur_sigma_min, c->blur_sigma_max, 1e-3, 1e3)) return 0;
+    if (c->interp != CTR_INTERP_BILINEAR && c->interp != CTR_INTERP_BICUBIC)
+        return ctr_aug_refuse_(ctx, "interp", (double)c->interp, "bilinear or bicubic");
+    if (!ctr_aug_within_(c->flip_p, 0, 1)) return ctr_aug_refuse_(ctx, "flip_p", c->flip_p, "0..1");
+    if (!ctr_aug_within_(c->jitter_p, 0, 1))
+        return ctr_aug_refuse_(ctx, "jitter_p", c->jitter_p, "0..1");
+    if (!ctr_aug_within_(c->brightness, 0, 100))
+        return ctr_aug_refuse_(ctx, "brightness", c->brightness, "0..100");
+    if (!ctr_aug_within_(c->contrast, 0, 100))
+        return ctr_aug_refuse_(ctx, "contrast", c->contrast, "0..100");
+    if (!ctr_aug_within_(c->saturation, 0, 100))
+        return ctr_aug_refuse_(ctx, "saturation", c->saturation, "0..100");
+    if (!ctr_aug_within_(c->hue, 0, 0.5)) return ctr_aug_refuse_(ctx, "hue", c->hue, "0..0.5");
+    if (!ctr_aug_within_(c->gray_p, 0, 1)) return ctr_aug_refuse_(ctx, "gray_p", c->gray_p, "0..1");
+    if (!ctr_aug_within_(c->blur_p, 0, 1)) return ctr_aug_refuse_(ctx, "blur_p", c->blur_p, "0..1");
+    if (c->blur_kernel < 0 || c->blur_kernel > 255 || (c->blur_kernel && c->blur_kernel % 2 == 0))
+        return ctr_aug_refuse_(ctx, "blur_kernel", c->blur_kernel, "0 or odd and at most 255");
+    if (!ctr_aug_within_(c->solarize_p, 0, 1))
+        return ctr_aug_refuse_(ctx, "solarize_p", c->solarize_p, "0..1");
+    if (!ctr_aug_within_(c->solarize_threshold, 0, 1))
+        return ctr_aug_refuse_(ctx, "solarize_threshold", c->solarize_threshold, "0..1");
+    for (k = 0; k < 3; k++) {
+        if (!ctr_aug_within_(c->mean[k], -1e6, 1e6))
+            return ctr_aug_refuse_(ctx, "mean", c->mean[k], "finite");
+        if (!ctr_aug_within_(c->std[k], 1e-6, 1e6))
+            return ctr_aug_refuse_(ctx, "std", c->std[k], "1e-6..1e6");
+    }
+    return 1;
+}
+
+/* Kernel of the blur; SimCLR's is a tenth of the view, ours the odd number nearest to that. */
+CTR_PRIVATE_ int ctr_aug_kernel_(const ctr_aug_config *config)
+{
+    double size = (double)CTR_MIN_(config->height, config->width);
+    int radius = (int)floor(0.05 * size + 0.5);
+    if (config->blur_kernel) return config->blur_kernel;
+    return 2 * CTR_MIN_(radius, 127) + 1;
+}
+
+CTR_API const char *ctr_aug_describe(const ctr_aug_config *c, char *text, size_t size)
+{
+    char crop[96], last[64];
+    snprintf(crop, sizeof crop, c->center_crop ? "centre crop" : "crop %g..%g ratio %.3g..%.3g",
+             c->crop_min, c->crop_max, c->ratio_min, c->ratio_max);
+    last[0] = 0;
+    if (c->solarize_p > 0)
+        snprintf(last, sizeof last, ", solarize %g at %g", c->solarize_p, c->solarize_threshold);
+    snprintf(text, size,
+             "%ldx%ld, %s %s, flip %g, jitter %g (%g %g %g %g), gray %g, "
+             "blur %g (%d px, sigma %g..%g)%s",
+             (long)c->width, (long)c->height, crop,
+             c->interp == CTR_INTERP_BICUBIC ? "bicubic" : "bilinear", c->flip_p, c->jitter_p,
+             c->brightness, c->contrast, c->saturation, c->hue, c->gray_p, c->blur_p,
+             ctr_aug_kernel_(c), c->blur_sigma_min, c->blur_sigma_max, last);
+    return text;
+}
+
+/* ---- sampling ---------------------------------------------------------------------------------- */
+
+/* Width and height of the largest box with a ratio within the limits; centred. */
+CTR_PRIVATE_ void ctr_aug_center_(double ratio_min, double ratio_max, int64_t h, int64_t w,
+                                  ctr_box *box)
+{
+    double ratio = (double)w / (double)h;
+    box->h = h;
+    box->w = w;
+    if (ratio < ratio_min) box->h = (int64_t)rint((double)w / ratio_min);
+    else if (ratio > ratio_max) box->w = (int64_t)rint((double)h * ratio_max);
+    box->h = CTR_MAX_(CTR_MIN_(box->h, h), 1);
+    box->w = CTR_MAX_(CTR_MIN_(box->w, w), 1);
+    box->top = (h - box->h) / 2;
+    box->left = (w - box->w) / 2;
+}
+
+/* torchvision's RandomResizedCrop: with area a ~ U(min, max) h w and ratio r log-uniform,
+   w' = sqrt(a r), h' = sqrt(a / r), rounded to even at halves. */
+CTR_PRIVATE_ void ctr_aug_crop_(const ctr_aug_config *config, ctr_rng *rng, int64_t h, int64_t w,
+                                ctr_box *box)
+{
+    double low = log(config->ratio_min), high = log(config->ratio_max);
+    int attempt;
+    for (attempt = 0; attempt < 10; attempt++) {
+        double area = (double)h * (double)w *
+                      ctr_rng_range(rng, config->crop_min, config->crop_max);
+        double ratio = exp(ctr_rng_range(rng, low, high));
+        double bw = rint(sqrt(area * ratio)), bh = rint(sqrt(area / ratio));
+        if (bw < 1 || bh < 1 || bw > (double)w || bh > (double)h) continue;
+        box->w = (int64_t)bw;
+        box->h = (int64_t)bh;
+        box->top = ctr_rng_below(rng, h - box->h + 1);
+        box->left = ctr_rng_below(rng, w - box->w + 1);
+        return;
+    }
+    ctr_aug_center_(config->ratio_min, config->ratio_max, h, w, box);
+}
+
+CTR_API void ctr_aug_sample(const ctr_aug_config *config, ctr_rng *rng, int64_t h, int64_t w,
+                            ctr_aug_params *out)
+{
+    const double reach[3] = { config->brightness, config->contrast, config->saturation };
+    double shape = (double)config->width / (double)config->height;
+    int64_t order[4];
+    int k;
+    memset(out, 0, sizeof *out);
+    if (config->center_crop) ctr_aug_center_(shape, shape, h, w, &out->crop);
+    else ctr_aug_crop_(config, rng, h, w, &out->crop);
+    out->flip = ctr_rng_uniform(rng) < config->flip_p;
+    out->jitter = ctr_rng_uniform(rng) < config->jitter_p;
+    ctr_rng_permutation(rng, 4, order);
+    for (k = 0; k < 4; k++) out->order[k] = (int)order[k];
+    for (k = 0; k < 3; k++)
+        out->factor[k] = ctr_rng_range(rng, CTR_MAX_(0.0, 1 - reach[k]), 1 + reach[k]);
+    out->factor[CTR_JITTER_HUE] = ctr_rng_range(rng, -config->hue, config->hue);
+    out->gray = ctr_rng_uniform(rng) < config->gray_p;
+    if (ctr_rng_uniform(rng) < config->blur_p)
+        out->blur_sigma = ctr_rng_range(rng, config->blur_sigma_min, config->blur_sigma_max);
+    out->solarize = ctr_rng_uniform(rng) < config->solarize_p;
+}
+
+/* ---- operations of the reference --------------------------------------------------------------- */
+
+CTR_PRIVATE_ ctr_real ctr_aug_clip_(ctr_real v) { return v < 0 ? 0 : v > 1 ? 1 : v; }
+
+#define CTR_LUMA_R_ CTR_R(0.2989)
+#define CTR_LUMA_G_ CTR_R(0.587)
+#define CTR_LUMA_B_ CTR_R(0.114)
+
+CTR_PRIVATE_ ctr_real ctr_aug_luma_(const ctr_real *x, int64_t c)
+{
+    return c == 1 ? x[0] : CTR_LUMA_R_ * x[0] + CTR_LUMA_G_ * x[1] + CTR_LUMA_B_ * x[2];
+}
+
+/* x = clip(factor * x) */
+CTR_PRIVATE_ void ctr_aug_brightness_(ctr_real *x, int64_t n, int64_t c, ctr_real factor)
+{
+    int64_t i;
+    for (i = 0; i < n * c; i++) x[i] = ctr_aug_clip_(factor * x[i]);
+}
+
+/* x = clip(factor * x + (1 - factor) * mean), mean = sum of the n lumas / n */
+CTR_PRIVATE_ void ctr_aug_contrast_(ctr_real *x, int64_t n, int64_t c, ctr_real factor)
+{
+    double sum = 0;
+    ctr_real shift;
+    int64_t i;
+    for (i = 0; i < n; i++) sum += (double)ctr_aug_luma_(x + i * c, c);
+    shift = (1 - factor) * (ctr_real)(sum / (double)n);
+    for (i = 0; i < n * c; i++) x[i] = ctr_aug_clip_(factor * x[i] + shift);
+}
+
+/* x = clip(factor * x + (1 - factor) * luma); factor 0 is the gray image */
+CTR_PRIVATE_ void ctr_aug_saturation_(ctr_real *x, int64_t n, int64_t c, ctr_real factor)
+{
+    int64_t i, k;
+    if (c != 3) return;
+    for (i = 0; i < n; i++, x += 3) {
+        ctr_real shift = (1 - factor) * ctr_aug_luma_(x, 3);
+        for (k = 0; k < 3; k++) x[k] = ctr_aug_clip_(factor * x[k] + shift);
+    }
+}
+
+/* RGB to hue, saturation, value and back (Smith, 1978), with the hue turned by a part of the circle:
+   h is a sixth of the position between two primaries, counted from red. */
+CTR_PRIVATE_ void ctr_aug_hue_(ctr_real *x, int64_t n, int64_t c, ctr_real turn)
+{
+    int64_t i;
+    if (c != 3) return;
+    for (i = 0; i < n; i++, x += 3) {
+        ctr_real r = x[0], g = x[1], b = x[2];
+        ctr_real v = CTR_MAX_(CTR_MAX_(r, g), b), chroma = v - CTR_MIN_(CTR_MIN_(r, g), b);
+        ctr_real h, f, p, q, t;
+        int sector;
+        if (chroma <= 0) continue;
+        if (v == r) h = (g - b) / chroma;
+        else if (v == g) h = 2 + (b - r) / chroma;
+        else h = 4 + (r - g) / chroma;
+        h = h / 6 + turn;
+        h = (h - CTR_M_(floor)(h)) * 6;
+        sector = (int)h;
+        f = h - (ctr_real)sector;
+        p = v - chroma;
+        q = v - chroma * f;
+        t = v - chroma * (1 - f);
+        switch (sector) {
+        case 0: case 6: x[0] = v; x[1] = t; x[2] = p; break;
+        case 1: x[0] = q; x[1] = v; x[2] = p; break;
+        case 2: x[0] = p; x[1] = v; x[2] = t; break;
+        case 3: x[0] = p; x[1] = q; x[2] = v; break;
+        case 4: x[0] = t; x[1] = p; x[2] = v; break;
+        default: x[0] = v; x[1] = p; x[2] = q; break;
+        }
+    }
+}
+
+CTR_PRIVATE_ void ctr_aug_gray_(ctr_real *x, int64_t n, int64_t c)
+{
+    int64_t i;
+    if (c != 3) return;
+    for (i = 0; i < n; i++, x += 3) x[0] = x[1] = x[2] = ctr_aug_luma_(x, 3);
+}
+
+CTR_PRIVATE_ void ctr_aug_solarize_(ctr_real *x, int64_t count, ctr_real threshold)
+{
+    int64_t i;
+    for (i = 0; i < count; i++) x[i] = x[i] >= threshold ? 1 - x[i] : x[i];
+}
+
+CTR_PRIVATE_ void ctr_aug_flip_(ctr_real *x, int64_t h, int64_t w, int64_t c)
+{
+    int64_t y, i, k;
+    for (y = 0; y < h; y++, x += w * c)
+        for (i = 0; i < w / 2; i++)
+            for (k = 0; k < c; k++) {
+                ctr_real t = x[i * c + k];
+                x[i * c + k] = x[(w - 1 - i) * c + k];
+                x[(w - 1 - i) * c + k] = t;
+            }
+}
+
+CTR_PRIVATE_ void ctr_aug_normalize_(ctr_real *x, int64_t n, int64_t c, const double *mean,
+                                     const double *std)
+{
+    int64_t i, k;
+    for (i = 0; i < n; i++)
+        for (k = 0; k < c; k++)
+            x[i * c + k] = (x[i * c + k] - (ctr_real)mean[k]) / (ctr_real)std[k];
+}
+
+/* weight[j] = exp(-(j - radius)^2 / (2 sigma^2)) / sum, j = 0..2 radius */
+CTR_PRIVATE_ void ctr_aug_gauss_(double sigma, int64_t radius, ctr_real *weight)
+{
+    double sum = 0;
+    int64_t j;
+    for (j = -radius; j <= radius; j++) sum += exp(-0.5 * (double)(j * j) / (sigma * sigma));
+    for (j = -radius; j <= radius; j++)
+        weight[j + radius] = (ctr_real)(exp(-0.5 * (double)(j * j) / (sigma * sigma)) / sum);
+}
+
+/* Index i of a line of n, reflected at both ends without repeating them (as often as needed). */
+CTR_PRIVATE_ int64_t ctr_aug_reflect_(int64_t i, int64_t n)
+{
+    int64_t period = 2 * (n - 1);
+    if (n == 1) return 0;
+    i %= period;
+    if (i < 0) i += period;
+    return i < n ? i : period - i;
+}
+
+/* One row [w, c] extended by radius reflected pixels on either side. */
+CTR_PRIVATE_ void ctr_aug_extend_(const ctr_real *row, int64_t w, int64_t c, int64_t radius,
+                                  ctr_real *line)
+{
+    int64_t i, k;
+    for (i = -radius; i < w + radius; i++)
+        for (k = 0; k < c; k++)
+            line[(i + radius) * c + k] = row[ctr_aug_reflect_(i, w) * c + k];
+}
+
+/* Bytes of scratch of ctr_aug_blur_: weights, an extended row, and a copy of the image. */
+CTR_PRIVATE_ uint64_t ctr_aug_blur_bytes_(int64_t h, int64_t w, int64_t c, int kernel)
+{
+    uint64_t numbers = (uint64_t)kernel + (uint64_t)((w + kernel + 8) * c) + (uint64_t)(h * w * c);
+    return numbers * sizeof(ctr_real) + 4 * CTR_ALIGN_;
+}
+
+/* Rows first, from x to the copy, then columns back; both sum from the first tap to the last. */
+CTR_PRIVATE_ void ctr_aug_blur_(ctr_real *x, int64_t h, int64_t w, int64_t c, int kernel,
+                                double sigma, void *scratch)
+{
+    char *at = (char *)scratch;
+    int64_t radius = kernel / 2, length = w * c, y, i, j;
+    ctr_real *weight = (ctr_real *)ctr_image_carve_(&at, (size_t)kernel * sizeof *weight);
+    ctr_real *line = (ctr_real *)ctr_image_carve_(&at, (size_t)((w + kernel) * c) * sizeof *line);
+    ctr_real *copy = (ctr_real *)ctr_image_carve_(&at, (size_t)(h * length) * sizeof *copy);
+    ctr_aug_gauss_(sigma, radius, weight);
+    for (y = 0; y < h; y++) {
+        ctr_aug_extend_(x + y * length, w, c, radius, line);
+        for (i = 0; i < length; i++) {
+            ctr_real sum = 0;
+            for (j = 0; j < kernel; j++) sum += weight[j] * line[i + j * c];
+            copy[y * length + i] = sum;
+        }
+    }
+    for (y = 0; y < h; y++) {
+        for (i = 0; i < length; i++) x[y * length + i] = 0;
+        for (j = 0; j < kernel; j++) {
+            const ctr_real *from = copy + ctr_aug_reflect_(y + j - radius, h) * length;
+            for (i = 0; i < length; i++) x[y * length + i] += weight[j] * from[i];
+        }
+    }
+}
+
+/* ---- a whole view ------------------------------------------------------------------------------ */
+
+CTR_PRIVATE_ void ctr_aug_jitter_(const ctr_aug_config *config, const ctr_aug_params *p, ctr_real *x,
+                                  int64_t n, int64_t c)
+{
+    int k;
+    for (k = 0; k < 4; k++) {
+        ctr_real f = (ctr_real)p->factor[p->order[k]];
+        if (p->order[k] == CTR_JITTER_BRIGHTNESS && config->brightness > 0)
+            ctr_aug_brightness_(x, n, c, f);
+        if (p->order[k] == CTR_JITTER_CONTRAST && config->contrast > 0) ctr_aug_contrast_(x, n, c, f);
+        if (p->order[k] == CTR_JITTER_SATURATION && config->saturation > 0)
+            ctr_aug_saturation_(x, n, c, f);
+        if (p->order[k] == CTR_JITTER_HUE && config->hue > 0) ctr_aug_hue_(x, n, c, f);
+    }
+}
+
+/* The reference. The cubic filter overshoots; what it leaves is clipped, as 8-bit images do. */
+CTR_PRIVATE_ void ctr_aug_apply_scalar_(const ctr_aug_config *config, const ctr_aug_params *p,
+                                        const ctr_pixels_ *image, ctr_real *out, void *scratch)
+{
+    int64_t h = config->height, w = config->width, c = image->c, n = h * w, i;
+    ctr_resize_(image, &p->crop, h, w, config->interp, out, scratch);
+    for (i = 0; i < n * c; i++) out[i] = ctr_aug_clip_(out[i]);
+    if (p->flip) ctr_aug_flip_(out, h, w, c);
+    if (p->jitter) ctr_aug_jitter_(config, p, out, n, c);
+    if (p->gray) ctr_aug_gray_(out, n, c);
+    if (p->blur_sigma > 0)
+        ctr_aug_blur_(out, h, w, c, ctr_aug_kernel_(config), p->blur_sigma, scratch);
+    if (p->solarize) ctr_aug_solarize_(out, n * c, (ctr_real)config->solarize_threshold);
+    ctr_aug_normalize_(out, n, c, config->mean, config->std);
+}
+
+#if CTR_HAS_AVX2_
+
+/* ---- the AVX2 path -----------------------------------------------------------------------------
+   One plane [height * width] for each channel. The crop is resized eight output rows at a time:
+   columns first along whole rows of pixels, then the eight rows are transposed, so that the rows'
+   filter has one output row in each lane, then they are transposed back. Sums have other orders
+   than in the reference, so that results differ by a few units in the last place; they depend on
+   nothing but the arguments.
+   ---------------------------------------------------------------------------------------------- */
+
+/* Bytes of scratch beyond the reference's: planes, and three blocks of eight rows. */
+CTR_PRIVATE_ uint64_t ctr_aug_fast_bytes_(const ctr_aug_config *config, int64_t w, int64_t c)
+{
+    uint64_t n = (uint64_t)(config->height * config->width * c), row = (uint64_t)(w * c + 8) * 8;
+    uint64_t line = (uint64_t)(config->width * c) * 8;
+    return (n + 2 * row + line) * sizeof(ctr_real) + 8 * CTR_ALIGN_;
+}
+
+/* to[i] = sum over j < taps of weight[j] * from[j][i] */
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_taps_avx2_(const ctr_real *const *from,
+                                                      const ctr_real *weight, int64_t taps,
+                                                      int64_t n, ctr_real *to)
+{
+    int64_t i, j;
+    for (i = 0; i + 32 <= n; i += 32) {
+        __m256 a = _mm256_setzero_ps(), b = a, c = a, d = a;
+        for (j = 0; j < taps; j++) {
+            __m256 w = _mm256_broadcast_ss(weight + j);
+            a = _mm256_fmadd_ps(w, _mm256_loadu_ps(from[j] + i), a);
+            b = _mm256_fmadd_ps(w, _mm256_loadu_ps(from[j] + i + 8), b);
+            c = _mm256_fmadd_ps(w, _mm256_loadu_ps(from[j] + i + 16), c);
+            d = _mm256_fmadd_ps(w, _mm256_loadu_ps(from[j] + i + 24), d);
+        }
+        _mm256_storeu_ps(to + i, a);
+        _mm256_storeu_ps(to + i + 8, b);
+        _mm256_storeu_ps(to + i + 16, c);
+        _mm256_storeu_ps(to + i + 24, d);
+    }
+    for (; i < n; i++) {
+        ctr_real sum = 0;
+        for (j = 0; j < taps; j++) sum += weight[j] * from[j][i];
+        to[i] = sum;
+    }
+}
+
+/* The same for bytes in rows of `stride`, in 255ths. */
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_taps_u8_avx2_(const uint8_t *from, int64_t stride,
+                                                         const ctr_real *weight, int64_t taps,
+                                                         int64_t n, ctr_real *to)
+{
+    const ctr_real unit = 1.0f / 255.0f;
+    int64_t i, j;
+    for (i = 0; i + 8 <= n; i += 8) {
+        __m256 sum = _mm256_setzero_ps();
+        for (j = 0; j < taps; j++) {
+            __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)(from + j * stride + i));
+            __m256 v = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+            sum = _mm256_fmadd_ps(_mm256_broadcast_ss(weight + j), v, sum);
+        }
+        _mm256_storeu_ps(to + i, _mm256_mul_ps(sum, _mm256_set1_ps(unit)));
+    }
+    for (; i < n; i++) {
+        ctr_real sum = 0;
+        for (j = 0; j < taps; j++) sum += weight[j] * (ctr_real)from[j * stride + i];
+        to[i] = sum * unit;
+    }
+}
+
+/* to[8, 8] is from[8, 8] transposed; rows lie a stride apart. */
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_turn_avx2_(const ctr_real *from, int64_t from_stride,
+                                                      ctr_real *to, int64_t to_stride)
+{
+    __m256 a[8], b[8];
+    int k;
+    for (k = 0; k < 8; k++) a[k] = _mm256_loadu_ps(from + k * from_stride);
+    for (k = 0; k < 4; k++) { /* pairs, then quartets, then halves change places */
+        b[2 * k] = _mm256_unpacklo_ps(a[2 * k], a[2 * k + 1]);
+        b[2 * k + 1] = _mm256_unpackhi_ps(a[2 * k], a[2 * k + 1]);
+    }
+    for (k = 0; k < 8; k += 4) {
+        a[k] = _mm256_shuffle_ps(b[k], b[k + 2], 0x44);
+        a[k + 1] = _mm256_shuffle_ps(b[k], b[k + 2], 0xEE);
+        a[k + 2] = _mm256_shuffle_ps(b[k + 1], b[k + 3], 0x44);
+        a[k + 3] = _mm256_shuffle_ps(b[k + 1], b[k + 3], 0xEE);
+    }
+    for (k = 0; k < 4; k++) {
+        _mm256_storeu_ps(to + k * to_stride, _mm256_permute2f128_ps(a[k], a[k + 4], 0x20));
+        _mm256_storeu_ps(to + (k + 4) * to_stride, _mm256_permute2f128_ps(a[k], a[k + 4], 0x31));
+    }
+}
+
+/* The horizontal filter on eight rows at once: line[c, out, 8] from cols[in * c, 8], clipped. */
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_across_avx2_(const ctr_filter_ *f, const ctr_real *cols,
+                                                        int64_t c, ctr_real *line)
+{
+    const __m256 zero = _mm256_setzero_ps(), one = _mm256_set1_ps(1.0f);
+    int64_t o, t, k;
+    for (o = 0; o < f->out; o++) {
+        const ctr_real *from = cols + f->first[o] * c * 8, *weight = f->weight + o * f->width;
+        int64_t count = f->count[o];
+        if (c == 3) {
+            __m256 r = zero, g = zero, b = zero;
+            for (t = 0; t < count; t++, from += 24) {
+                __m256 w = _mm256_broadcast_ss(weight + t);
+                r = _mm256_fmadd_ps(w, _mm256_loadu_ps(from), r);
+                g = _mm256_fmadd_ps(w, _mm256_loadu_ps(from + 8), g);
+                b = _mm256_fmadd_ps(w, _mm256_loadu_ps(from + 16), b);
+            }
+            r = _mm256_min_ps(_mm256_max_ps(r, zero), one);
+            g = _mm256_min_ps(_mm256_max_ps(g, zero), one);
+            b = _mm256_min_ps(_mm256_max_ps(b, zero), one);
+            _mm256_storeu_ps(line + o * 8, r);
+            _mm256_storeu_ps(line + (f->out + o) * 8, g);
+            _mm256_storeu_ps(line + (2 * f->out + o) * 8, b);
+        } else {
+            for (k = 0; k < c; k++) {
+                __m256 sum = zero;
+                for (t = 0; t < count; t++)
+                    sum = _mm256_fmadd_ps(_mm256_broadcast_ss(weight + t),
+                                          _mm256_loadu_ps(from + (t * c + k) * 8), sum);
+                sum = _mm256_min_ps(_mm256_max_ps(sum, zero), one);
+                _mm256_storeu_ps(line + (k * f->out + o) * 8, sum);
+            }
+        }
+    }
+}
+
+/* Writes eight (or, at the end, fewer) finished rows into the planes. */
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_settle_avx2_(const ctr_real *line, int64_t w, int64_t rows,
+                                                        ctr_real *to)
+{
+    int64_t o = 0, y, k;
+    if (rows == 8)
+        for (; o + 8 <= w; o += 8) ctr_aug_turn_avx2_(line + o * 8, 8, to + o, w);
+    for (y = 0; y < rows; y++)
+        for (k = o; k < w; k++) to[y * w + k] = line[k * 8 + y];
+}
+
+/* One row of pixels, filtered along the columns, into row[length]. */
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_down_avx2_(const ctr_pixels_ *image, const ctr_box *box,
+                                                      const ctr_filter_ *f, int64_t o,
+                                                      ctr_real *row)
+{
+    const ctr_real *weight = f->weight + o * f->width;
+    int64_t stride = image->w * image->c, length = box->w * image->c, i, j;
+    int64_t start = (box->top + f->first[o]) * stride + box->left * image->c;
+    if (image->u8) {
+        ctr_aug_taps_u8_avx2_(image->u8 + start, stride, weight, f->count[o], length, row);
+        return;
+    }
+    for (i = 0; i < length; i++) row[i] = 0;
+    for (j = 0; j < f->count[o]; j++) {
+        const ctr_real *from = image->real + start + j * stride;
+        for (i = 0; i < length; i++) row[i] += weight[j] * from[i];
+    }
+}
+
+/* planes[c, height * width] of the crop, mirrored if asked for, clipped to 0..1. */
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_resize_avx2_(const ctr_aug_config *config,
+                                                        const ctr_aug_params *p,
+                                                        const ctr_pixels_ *image, ctr_real *planes,
+                                                        char **at)
+{
+    int64_t h = config->height, w = config->width, c = image->c, length = p->crop.w * c, y, r, i, k;
+    int64_t padded = (length + 7) / 8 * 8;
+    ctr_filter_ fy, fx;
+    ctr_real *rows, *cols, *line;
+    ctr_filter_make_(&fy, config->interp, p->crop.h, h, 0, at);
+    ctr_filter_make_(&fx, config->interp, p->crop.w, w, p->flip, at);
+    rows = (ctr_real *)ctr_image_carve_(at, (size_t)(8 * padded) * sizeof *rows);
+    cols = (ctr_real *)ctr_image_carve_(at, (size_t)(8 * padded) * sizeof *cols);
+    line = (ctr_real *)ctr_image_carve_(at, (size_t)(8 * w * c) * sizeof *line);
+    memset(rows, 0, (size_t)(8 * padded) * sizeof *rows); /* what pads the last block is finite */
+    for (y = 0; y < h; y += 8) {
+        int64_t some = CTR_MIN_(h - y, 8);
+        for (r = 0; r < some; r++)
+            ctr_aug_down_avx2_(image, &p->crop, &fy, y + r, rows + r * padded);
+        for (i = 0; i < padded; i += 8) ctr_aug_turn_avx2_(rows + i, padded, cols + i * 8, 8);
+        ctr_aug_across_avx2_(&fx, cols, c, line);
+        for (k = 0; k < c; k++)
+            ctr_aug_settle_avx2_(line + k * w * 8, w, some, planes + k * h * w + y * w);
+    }
+}
+
+/* x = clip(factor * x + shift) */
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_affine_avx2_(ctr_real *x, int64_t n, ctr_real factor,
+                                                        ctr_real shift)
+{
+    int64_t i;
+    for (i = 0; i < n; i++) {
+        ctr_real v = factor * x[i] + shift;
+        v = v > 0 ? v : 0;
+        x[i] = v < 1 ? v : 1;
+    }
+}
+
+/* Mean luma: eight sums in each stretch of 1024 pixels, then in double. */
+CTR_TARGET_AVX2_ CTR_PRIVATE_ ctr_real ctr_aug_mean_avx2_(const ctr_real *x, int64_t n, int64_t c)
+{
+    const ctr_real *g = c == 3 ? x + n : x, *b = c == 3 ? x + 2 * n : x;
+    const ctr_real wr = c == 3 ? CTR_LUMA_R_ : 1.0f, wg = c == 3 ? CTR_LUMA_G_ : 0.0f;
+    const ctr_real wb = c == 3 ? CTR_LUMA_B_ : 0.0f;
+    double total = 0;
+    int64_t i, start;
+    int k;
+    for (start = 0; start < n; start += 1024) {
+        int64_t end = CTR_MIN_(start + 1024, n);
+        float lanes[8];
+        __m256 sum = _mm256_setzero_ps();
+        for (i = start; i + 8 <= end; i += 8) {
+            sum = _mm256_fmadd_ps(_mm256_set1_ps(wr), _mm256_loadu_ps(x + i), sum);
+            sum = _mm256_fmadd_ps(_mm256_set1_ps(wg), _mm256_loadu_ps(g + i), sum);
+            sum = _mm256_fmadd_ps(_mm256_set1_ps(wb), _mm256_loadu_ps(b + i), sum);
+        }
+        _mm256_storeu_ps(lanes, sum);
+        for (k = 0; k < 8; k++) total += (double)lanes[k];
+        for (; i < end; i++) total += (double)(wr * x[i] + wg * g[i] + wb * b[i]);
+    }
+    return (ctr_real)(total / (double)n);
+}
+
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_saturation_avx2_(ctr_real *x, int64_t n, ctr_real factor)
+{
+    ctr_real *__restrict r = x, *__restrict g = x + n, *__restrict b = x + 2 * n;
+    int64_t i;
+    for (i = 0; i < n; i++) {
+        ctr_real shift = CTR_LUMA_R_ * r[i] + CTR_LUMA_G_ * g[i] + CTR_LUMA_B_ * b[i], u, v, w;
+        shift *= 1 - factor;
+        u = factor * r[i] + shift;
+        v = factor * g[i] + shift;
+        w = factor * b[i] + shift;
+        u = u > 0 ? u : 0;
+        v = v > 0 ? v : 0;
+        w = w > 0 ? w : 0;
+        r[i] = u < 1 ? u : 1;
+        g[i] = v < 1 ? v : 1;
+        b[i] = w < 1 ? w : 1;
+    }
+}
+
+/* Hue without branches. With low and high the least and the greatest channel and h the position on
+   the circle in sixths, turned: red = low + (high - low) clip(|h - 3| - 1), green the same with
+   2 - |h - 2|, blue with 2 - |h - 4|. */
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_hue_avx2_(ctr_real *x, int64_t n, ctr_real turn)
+{
+    ctr_real *__restrict pr = x, *__restrict pg = x + n, *__restrict pb = x + 2 * n;
+    const ctr_real by = 6.0f * (turn < 0 ? turn + 1 : turn); /* 0..6 */
+    int64_t i;
+    for (i = 0; i < n; i++) {
+        ctr_real r = pr[i], g = pg[i], b = pb[i], high, low, chroma, h, u, v, w;
+        high = r > g ? r : g;
+        high = high > b ? high : b;
+        low = r < g ? r : g;
+        low = low < b ? low : b;
+        chroma = high - low;
+        u = high == r ? g - b : high == g ? b - r : r - g;
+        v = high == r ? 0.0f : high == g ? 2.0f : 4.0f;
+        h = v + by + u / (chroma > 0 ? chroma : 1.0f); /* -1..11 */
+        h = h >= 6.0f ? h - 6.0f : h;
+        h = h < 0.0f ? h + 6.0f : h;
+        u = fabsf(h - 3.0f) - 1.0f;
+        v = 2.0f - fabsf(h - 2.0f);
+        w = 2.0f - fabsf(h - 4.0f);
+        u = u > 0 ? u : 0;
+        v = v > 0 ? v : 0;
+        w = w > 0 ? w : 0;
+        pr[i] = low + chroma * (u < 1 ? u : 1);
+        pg[i] = low + chroma * (v < 1 ? v : 1);
+        pb[i] = low + chroma * (w < 1 ? w : 1);
+    }
+}
+
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_gray_avx2_(ctr_real *x, int64_t n)
+{
+    ctr_real *__restrict r = x, *__restrict g = x + n, *__restrict b = x + 2 * n;
+    int64_t i;
+    for (i = 0; i < n; i++)
+        r[i] = g[i] = b[i] = CTR_LUMA_R_ * r[i] + CTR_LUMA_G_ * g[i] + CTR_LUMA_B_ * b[i];
+}
+
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_solarize_avx2_(ctr_real *x, int64_t n, ctr_real threshold)
+{
+    int64_t i;
+    for (i = 0; i < n; i++) x[i] = x[i] >= threshold ? 1.0f - x[i] : x[i];
+}
+
+/* The two passes of ctr_aug_blur_ on one plane; copy [h, w], line [w + kernel]. */
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_blur_avx2_(ctr_real *x, int64_t h, int64_t w, int kernel,
+                                                      const ctr_real *weight, ctr_real *line,
+                                                      ctr_real *copy)
+{
+    const ctr_real *from[255];
+    int64_t y;
+    int j;
+    for (y = 0; y < h; y++) {
+        ctr_aug_extend_(x + y * w, w, 1, kernel / 2, line);
+        for (j = 0; j < kernel; j++) from[j] = line + j;
+        ctr_aug_taps_avx2_(from, weight, kernel, w, copy + y * w);
+    }
+    for (y = 0; y < h; y++) {
+        for (j = 0; j < kernel; j++) from[j] = copy + ctr_aug_reflect_(y + j - kernel / 2, h) * w;
+        ctr_aug_taps_avx2_(from, weight, kernel, w, x + y * w);
+    }
+}
+
+/* out[n, c] = (planes[c, n] - mean) / std */
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_finish_avx2_(const ctr_aug_config *config,
+                                                        const ctr_real *planes, int64_t n, int64_t c,
+                                                        ctr_real *__restrict out)
+{
+    const ctr_real *__restrict r = planes, *__restrict g = planes + n, *__restrict b = g + n;
+    const ctr_real m0 = (ctr_real)config->mean[0], s0 = (ctr_real)(1 / config->std[0]);
+    const ctr_real m1 = (ctr_real)config->mean[1], s1 = (ctr_real)(1 / config->std[1]);
+    const ctr_real m2 = (ctr_real)config->mean[2], s2 = (ctr_real)(1 / config->std[2]);
+    int64_t i;
+    if (c == 1) {
+        for (i = 0; i < n; i++) out[i] = (r[i] - m0) * s0;
+        return;
+    }
+    for (i = 0; i < n; i++) {
+        out[3 * i] = (r[i] - m0) * s0;
+        out[3 * i + 1] = (g[i] - m1) * s1;
+        out[3 * i + 2] = (b[i] - m2) * s2;
+    }
+}
+
+CTR_PRIVATE_ void ctr_aug_jitter_avx2_(const ctr_aug_config *config, const ctr_aug_params *p,
+                                       ctr_real *x, int64_t n, int64_t c)
+{
+    int k;
+    for (k = 0; k < 4; k++) {
+        ctr_real f = (ctr_real)p->factor[p->order[k]];
+        switch (p->order[k]) {
+        case CTR_JITTER_BRIGHTNESS:
+            if (config->brightness > 0) ctr_aug_affine_avx2_(x, n * c, f, 0);
+            break;
+        case CTR_JITTER_CONTRAST:
+            if (config->contrast > 0)
+                ctr_aug_affine_avx2_(x, n * c, f, (1 - f) * ctr_aug_mean_avx2_(x, n, c));
+            break;
+        case CTR_JITTER_SATURATION:
+            if (config->saturation > 0 && c == 3) ctr_aug_saturation_avx2_(x, n, f);
+            break;
+        default:
+            if (config->hue > 0 && c == 3) ctr_aug_hue_avx2_(x, n, f);
+        }
+    }
+}
+
+CTR_PRIVATE_ void ctr_aug_apply_avx2_(const ctr_aug_config *config, const ctr_aug_params *p,
+                                      const ctr_pixels_ *image, ctr_real *out, void *scratch)
+{
+    int64_t h = config->height, w = config->width, c = image->c, n = h * w, k;
+    int kernel = ctr_aug_kernel_(config);
+    char *at = (char *)scratch, *rest;
+    ctr_real *planes = (ctr_real *)ctr_image_carve_(&at, (size_t)(n * c) * sizeof *planes);
+    rest = at;
+    ctr_aug_resize_avx2_(config, p, image, planes, &at);
+    if (p->jitter) ctr_aug_jitter_avx2_(config, p, planes, n, c);
+    if (p->gray && c == 3) ctr_aug_gray_avx2_(planes, n);
+    if (p->blur_sigma > 0) {
+        ctr_real *weight, *line, *copy;
+        at = rest;
+        weight = (ctr_real *)ctr_image_carve_(&at, (size_t)kernel * sizeof *weight);
+        line = (ctr_real *)ctr_image_carve_(&at, (size_t)(w + kernel) * sizeof *line);
+        copy = (ctr_real *)ctr_image_carve_(&at, (size_t)n * sizeof *copy);
+        ctr_aug_gauss_(p->blur_sigma, kernel / 2, weight);
+        for (k = 0; k < c; k++)
+            ctr_aug_blur_avx2_(planes + k * n, h, w, kernel, weight, line, copy);
+    }
+    if (p->solarize) ctr_aug_solarize_avx2_(planes, n * c, (ctr_real)config->solarize_threshold);
+    ctr_aug_finish_avx2_(config, planes, n, c, out);
+}
+
+#else
+
+CTR_PRIVATE_ uint64_t ctr_aug_fast_bytes_(const ctr_aug_config *config, int64_t w, int64_t c)
+{
+    (void)config;
+    (void)w;
+    (void)c;
+    return 0;
+}
+
+#endif
+
+CTR_API size_t ctr_aug_scratch_size(const ctr_aug_config *config, int64_t h, int64_t w, int64_t c)
+{
+    uint64_t resize = ctr_resize_bytes_(config->interp, h, w, c, config->height, config->width);
+    uint64_t blur = ctr_aug_blur_bytes_(config->height, config->width, c, ctr_aug_kernel_(config));
+    uint64_t bytes = CTR_MAX_(resize, blur) + ctr_aug_fast_bytes_(config, w, c);
+    return bytes <= SIZE_MAX / 4 ? (size_t)bytes : 0;
+}
+
+CTR_PRIVATE_ void ctr_aug_apply_(const ctr_aug_config *config, const ctr_aug_params *params,
+                                 const ctr_pixels_ *image, ctr_real *out, void *scratch)
+{
+#if CTR_HAS_AVX2_
+    ctr_kernels kernels = config->kernels;
+    if (kernels == CTR_KERNELS_AUTO)
+        kernels = ctr_platform_avx2_() ? CTR_KERNELS_AVX2 : CTR_KERNELS_SCALAR;
+    if (kernels == CTR_KERNELS_AVX2) {
+        ctr_aug_apply_avx2_(config, params, image, out, scratch);
+        return;
+    }
+#endif
+    ctr_aug_apply_scalar_(config, params, image, out, scratch);
+}
+
+CTR_API void ctr_aug_apply(const ctr_aug_config *config, const ctr_aug_params *params,
+                           const uint8_t *pixels, int64_t h, int64_t w, int64_t c, ctr_real *out,
+                           void *scratch)
+{
+    ctr_pixels_ image;
+    image.u8 = pixels;
+    image.real = NULL;
+    image.h = h;
+    image.w = w;
+    image.c = c;
+    ctr_aug_apply_(config, params, &image, out, scratch);
+}
+
+CTR_API void ctr_aug_apply_real(const ctr_aug_config *config, const ctr_aug_params *params,
+                                const ctr_real *pixels, int64_t h, int64_t w, int64_t c,
+                                ctr_real *out, void *scratch)
+{
+    ctr_pixels_ image;
+    image.u8 = NULL;
+    image.real = pixels;
+    image.h = h;
+    image.w = w;
+    image.c = c;
+    ctr_aug_apply_(config, params, &image, out, scratch);
+}
+
+/* ---- checked entries --------------------------------------------------------------------------- */
+
+CTR_PRIVATE_ int ctr_aug_finite_(ctr_ctx *ctx, const char *name, const ctr_real *x, int64_t n,
+                                 int64_t h, int64_t w, int64_t c)
+{
+    int64_t i, count = n * h * w * c;
+    for (i = 0; i < count; i++)
+        if (!ctr_real_finite_(x[i])) {
+            ctr_fail_(ctx, CTR_E_NUMBER,
+                      "%s: image %ld is not finite at row %ld, column %ld, channel %ld", name,
+                      (long)(i / (h * w * c)), (long)(i / (w * c) % h), (long)(i / c % w),
+                      (long)(i % c));
+            return 0;
+        }
+    return 1;
+}
+
+/* Images that a user hands over; x NULL: of bytes, which are always good. */
+CTR_PRIVATE_ int ctr_aug_check_(ctr_ctx *ctx, const char *name, const ctr_real *x, int64_t n,
+                                int64_t h, int64_t w, int64_t c)
+{
+    if (ctr_error(ctx) != CTR_OK) return 0;
+    if (n < 0 || !ctr_image_sides_ok_(h, w, c) || (n && n > INT64_MAX / 16 / (h * w * c))) {
+        ctr_fail_(ctx, CTR_E_SHAPE,
+                  "%s: sides must be 1..65535 and channels 1 or 3, got %ld images of %ld x %ld x %ld",
+                  name, (long)n, (long)h, (long)w, (long)c);
+        return 0;
+    }
+    return !x || ctr_aug_finite_(ctx, name, x, n, h, w, c);
+}
+
+CTR_PRIVATE_ int ctr_aug_params_check_(ctr_ctx *ctx, const ctr_aug_params *p, int64_t h, int64_t w)
+{
+    int k, seen = 0;
+    if (!ctr_resize_check_(ctx, "aug_view", h, w, 1, &p->crop, 1, 1)) return 0;
+    for (k = 0; k < 4; k++) seen |= p->order[k] >= 0 && p->order[k] < 4 ? 1 << p->order[k] : 0;
+    if (p->jitter && seen != 15) {
+        ctr_fail_(ctx, CTR_E_VALUE, "aug_view: order must be a permutation of 0..3");
+        return 0;
+    }
+    for (k = 0; k < 4; k++)
+        if (p->jitter && !ctr_aug_within_(p->factor[k], k == CTR_JITTER_HUE ? -0.5 : 0,
+                                          k == CTR_JITTER_HUE ? 0.5 : 101))
+            return ctr_aug_refuse_(ctx, "factor", p->factor[k], "0..101, of hue -0.5..0.5");
+    if (p->blur_sigma != 0 && !ctr_aug_within_(p->blur_sigma, 1e-3, 1e3))
+        return ctr_aug_refuse_(ctx, "blur_sigma", p->blur_sigma, "0 or 1e-3..1e3");
+    return 1;
+}
+
+CTR_PRIVATE_ int ctr_aug_view_(ctr_ctx *ctx, const ctr_aug_config *config,
+                               const ctr_aug_params *params, const ctr_pixels_ *image, ctr_real *out)
+{
+    size_t bytes;
+    void *scratch;
+    if (!ctr_aug_check_(ctx, "aug_view", image->real, 1, image->h, image->w, image->c)) return 0;
+    if (!ctr_aug_config_check(ctx, config)) return 0;
+    if (!ctr_aug_params_check_(ctx, params, image->h, image->w)) return 0;
+    bytes = ctr_aug_scratch_size(config, image->h, image->w, image->c);
+    scratch = ctr_alloc_(ctx, bytes ? bytes : SIZE_MAX / 4);
+    if (!scratch) return 0;
+    ctr_aug_apply_(config, params, image, out, scratch);
+    ctr_free_host_(ctx, scratch, bytes);
+    return 1;
+}
+
+CTR_API int ctr_aug_view(ctr_ctx *ctx, const ctr_aug_config *config, const ctr_aug_params *params,
+                         const uint8_t *pixels, int64_t h, int64_t w, int64_t c, ctr_real *out)
+{
+    ctr_pixels_ image;
+    image.u8 = pixels;
+    image.real = NULL;
+    image.h = h;
+    image.w = w;
+    image.c = c;
+    return ctr_aug_view_(ctx, config, params, &image, out);
+}
+
+CTR_API int ctr_aug_view_real(ctr_ctx *ctx, const ctr_aug_config *config,
+                              const ctr_aug_params *params, const ctr_real *pixels, int64_t h,
+                              int64_t w, int64_t c, ctr_real *out)
+{
+    ctr_pixels_ image;
+    image.u8 = NULL;
+    image.real = pixels;
+    image.h = h;
+    image.w = w;
+    image.c = c;
+    return ctr_aug_view_(ctx, config, params, &image, out);
+}
+
+/* Images of a chunk of a batch: so many that a chunk outweighs its dispatch. */
+#define CTR_AUG_CHUNK_ 16
+
+typedef struct ctr_aug_job_ {
+    const ctr_aug_config *config;
+    ctr_pixels_ first;            /* image 0 of the batch */
+    int64_t n, epoch, position;
+    uint64_t seed;
+    int view;
+    ctr_real *out;
+    char *scratch;                /* one block for each worker */
+    size_t scratch_size;
+} ctr_aug_job_;
+
+CTR_PRIVATE_ void ctr_aug_batch_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_aug_job_ *job = (const ctr_aug_job_ *)arg;
+    const ctr_aug_config *config = job->config;
+    int64_t i = chunk * CTR_AUG_CHUNK_, end = CTR_MIN_(i + CTR_AUG_CHUNK_, job->n);
+    int64_t size = job->first.h * job->first.w * job->first.c;
+    int64_t out_size = config->height * config->width * job->first.c;
+    for (; i < end; i++) {
+        ctr_pixels_ image = job->first;
+        ctr_aug_params params;
+        ctr_rng rng;
+        if (image.u8) image.u8 += i * size;
+        else image.real += i * size;
+        ctr_rng_init(&rng, job->seed, CTR_STREAM_VIEW, job->epoch, job->position + i, job->view);
+        ctr_aug_sample(config, &rng, image.h, image.w, &params);
+        ctr_aug_apply_(config, &params, &image, job->out + i * out_size,
+                       job->scratch + (size_t)worker * job->scratch_size);
+    }
+}
+
+CTR_PRIVATE_ int ctr_aug_batch_(ctr_ctx *ctx, const ctr_aug_config *config, ctr_aug_job_ *job)
+{
+    const ctr_pixels_ *image = &job->first;
+    ctr_aug_config own;
+    size_t total;
+    if (!ctr_aug_config_check(ctx, config)) return 0;
+    if (!ctr_aug_check_(ctx, "aug_batch", image->real, job->n, image->h, image->w, image->c))
+        return 0;
+    if (job->n == 0) return 1;
+    own = *config;
+    own.kernels = ctx->kernels;
+    job->config = &own;
+    job->seed = ctr_seed(ctx);
+    job->scratch_size = ctr_aug_scratch_size(config, image->h, image->w, image->c);
+    total = ctr_size_mul_(ctx, job->scratch_size ? job->scratch_size : SIZE_MAX / 4,
+                          (size_t)ctr_threads(ctx));
+    job->scratch = total ? (char *)ctr_alloc_(ctx, total) : NULL;
+    if (!job->scratch) return 0;
+    ctr_parallel_(ctx, (job->n + CTR_AUG_CHUNK_ - 1) / CTR_AUG_CHUNK_, ctr_aug_batch_job_, job);
+    ctr_free_host_(ctx, job->scratch, total);
+    return 1;
+}
+
+CTR_PRIVATE_ void ctr_aug_job_init_(ctr_aug_job_ *job, int64_t n, int64_t h, int64_t w, int64_t c,
+                                    int64_t epoch, int64_t position, int view, ctr_real *out)
+{
+    memset(job, 0, sizeof *job);
+    job->first.h = h;
+    job->first.w = w;
+    job->first.c = c;
+    job->n = n;
+    job->epoch = epoch;
+    job->position = position;
+    job->view = view;
+    job->out = out;
+}
+
+CTR_API int ctr_aug_batch(ctr_ctx *ctx, const ctr_aug_config *config, const uint8_t *pixels,
+                          int64_t n, int64_t h, int64_t w, int64_t c, int64_t epoch,
+                          int64_t position, int view, ctr_real *out)
+{
+    ctr_aug_job_ job;
+    ctr_aug_job_init_(&job, n, h, w, c, epoch, position, view, out);
+    job.first.u8 = pixels;
+    return ctr_aug_batch_(ctx, config, &job);
+}
+
+CTR_API int ctr_aug_batch_real(ctr_ctx *ctx, const ctr_aug_config *config, const ctr_real *pixels,
+                               int64_t n, int64_t h, int64_t w, int64_t c, int64_t epoch,
+                               int64_t position, int view, ctr_real *out)
+{
+    ctr_aug_job_ job;
+    ctr_aug_job_init_(&job, n, h, w, c, epoch, position, view, out);
+    job.first.real = pixels;
+    return ctr_aug_batch_(ctx, config, &job);
+}
+
+/* The single operations: one check, then the reference. */
+CTR_PRIVATE_ int ctr_aug_single_(ctr_ctx *ctx, const char *name, const ctr_real *x, int64_t h,
+                                 int64_t w, int64_t c, double factor, double low, double high)
+{
+    if (!ctr_aug_check_(ctx, name, x, 1, h, w, c)) return 0;
+    if (ctr_aug_within_(factor, low, high)) return 1;
+    ctr_fail_(ctx, CTR_E_VALUE, "%s: the factor must be %g..%g, got %g", name, low, high, factor);
+    return 0;
+}
+
+CTR_API int ctr_aug_brightness(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c,
+                               double factor)
+{
+    if (!ctr_aug_single_(ctx, "aug_brightness", x, h, w, c, factor, 0, 101)) return 0;
+    ctr_aug_brightness_(x, h * w, c, (ctr_real)factor);
+    return 1;
+}
+
+CTR_API int ctr_aug_contrast(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c,
+                             double factor)
+{
+    if (!ctr_aug_single_(ctx, "aug_contrast", x, h, w, c, factor, 0, 101)) return 0;
+    ctr_aug_contrast_(x, h * w, c, (ctr_real)factor);
+    return 1;
+}
+
+CTR_API int ctr_aug_saturation(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c,
+                               double factor)
+{
+    if (!ctr_aug_single_(ctx, "aug_saturation", x, h, w, c, factor, 0, 101)) return 0;
+    ctr_aug_saturation_(x, h * w, c, (ctr_real)factor);
+    return 1;
+}
+
+CTR_API int ctr_aug_hue(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c, double turn)
+{
+    if (!ctr_aug_single_(ctx, "aug_hue", x, h, w, c, turn, -0.5, 0.5)) return 0;
+    ctr_aug_hue_(x, h * w, c, (ctr_real)turn);
+    return 1;
+}
+
+CTR_API int ctr_aug_grayscale(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c)
+{
+    if (!ctr_aug_check_(ctx, "aug_grayscale", x, 1, h, w, c)) return 0;
+    ctr_aug_gray_(x, h * w, c);
+    return 1;
+}
+
+CTR_API int ctr_aug_blur(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c, int kernel,
+                         double sigma)
+{
+    uint64_t bytes;
+    void *scratch;
+    if (!ctr_aug_single_(ctx, "aug_blur", x, h, w, c, sigma, 1e-3, 1e3)) return 0;
+    if (kernel < 1 || kernel > 255 || kernel % 2 == 0) {
+        ctr_fail_(ctx, CTR_E_VALUE, "aug_blur: the kernel must be odd and 1..255, got %d", kernel);
+        return 0;
+    }
+    bytes = ctr_aug_blur_bytes_(h, w, c, kernel);
+    scratch = ctr_alloc_(ctx, bytes <= SIZE_MAX / 4 ? (size_t)bytes : SIZE_MAX / 4);
+    if (!scratch) return 0;
+    ctr_aug_blur_(x, h, w, c, kernel, sigma, scratch);
+    ctr_free_host_(ctx, scratch, (size_t)bytes);
+    return 1;
+}
+
+CTR_API int ctr_aug_solarize(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c,
+                             double threshold)
+{
+    if (!ctr_aug_single_(ctx, "aug_solarize", x, h, w, c, threshold, 0, 1)) return 0;
+    ctr_aug_solarize_(x, h * w * c, (ctr_real)threshold);
+    return 1;
+}
+
+CTR_API int ctr_aug_flip(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c)
+{
+    if (!ctr_aug_check_(ctx, "aug_flip", x, 1, h, w, c)) return 0;
+    ctr_aug_flip_(x, h, w, c);
+    return 1;
+}
+
+CTR_API int ctr_aug_normalize(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, int64_t c,
+                              const double *mean, const double *std)
+{
+    int64_t k;
+    if (!ctr_aug_check_(ctx, "aug_normalize", x, 1, h, w, c)) return 0;
+    for (k = 0; k < c; k++)
+        if (!ctr_aug_within_(mean[k], -1e6, 1e6) || !ctr_aug_within_(std[k], 1e-6, 1e6)) {
+            ctr_fail_(ctx, CTR_E_VALUE, "aug_normalize: std must be positive, got mean %g and std %g",
+                      mean[k], std[k]);
+            return 0;
+        }
+    ctr_aug_normalize_(x, h * w, c, mean, std);
+    return 1;
+}
+
+CTR_API int ctr_aug_resized_crop(ctr_ctx *ctx, const ctr_real *x, int64_t h, int64_t w, int64_t c,
+                                 const ctr_box *box, int64_t out_h, int64_t out_w,
+                                 ctr_interp interp, ctr_real *out)
+{
+    ctr_pixels_ image;
+    ctr_note_ note;
+    memset(&note, 0, sizeof note);
+    if (!ctr_resize_check_(ctx, "aug_resized_crop", h, w, c, box, out_h, out_w)) return 0;
+    if (!ctr_aug_check_(ctx, "aug_resized_crop", x, 1, h, w, c)) return 0;
+    image.u8 = NULL;
+    image.real = x;
+    image.h = h;
+    image.w = w;
+    image.c = c;
+    if (ctr_resize_alloc_(ctx, &image, box, out_h, out_w, interp, out, &note)) return 1;
+    ctr_note_report_(ctx, &note);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>SAMPLE
+   ---------------------------------------------------------------------------------------------- */
+
+CTR_API int64_t ctr_sample_batches(int64_t n, int64_t batch, ctr_last last)
+{
+    return last == CTR_LAST_DROP ? n / batch : n / batch + (n % batch != 0);
+}
+
+CTR_API void ctr_sample_order(uint64_t seed, int64_t epoch, int64_t n, int shuffle, int64_t *order)
+{
+    ctr_rng rng;
+    int64_t i;
+    if (shuffle) {
+        ctr_rng_init(&rng, seed, CTR_STREAM_SAMPLE, epoch, 0, 0);
+        ctr_rng_permutation(&rng, n, order);
+    } else {
+        for (i = 0; i < n; i++) order[i] = i;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>DATA
+
+   There are two kinds of datasets. In one, all images have one size and lie in one block (the
+   caller's, IDX, CIFAR, shapes). In the other each image has its own file, and its pixels too once
+   it was decoded into a cache.
+   ---------------------------------------------------------------------------------------------- */
+
+#define CTR_DATA_DEPTH_ 16    /* folders within folders */
+#define CTR_DATA_PATH_ 4096   /* bytes of a path in a folder */
+#define CTR_DATA_GROUP_ 64    /* files that are decoded between two looks at the budget */
+
+/* One image of a folder. */
+typedef struct ctr_data_item_ {
+    const uint8_t *pixels;    /* [h, w, c], or NULL: only in its file */
+    int64_t h, w;
+    int64_t file;             /* its path is string number `file` of names */
+    int32_t label;
+    int owned;                /* pixels are a block of their own */
+} ctr_data_item_;
+
+struct ctr_dataset {
+    char kind[16];
+    int64_t n, c, classes;
+    ctr_file_names_ class_names;
+    int64_t skipped, cached;
+    /* one block */
+    const uint8_t *block;     /* [n, h, w, c] */
+    const int32_t *labels;    /* [n] or NULL */
+    int64_t h, w;
+    void *owned_block, *owned_labels;
+    size_t owned_size, owned_labels_size;
+    /* a folder */
+    char *root;
+    size_t root_size;
+    ctr_file_names_ names;    /* paths of the files, below root */
+    ctr_data_item_ *items;    /* [n] */
+    size_t items_size;
+    ctr_data_options options;
+    const uint8_t *map;
+    size_t map_size;
+};
+
+CTR_API void ctr_data_options_init(ctr_data_options *options)
+{
+    memset(options, 0, sizeof *options);
+    options->budget = (uint64_t)1 << 30;
+    options->limits = ctr_image_limits_default();
+}
+
+CTR_API ctr_data_options ctr_data_options_default(void)
+{
+    ctr_data_options options;
+    ctr_data_options_init(&options);
+    return options;
+}
+
+CTR_API void ctr_dataset_destroy(ctr_ctx *ctx, ctr_dataset *d)
+{
+    int64_t i;
+    if (!d) return;
+    for (i = 0; d->items && i < d->n; i++)
+        if (d->items[i].owned)
+            ctr_free_host_(ctx, (void *)d->items[i].pixels,
+                           (size_t)(d->items[i].h * d->items[i].w * d->c));
+    ctr_free_host_(ctx, d->items, d->items_size);
+    ctr_free_host_(ctx, d->owned_block, d->owned_size);
+    ctr_free_host_(ctx, d->owned_labels, d->owned_labels_size);
+    ctr_free_host_(ctx, d->root, d->root_size);
+    ctr_file_names_free_(ctx, &d->names);
+    ctr_file_names_free_(ctx, &d->class_names);
+    ctr_file_unmap_(d->map, d->map_size);
+    ctr_free_host_(ctx, d, sizeof *d);
+}
+
+CTR_PRIVATE_ ctr_dataset *ctr_data_new_(ctr_ctx *ctx, const char *kind)
+{
+    ctr_dataset *d = (ctr_dataset *)ctr_alloc_zero_(ctx, sizeof *d);
+    if (d) snprintf(d->kind, sizeof d->kind, "%s", kind);
+    return d;
+}
+
+/* ---- one block ----------------------------------------------------------------------------------- */
+
+/* Counts the classes of d->labels, and names them by their numbers while they have no names. */
+CTR_PRIVATE_ void ctr_data_classes_(ctr_ctx *ctx, ctr_dataset *d)
+{
+    char digits[24];
+    int64_t i;
+    for (i = 0; d->labels && i < d->n; i++)
+        if (d->labels[i] >= d->classes) d->classes = (int64_t)d->labels[i] + 1;
+    for (i = (int64_t)d->class_names.count; i < d->classes && d->classes <= 4096; i++) {
+        snprintf(digits, sizeof digits, "%ld", (long)i);
+        if (!ctr_file_names_add_(ctx, &d->class_names, digits, strlen(digits))) return;
+    }
+}
+
+CTR_PRIVATE_ int ctr_data_sides_ok_(ctr_ctx *ctx, const char *name, int64_t n, int64_t h, int64_t w,
+                                    int64_t c)
+{
+    if (n < 1 || h < 1 || w < 1 || h > 65535 || w > 65535 || (c != 1 && c != 3)) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "%s: images must be [n >= 1, 1..65535, 1..65535, 1 or 3], got "
+                  "[%ld, %ld, %ld, %ld]", name, (long)n, (long)h, (long)w, (long)c);
+        return 0;
+    }
+    return ctr_size_mul_(ctx, ctr_size_mul_(ctx, (size_t)(h * w), (size_t)c), (size_t)n) != 0;
+}
+
+CTR_API ctr_dataset *ctr_dataset_from_memory(ctr_ctx *ctx, const uint8_t *pixels, int64_t n,
+                                             int64_t h, int64_t w, int64_t c, const int32_t *labels)
+{
+    ctr_dataset *d;
+    if (ctx->status != CTR_OK || !ctr_data_sides_ok_(ctx, "dataset_from_memory", n, h, w, c))
+        return NULL;
+    if (!pixels) {
+        ctr_fail_(ctx, CTR_E_VALUE, "dataset_from_memory: pixels must not be NULL");
+        return NULL;
+    }
+    d = ctr_data_new_(ctx, "memory");
+    if (!d) return NULL;
+    d->n = d->cached = n;
+    d->h = h;
+    d->w = w;
+    d->c = c;
+    d->block = pixels;
+    d->labels = labels;
+    ctr_data_classes_(ctx, d);
+    if (ctx->status == CTR_OK) return d;
+    ctr_dataset_destroy(ctx, d);
+    return NULL;
+}
+
+/* Memory of the dataset's own for block and labels, once n, h, w and c are known. */
+CTR_PRIVATE_ int ctr_data_own_(ctr_ctx *ctx, ctr_dataset *d, int labelled)
+{
+    d->owned_size = (size_t)d->n * (size_t)(d->h * d->w * d->c);
+    d->owned_block = ctr_alloc_(ctx, d->owned_size);
+    d->block = (const uint8_t *)d->owned_block;
+    d->cached = d->n;
+    if (!labelled) return d->owned_block != NULL;
+    d->owned_labels_size = (size_t)d->n * sizeof(int32_t);
+    d->owned_labels = ctr_alloc_(ctx, d->owned_labels_size);
+    d->labels = (const int32_t *)d->owned_labels;
+    return d->owned_block && d->owned_labels;
+}
+
+/* One channel repeated, or three as luma, if the options ask for it. */
+CTR_PRIVATE_ int ctr_data_channels_(ctr_ctx *ctx, ctr_dataset *d, int channels)
+{
+    size_t size;
+    uint8_t *fresh;
+    if (!channels || channels == (int)d->c) return 1;
+    size = ctr_size_mul_(ctx, (size_t)(d->n * d->h * d->w), (size_t)channels);
+    fresh = size ? (uint8_t *)ctr_alloc_(ctx, size) : NULL;
+    if (!fresh) return 0;
+    ctr_image_convert_((const uint8_t *)d->owned_block, (int)d->c, d->n * d->h * d->w, channels,
+                       fresh);
+    ctr_free_host_(ctx, d->owned_block, d->owned_size);
+    d->owned_block = fresh;
+    d->owned_size = size;
+    d->block = fresh;
+    d->c = channels;
+    return 1;
+}
+
+/* ---- shapes -------------------------------------------------------------------------------------- */
+
+/* Is the point (u, v) in the shape? All fit into the circle of radius 1 around 0. */
+CTR_PRIVATE_ int ctr_data_inside_(int shape, double u, double v)
+{
+    double r = u * u + v * v, a = fabs(u), b = fabs(v);
+    switch (shape) {
+    case 0: return r < 0.64;
+    case 1: return a < 0.7 && b < 0.7;
+    case 2: return v > -0.5 && a * 1.7320508 + v < 1; /* equilateral, corners on the circle */
+    case 3: return (a < 0.25 && b < 0.9) || (b < 0.25 && a < 0.9);
+    case 4: return r < 0.81 && r > 0.25;
+    default: return a > 0.25 && a < 0.65 && b < 0.75;
+    }
+}
+
+typedef struct ctr_data_shapes_ {
+    uint8_t *pixels;
+    int32_t *labels;
+    int64_t size;
+    uint64_t seed;
+} ctr_data_shapes_;
+
+/* Draws image i: everything about it comes from (seed, i). Edges are smoothed by 3 x 3 samples. */
+CTR_PRIVATE_ void ctr_data_draw_(void *arg, int64_t i, int worker)
+{
+    const ctr_data_shapes_ *s = (const ctr_data_shapes_ *)arg;
+    uint8_t *p = s->pixels + i * s->size * s->size * 3;
+    double front[3], back[3], size = (double)s->size, radius, angle, cx, cy, co, si, apart;
+    int64_t x, y;
+    int shape = (int)(i % 6), k, t;
+    ctr_rng rng;
+    (void)worker;
+    ctr_rng_init(&rng, s->seed, CTR_STREAM_USER, 0, i, 0);
+    radius = ctr_rng_range(&rng, 0.25, 0.45) * size;
+    cx = ctr_rng_range(&rng, 0.4, 0.6) * size;
+    cy = ctr_rng_range(&rng, 0.4, 0.6) * size;
+    angle = ctr_rng_range(&rng, 0, 2 * CTR_PI_);
+    co = cos(angle) / radius;
+    si = sin(angle) / radius;
+    do { /* colours that can be told apart */
+        for (apart = 0, k = 0; k < 3; k++) {
+            front[k] = ctr_rng_range(&rng, 20, 236);
+            back[k] = ctr_rng_range(&rng, 20, 236);
+            apart += fabs(front[k] - back[k]);
+        }
+    } while (apart < 150);
+    s->labels[i] = shape;
+    for (y = 0; y < s->size; y++)
+        for (x = 0; x < s->size; x++) {
+            int hits = 0;
+            for (t = 0; t < 9; t++) {
+                double dx = (double)x + (t % 3 + 0.5) / 3 - cx, dy = (double)y + (t / 3 + 0.5) / 3 - cy;
+                hits += ctr_data_inside_(shape, co * dx + si * dy, co * dy - si * dx);
+            }
+            for (k = 0; k < 3; k++) {
+                double value = back[k] + (front[k] - back[k]) * hits / 9.0;
+                value += ctr_rng_range(&rng, -20, 20);
+                *p++ = (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
+            }
+        }
+}
+
+CTR_API ctr_dataset *ctr_dataset_shapes(ctr_ctx *ctx, int64_t n, int64_t size, uint64_t seed)
+{
+    static const char *const names[6] = { "disc", "square", "triangle", "cross", "ring", "bars" };
+    ctr_data_shapes_ job;
+    ctr_dataset *d;
+    int i, ok = 1;
+    if (ctx->status != CTR_OK) return NULL;
+    if (size < 8 || size > 512 || n < 1) {
+        ctr_fail_(ctx, CTR_E_VALUE, "dataset_shapes: n must be at least 1 and size 8..512, got %ld and "
+                  "%ld", (long)n, (long)size);
+        return NULL;
+    }
+    if (!ctr_data_sides_ok_(ctx, "dataset_shapes", n, size, size, 3)) return NULL;
+    d = ctr_data_new_(ctx, "shapes");
+    if (!d) return NULL;
+    d->n = n;
+    d->h = d->w = size;
+    d->c = 3;
+    for (i = 0; ok && i < 6; i++)
+        ok = ctr_file_names_add_(ctx, &d->class_names, names[i], strlen(names[i]));
+    if (!ok || !ctr_data_own_(ctx, d, 1)) {
+        ctr_dataset_destroy(ctx, d);
+        return NULL;
+    }
+    d->classes = 6;
+    job.pixels = (uint8_t *)d->owned_block;
+    job.labels = (int32_t *)d->owned_labels;
+    job.size = size;
+    job.seed = seed;
+    ctr_parallel_(ctx, n, ctr_data_draw_, &job);
+    return d;
+}
+
+/* ---- looking ------------------------------------------------------------------------------------- */
+
+enum { CTR_DATA_IDX_ = 1, CTR_DATA_CIFAR10_, CTR_DATA_CIFAR100_, CTR_DATA_FOLDER_ };
+
+/* What a path leads to. */
+typedef struct ctr_data_source_ {
+    int kind;
+    char path[CTR_DATA_PATH_];    /* the folder, or the images of IDX */
+    char other[CTR_DATA_PATH_];   /* the labels of IDX, or the other split's folder; or "" */
+    int test;                     /* CIFAR: which half */
+    int64_t files;                /* what the folder holds, for the message that nothing fits */
+} ctr_data_source_;
+
+CTR_PRIVATE_ char ctr_data_lower_(char c) { return (char)(c >= 'A' && c <= 'Z' ? c + 32 : c); }
+
+/* Where `part` (in lower case) is in text, whose case does not matter; NULL if it is not. */
+CTR_PRIVATE_ const char *ctr_data_part_(const char *text, const char *part)
+{
+    size_t i;
+    for (; *text; text++) {
+        for (i = 0; part[i] && ctr_data_lower_(text[i]) == part[i]; i++) { }
+        if (!part[i]) return text;
+    }
+    return NULL;
+}
+
+CTR_PRIVATE_ int ctr_data_ends_(const char *text, const char *end)
+{
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && ctr_data_part_(text + n - m, end) != NULL;
+}
+
+/* folder/name into out[CTR_DATA_PATH_]; 0 with an error if that is too long. */
+CTR_PRIVATE_ int ctr_data_join_(ctr_ctx *ctx, char *out, const char *folder, const char *name)
+{
+    size_t n = strlen(folder);
+    int slash = n > 0 && folder[n - 1] != '/' && name[0];
+    if (n + strlen(name) + 2 > CTR_DATA_PATH_) {
+        ctr_fail_(ctx, CTR_E_FILE, "data: the path '%s/%.80s' is too long", ctr_file_tail_(folder), name);
+        return 0;
+    }
+    memmove(out, folder, n);
+    if (slash) out[n++] = '/';
+    memcpy(out + n, name, strlen(name) + 1);
+    return 1;
+}
+
+CTR_PRIVATE_ int ctr_data_is_test_(const char *name)
+{
+    return ctr_data_part_(name, "t10k") || ctr_data_part_(name, "test");
+}
+
+/* The labels' name for an images' name, into out; 0 if it has not the parts. */
+CTR_PRIVATE_ int ctr_data_labels_name_(const char *name, char *out, size_t size)
+{
+    const char *images = ctr_data_part_(name, "images"), *idx = ctr_data_part_(name, "idx");
+    size_t at;
+    if (!images || !idx || strlen(name) + 1 > size) return 0;
+    at = (size_t)(images - name);
+    snprintf(out, size, "%.*s%s%s", (int)at, name, images[0] == 'I' ? "Labels" : "labels", images + 6);
+    at = (size_t)(idx - name);
+    if (idx[3] == '3' || idx[3] == '4') out[at + 3] = '1';
+    return 1;
+}
+
+/* Sets the source to an IDX file and its labels, with or without .gz; no labels is not an error. */
+CTR_PRIVATE_ int ctr_data_look_idx_(ctr_ctx *ctx, ctr_data_source_ *s, const char *folder,
+                                    const char *name)
+{
+    char labels[CTR_DATA_PATH_];
+    size_t n;
+    s->kind = CTR_DATA_IDX_;
+    s->other[0] = 0;
+    if (!ctr_data_join_(ctx, s->path, folder, name)) return 0;
+    if (!ctr_data_labels_name_(name, labels, sizeof labels - 4)) return 1;
+    if (!ctr_data_join_(ctx, s->other, folder, labels)) return 0;
+    if (ctr_file_look_(ctx, s->other).kind == CTR_FILE_PLAIN_) return 1;
+    n = strlen(labels);
+    if (ctr_data_ends_(labels, ".gz")) labels[n - 3] = 0;
+    else memcpy(labels + n, ".gz", 4);
+    if (!ctr_data_join_(ctx, s->other, folder, labels)) return 0;
+    if (ctr_file_look_(ctx, s->other).kind != CTR_FILE_PLAIN_) s->other[0] = 0;
+    return 1;
+}
+
+/* The folder's IDX images of a split: index into names, -1 if there are none, -2 with an error when
+   there are several. */
+CTR_PRIVATE_ int64_t ctr_data_pick_idx_(ctr_ctx *ctx, const char *path, const ctr_file_names_ *names,
+                                        const char *split)
+{
+    int64_t i, found = -1;
+    int pass, test = split && !strcmp(split, "test");
+    for (pass = 0; pass < (split ? 1 : 2) && found < 0; pass++, test = 1)
+        for (i = 0; i < (int64_t)names->count; i++) {
+            const char *name = ctr_file_name_(names, i), *old;
+            size_t n;
+            if (!ctr_data_part_(name, "images") || !ctr_data_part_(name, "idx")) continue;
+            if (ctr_data_is_test_(name) != test) continue;
+            if (found >= 0) { /* the same with and without .gz is one */
+                old = ctr_file_name_(names, found);
+                n = CTR_MIN_(strlen(name), strlen(old));
+                if (strncmp(name, old, n) || strcmp(name[n] || old[n] ? ".gz" : "",
+                                                    name[n] ? name + n : old + n)) {
+                    ctr_fail_(ctx, CTR_E_FORMAT, "data: '%s' has several sets of IDX images: '%.60s' and "
+                              "'%.60s'; give the path of one", ctr_file_tail_(path), old, name);
+                    return -2;
+                }
+                if (name[n]) continue;
+            }
+            found = i;
+        }
+    return found;
+}
+
+CTR_PRIVATE_ int ctr_data_has_(const ctr_file_names_ *names, const char *name)
+{
+    size_t i;
+    for (i = 0; i < names->count; i++)
+        if (!strcmp(ctr_file_name_(names, (int64_t)i), name)) return 1;
+    return 0;
+}
+
+/* The first of a NULL-ended list of names that is a folder within; NULL if none is. */
+CTR_PRIVATE_ const char *ctr_data_subfolder_(ctr_ctx *ctx, const char *path,
+                                             const ctr_file_names_ *names, const char *const *list)
+{
+    char full[CTR_DATA_PATH_];
+    for (; *list; list++)
+        if (ctr_data_has_(names, *list) && ctr_data_join_(ctx, full, path, *list) &&
+            ctr_file_look_(ctx, full).kind == CTR_FILE_FOLDER_)
+            return *list;
+    return NULL;
+}
+
+CTR_PRIVATE_ int ctr_data_no_split_(ctr_ctx *ctx, const char *path, const char *looked)
+{
+    ctr_fail_(ctx, CTR_E_FILE, "data: '%s' has no test split: looked for %s", ctr_file_tail_(path),
+              looked);
+    return 0;
+}
+
+CTR_PRIVATE_ int ctr_data_look_folder_(ctr_ctx *ctx, const char *path, const char *split,
+                                       const ctr_file_names_ *names, ctr_data_source_ *s)
+{
+    static const char *const trains[] = { "train", NULL };
+    static const char *const tests[] = { "test", "val", "valid", "validation", NULL };
+    const char *train = ctr_data_subfolder_(ctx, path, names, trains);
+    const char *test = ctr_data_subfolder_(ctx, path, names, tests), *here, *there;
+    int want_test = split && !strcmp(split, "test");
+    s->kind = CTR_DATA_FOLDER_;
+    s->files = (int64_t)names->count;
+    if (want_test && !test) return ctr_data_no_split_(ctx, path, "IDX files with t10k or test "
+                                                     "in their names, a folder test, val, valid or validation");
+    if (!want_test && !train) return ctr_data_join_(ctx, s->path, path, "");
+    here = want_test ? test : train;
+    there = want_test ? train : test;
+    if (there && !ctr_data_join_(ctx, s->other, path, there)) return 0;
+    return ctr_data_join_(ctx, s->path, path, here);
+}
+
+/* Finds out what a path leads to; reads names only. 1, or 0 with an error. */
+CTR_PRIVATE_ int ctr_data_look_(ctr_ctx *ctx, const char *path, const char *split,
+                                ctr_data_source_ *s)
+{
+    int want_test = split && !strcmp(split, "test"), ok = 0;
+    const char *slash = strrchr(path, '/');
+    ctr_file_stat_ st = ctr_file_look_(ctx, path);
+    ctr_file_names_ names;
+    int64_t idx;
+    memset(s, 0, sizeof *s);
+    memset(&names, 0, sizeof names);
+    if (st.kind == CTR_FILE_MISSING_ || st.kind == CTR_FILE_OTHER_) {
+        ctr_fail_(ctx, CTR_E_FILE, "data: '%s': %s", ctr_file_tail_(path),
+                  st.kind == CTR_FILE_OTHER_ ? "it is a device or a pipe" : strerror(errno));
+        return 0;
+    }
+    if (st.kind == CTR_FILE_PLAIN_) {
+        char folder[CTR_DATA_PATH_];
+        if (want_test && !ctr_data_is_test_(slash ? slash + 1 : path))
+            return ctr_data_no_split_(ctx, path, "'test' or 't10k' in the file's name");
+        if (!ctr_data_join_(ctx, folder, path, "")) return 0;
+        folder[slash ? slash + 1 - path : 0] = 0;
+        return ctr_data_look_idx_(ctx, s, folder, slash ? slash + 1 : path);
+    }
+    if (!ctr_file_list_(ctx, path, &names)) {
+        ctr_file_names_free_(ctx, &names);
+        return 0;
+    }
+    idx = ctr_data_pick_idx_(ctx, path, &names, split);
+    s->test = want_test;
+    if (ctr_data_has_(&names, "data_batch_1.bin") || ctr_data_has_(&names, "test_batch.bin")) {
+        s->kind = CTR_DATA_CIFAR10_;
+        s->test |= !split && !ctr_data_has_(&names, "data_batch_1.bin");
+        ok = ctr_data_join_(ctx, s->path, path, "");
+    } else if (ctr_data_has_(&names, "train.bin") || ctr_data_has_(&names, "test.bin")) {
+        s->kind = CTR_DATA_CIFAR100_;
+        s->test |= !split && !ctr_data_has_(&names, "train.bin");
+        ok = ctr_data_join_(ctx, s->path, path, "");
+    } else if (idx >= 0) {
+        ok = ctr_data_look_idx_(ctx, s, path, ctr_file_name_(&names, idx));
+    } else if (idx == -1 && ctx->status == CTR_OK) {
+        ok = ctr_data_look_folder_(ctx, path, split, &names, s);
+    }
+    ctr_file_names_free_(ctx, &names);
+    return ok && ctx->status == CTR_OK;
+}
+
+CTR_PRIVATE_ int ctr_data_split_ok_(ctr_ctx *ctx, const char *split)
+{
+    if (!split || !strcmp(split, "train") || !strcmp(split, "test")) return 1;
+    ctr_fail_(ctx, CTR_E_VALUE, "data: the split must be train, test or NULL, got '%.60s'", split);
+    return 0;
+}
+
+CTR_API int ctr_dataset_has_split(ctr_ctx *ctx, const char *path, const char *split)
+{
+    ctr_data_source_ s;
+    char file[CTR_DATA_PATH_];
+    int ok;
+    if (ctx->status != CTR_OK || !path) return 0;
+    ok = ctr_data_split_ok_(ctx, split) && ctr_data_look_(ctx, path, split, &s);
+    if (ok && (s.kind == CTR_DATA_CIFAR10_ || s.kind == CTR_DATA_CIFAR100_))
+        ok = ctr_data_join_(ctx, file, s.path, s.kind == CTR_DATA_CIFAR100_
+                                                   ? (s.test ? "test.bin" : "train.bin")
+                                                   : (s.test ? "test_batch.bin" : "data_batch_1.bin")) &&
+             ctr_file_look_(ctx, file).kind == CTR_FILE_PLAIN_;
+    ctr_error_clear(ctx);
+    return ok;
+}
+
+/* ---- IDX ----------------------------------------------------------------------------------------- */
+
+/* Reads a file, through inflate if it is gzip. */
+CTR_PRIVATE_ int ctr_data_read_(ctr_ctx *ctx, const char *path, uint64_t budget, ctr_file_bytes_ *out)
+{
+    ctr_file_bytes_ packed;
+    ctr_note_ note;
+    uint8_t *plain = NULL;
+    size_t size = 0;
+    memset(&note, 0, sizeof note);
+    if (!ctr_file_read_(ctx, path, budget, out, &note)) {
+        ctr_note_report_(ctx, &note);
+        return 0;
+    }
+    if (out->size < 2 || out->bytes[0] != 0x1f || out->bytes[1] != 0x8b) return 1;
+    packed = *out;
+    memset(out, 0, sizeof *out);
+    if (ctr_image_gunzip_(ctx, packed.bytes, packed.size, (size_t)CTR_MIN_(budget, SIZE_MAX / 4), &plain,
+                          &size)) {
+        out->bytes = (uint8_t *)ctr_alloc_(ctx, size + 1); /* one more byte, as ctr_file_read_ has */
+        if (out->bytes) {
+            out->size = size;
+            memcpy(out->bytes, plain, size);
+        }
+        ctr_free_host_(ctx, plain, size);
+    }
+    ctr_file_bytes_free_(ctx, &packed);
+    return out->bytes != NULL;
+}
+
+CTR_PRIVATE_ int64_t ctr_data_be32_(const uint8_t *p)
+{
+    return (int64_t)p[0] << 24 | (int64_t)p[1] << 16 | (int64_t)p[2] << 8 | (int64_t)p[3];
+}
+
+/* An IDX file: two zeros, the type 8 (unsigned bytes), the rank, the sizes (big-endian), the bytes.
+   Fills dims[4], unused ones with 1. Returns the rank, or 0 with an error. */
+CTR_PRIVATE_ int ctr_data_idx_(ctr_ctx *ctx, const char *path, const ctr_file_bytes_ *b, int64_t dims[4])
+{
+    const uint8_t *p = b->bytes;
+    int rank = b->size < 4 ? 0 : p[3], i;
+    uint64_t total = 1;
+    const char *name = ctr_file_tail_(path);
+    if (b->size < 4 || p[0] || p[1] || p[2] != 8 || rank < 1 || rank > 4) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "data: '%s' is no IDX file of bytes (nor anything else that is read "
+                  "here: IDX, a folder of images, CIFAR binaries)", name);
+        return 0;
+    }
+    if (b->size < 4 + 4 * (size_t)rank) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "data: IDX file '%s': it ends within its header", name);
+        return 0;
+    }
+    for (i = 0; i < 4; i++) {
+        dims[i] = i < rank ? ctr_data_be32_(p + 4 + 4 * i) : 1;
+        total = dims[i] && total > b->size / (uint64_t)dims[i] ? (uint64_t)b->size + 1
+                                                               : total * (uint64_t)dims[i];
+    }
+    if (total != b->size - 4 - 4 * (size_t)rank) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "data: IDX file '%s': its header's sizes do not fit its %.0f bytes",
+                  name, (double)b->size);
+        return 0;
+    }
+    return rank;
+}
+
+CTR_PRIVATE_ int ctr_data_idx_labels_(ctr_ctx *ctx, ctr_dataset *d, const char *path, uint64_t budget)
+{
+    ctr_file_bytes_ b;
+    int64_t dims[4], i;
+    int rank;
+    if (!ctr_data_read_(ctx, path, budget, &b)) return 0;
+    rank = ctr_data_idx_(ctx, path, &b, dims);
+    if (rank && (rank != 1 || dims[0] != d->n))
+        ctr_fail_(ctx, CTR_E_FORMAT, "data: IDX file '%s': it must have %ld labels, has %ld (rank %d)",
+                  ctr_file_tail_(path), (long)d->n, (long)dims[0], rank);
+    if (ctx->status == CTR_OK) {
+        d->owned_labels_size = (size_t)d->n * sizeof(int32_t);
+        d->owned_labels = ctr_alloc_(ctx, d->owned_labels_size);
+        d->labels = (const int32_t *)d->owned_labels;
+    }
+    for (i = 0; ctx->status == CTR_OK && i < d->n; i++)
+        ((int32_t *)d->owned_labels)[i] = b.bytes[8 + i];
+    ctr_file_bytes_free_(ctx, &b);
+    if (ctx->status == CTR_OK) ctr_data_classes_(ctx, d);
+    return ctx->status == CTR_OK;
+}
+
+/* Images [n, h, w] or [n, h, w, 1 or 3]: the file's bytes become the block. */
+CTR_PRIVATE_ void ctr_data_open_idx_(ctr_ctx *ctx, ctr_dataset *d, const ctr_data_source_ *s,
+                                     const ctr_data_options *o)
+{
+    ctr_file_bytes_ b;
+    int64_t dims[4];
+    int rank;
+    if (!ctr_data_read_(ctx, s->path, o->budget, &b)) return;
+    d->owned_block = b.bytes;
+    d->owned_size = b.size + 1;
+    rank = ctr_data_idx_(ctx, s->path, &b, dims);
+    if (!rank) return;
+    if (rank < 3 || dims[0] < 1 || dims[1] < 1 || dims[2] < 1 || dims[1] > 65535 || dims[2] > 65535 ||
+        (dims[3] != 1 && dims[3] != 3)) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "data: IDX file '%s': images are [n, h, w] or [n, h, w, 1 or 3], "
+                  "this is [%ld, %ld, %ld, %ld] of rank %d", ctr_file_tail_(s->path), (long)dims[0],
+                  (long)dims[1], (long)dims[2], (long)dims[3], rank);
+        return;
+    }
+    d->n = d->cached = dims[0];
+    d->h = dims[1];
+    d->w = dims[2];
+    d->c = dims[3];
+    memmove(b.bytes, b.bytes + 4 + 4 * rank, (size_t)(d->n * d->h * d->w * d->c));
+    d->block = b.bytes;
+    if (!ctr_data_channels_(ctx, d, o->channels)) return;
+    if (s->other[0]) ctr_data_idx_labels_(ctx, d, s->other, o->budget);
+}
+
+/* ---- CIFAR --------------------------------------------------------------------------------------- */
+
+/* A record is its label bytes, the last one the fine label, then 32 x 32 reds, greens and blues. */
+CTR_PRIVATE_ int ctr_data_cifar_file_(ctr_ctx *ctx, ctr_dataset *d, const char *path, int head,
+                                      int classes, int64_t n, int64_t at)
+{
+    const int64_t record = head + 3072;
+    ctr_file_bytes_ b;
+    ctr_note_ note;
+    int64_t i, k;
+    memset(&note, 0, sizeof note);
+    if (!ctr_file_read_(ctx, path, UINT64_MAX, &b, &note)) {
+        ctr_note_report_(ctx, &note);
+        return 0;
+    }
+    if ((int64_t)b.size != n * record)
+        ctr_fail_(ctx, CTR_E_FILE, "data: CIFAR file '%s': it changes while it is read",
+                  ctr_file_tail_(path));
+    for (i = 0; ctx->status == CTR_OK && i < n; i++) {
+        const uint8_t *from = b.bytes + i * record;
+        uint8_t *to = (uint8_t *)d->owned_block + (at + i) * 3072;
+        int label = from[head - 1];
+        if (label >= classes) {
+            ctr_fail_(ctx, CTR_E_FORMAT, "data: CIFAR file '%s': label %d of image %ld is not below %d",
+                      ctr_file_tail_(path), label, (long)i, classes);
+            break;
+        }
+        ((int32_t *)d->owned_labels)[at + i] = label;
+        for (k = 0; k < 1024; k++) {
+            to[3 * k] = from[head + k];
+            to[3 * k + 1] = from[head + 1024 + k];
+            to[3 * k + 2] = from[head + 2048 + k];
+        }
+    }
+    ctr_file_bytes_free_(ctx, &b);
+    return ctx->status == CTR_OK;
+}
+
+/* Names of classes, one a line, if there is such a file and it has exactly that many. */
+CTR_PRIVATE_ void ctr_data_class_file_(ctr_ctx *ctx, ctr_dataset *d, const char *folder,
+                                       const char *name, int64_t classes)
+{
+    char path[CTR_DATA_PATH_];
+    ctr_file_bytes_ b;
+    ctr_note_ note;
+    const char *p, *end;
+    memset(&note, 0, sizeof note);
+    if (!ctr_data_join_(ctx, path, folder, name) ||
+        ctr_file_look_(ctx, path).kind != CTR_FILE_PLAIN_ ||
+        !ctr_file_read_(ctx, path, 1 << 20, &b, &note))
+        return;
+    for (p = (const char *)b.bytes; *p; p = *end ? end + 1 : end) {
+        size_t n;
+        for (end = p; *end && *end != '\n'; end++) { }
+        n = (size_t)(end - p);
+        if (n && p[n - 1] == '\r') n--;
+        if (n && !ctr_file_names_add_(ctx, &d->class_names, p, n)) break;
+    }
+    ctr_file_bytes_free_(ctx, &b);
+    if ((int64_t)d->class_names.count != classes) ctr_file_names_free_(ctx, &d->class_names);
+}
+
+/* The files of a half: the five of CIFAR-10's training half, or one. */
+CTR_PRIVATE_ int ctr_data_cifar_path_(ctr_ctx *ctx, const ctr_data_source_ *s, int i, char *out)
+{
+    char name[32];
+    if (s->kind == CTR_DATA_CIFAR100_) return ctr_data_join_(ctx, out, s->path, s->test ? "test.bin"
+                                                                                        : "train.bin");
+    if (s->test) return ctr_data_join_(ctx, out, s->path, "test_batch.bin");
+    snprintf(name, sizeof name, "data_batch_%d.bin", i + 1);
+    return ctr_data_join_(ctx, out, s->path, name);
+}
+
+/* Measures the files before any is read: counts[5] of images and d->n. Returns how many files. */
+CTR_PRIVATE_ int ctr_data_cifar_measure_(ctr_ctx *ctx, ctr_dataset *d, const ctr_data_source_ *s,
+                                         int64_t record, uint64_t budget, int64_t *counts)
+{
+    const int most = s->kind == CTR_DATA_CIFAR10_ && !s->test ? 5 : 1;
+    char path[CTR_DATA_PATH_];
+    int i;
+    for (i = 0; i < most; i++) {
+        ctr_file_stat_ st;
+        if (!ctr_data_cifar_path_(ctx, s, i, path)) return 0;
+        st = ctr_file_look_(ctx, path);
+        if (st.kind != CTR_FILE_PLAIN_ && i) break;
+        if (st.kind != CTR_FILE_PLAIN_) {
+            ctr_fail_(ctx, CTR_E_FILE, "data: CIFAR file '%s' is missing", ctr_file_tail_(path));
+            return 0;
+        }
+        if (st.size == 0 || st.size % (uint64_t)record) {
+            ctr_fail_(ctx, CTR_E_FORMAT, "data: CIFAR file '%s': its %.0f bytes are no multiple of %ld",
+                      ctr_file_tail_(path), (double)st.size, (long)record);
+            return 0;
+        }
+        counts[i] = (int64_t)(st.size / (uint64_t)record);
+        d->n += counts[i];
+        if ((uint64_t)d->n > budget / 3072) {
+            ctr_fail_(ctx, CTR_E_VALUE, "data: '%s': its %ld or more images exceed the budget of %.0f "
+                      "bytes", ctr_file_tail_(path), (long)d->n, (double)budget);
+            return 0;
+        }
+    }
+    if (i < most)
+        ctr_log_(ctx, CTR_LOG_WARN, "data: '%s' has %d of the 5 CIFAR-10 training files",
+                 ctr_file_tail_(s->path), i);
+    return i;
+}
+
+CTR_PRIVATE_ void ctr_data_open_cifar_(ctr_ctx *ctx, ctr_dataset *d, const ctr_data_source_ *s,
+                                       const ctr_data_options *o)
+{
+    const int hundred = s->kind == CTR_DATA_CIFAR100_, classes = hundred ? 100 : 10;
+    const int head = hundred ? 2 : 1;
+    int64_t counts[5], at = 0;
+    char path[CTR_DATA_PATH_];
+    int i, files = ctr_data_cifar_measure_(ctx, d, s, head + 3072, o->budget, counts);
+    d->h = d->w = 32;
+    d->c = 3;
+    if (!files || !ctr_data_own_(ctx, d, 1)) return;
+    for (i = 0; i < files; at += counts[i++])
+        if (!ctr_data_cifar_path_(ctx, s, i, path) ||
+            !ctr_data_cifar_file_(ctx, d, path, head, classes, counts[i], at)) return;
+    ctr_data_class_file_(ctx, d, s->path, hundred ? "fine_label_names.txt" : "batches.meta.txt",
+                         classes);
+    d->classes = classes;
+    ctr_data_classes_(ctx, d);
+    ctr_data_channels_(ctx, d, o->channels);
+}
+
+/* ---- a folder of images --------------------------------------------------------------------------- */
+
+CTR_PRIVATE_ int ctr_data_is_image_(const char *name)
+{
+    static const char *const ends[] = { ".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".pnm" };
+    size_t i;
+    for (i = 0; i < sizeof ends / sizeof *ends; i++)
+        if (ctr_data_ends_(name, ends[i])) return 1;
+    return 0;
+}
+
+/* A walk through folders. Links are followed; one that leads back to a folder on the way down is
+   not, so loops end. */
+typedef struct ctr_data_walk_ {
+    ctr_ctx *ctx;
+    ctr_file_names_ *out;
+    char path[CTR_DATA_PATH_];
+    size_t root;              /* length of the part of path that is not kept */
+    int depth;
+    ctr_file_stat_ above[CTR_DATA_DEPTH_ + 1];
+    int64_t others;           /* files that are no images */
+} ctr_data_walk_;
+
+CTR_PRIVATE_ int ctr_data_walk_down_(ctr_data_walk_ *w)
+{
+    ctr_ctx *ctx = w->ctx;
+    ctr_file_names_ names;
+    size_t length = strlen(w->path), i;
+    int ok, k;
+    memset(&names, 0, sizeof names);
+    ok = ctr_file_list_(ctx, w->path, &names);
+    for (i = 0; ok && i < names.count; i++) {
+        ctr_file_stat_ st;
+        ok = ctr_data_join_(ctx, w->path, w->path, ctr_file_name_(&names, (int64_t)i));
+        if (!ok) break;
+        st = ctr_file_look_(ctx, w->path);
+        if (st.kind == CTR_FILE_PLAIN_ && ctr_data_is_image_(w->path)) {
+            ok = ctr_file_names_add_(ctx, w->out, w->path + w->root, strlen(w->path + w->root));
+        } else if (st.kind == CTR_FILE_PLAIN_) {
+            w->others++;
+        } else if (st.kind == CTR_FILE_FOLDER_) {
+            for (k = 0; k <= w->depth; k++)
+                if (w->above[k].number == st.number && w->above[k].volume == st.volume) break;
+            if (k > w->depth && w->depth < CTR_DATA_DEPTH_) {
+                w->above[++w->depth] = st;
+                ok = ctr_data_walk_down_(w);
+                w->depth--;
+            }
+        }
+        w->path[length] = 0;
+    }
+    ctr_file_names_free_(ctx, &names);
+    return ok;
+}
+
+/* The images below a folder, as paths that start below it. Returns the count of other files, or -1
+   with an error. */
+CTR_PRIVATE_ int64_t ctr_data_walk_tree_(ctr_ctx *ctx, const char *folder, ctr_file_names_ *out)
+{
+    ctr_data_walk_ *w = (ctr_data_walk_ *)ctr_alloc_zero_(ctx, sizeof *w);
+    int64_t others = -1;
+    if (!w) return -1;
+    w->ctx = ctx;
+    w->out = out;
+    w->above[0] = ctr_file_look_(ctx, folder);
+    if (ctr_data_join_(ctx, w->path, folder, "")) {
+        w->root = strlen(w->path);
+        if (w->root && w->path[w->root - 1] != '/') w->root++; /* the slash that join will set */
+        if (ctr_data_walk_down_(w)) others = w->others;
+    }
+    ctr_free_host_(ctx, w, sizeof *w);
+    return others;
+}
+
+/* Length of the first folder's name in a path, 0 for a file without one. */
+CTR_PRIVATE_ size_t ctr_data_first_(const char *path)
+{
+    const char *slash = strchr(path, '/');
+    return slash ? (size_t)(slash - path) : 0;
+}
+
+/* Appends the sorted names of the first folders in sorted paths to out. */
+CTR_PRIVATE_ int ctr_data_firsts_(ctr_ctx *ctx, const ctr_file_names_ *names, const int64_t *order,
+                                  ctr_file_names_ *out)
+{
+    size_t i, n, last = 0;
+    const char *previous = NULL;
+    for (i = 0; i < names->count; i++) {
+        const char *path = ctr_file_name_(names, order[i]);
+        n = ctr_data_first_(path);
+        if (!n || (previous && n == last && !memcmp(previous, path, n))) continue;
+        if (!ctr_file_names_add_(ctx, out, path, n)) return 0;
+        previous = path;
+        last = n;
+    }
+    return 1;
+}
+
+/* d->class_names: every first folder of this split and of the other one, sorted, once. */
+CTR_PRIVATE_ int ctr_data_name_classes_(ctr_ctx *ctx, ctr_dataset *d, const char *other,
+                                        const int64_t *order)
+{
+    ctr_file_names_ names, firsts;
+    int64_t *sorted = NULL, i;
+    size_t room = 0;
+    int ok;
+    memset(&names, 0, sizeof names);
+    memset(&firsts, 0, sizeof firsts);
+    ok = ctr_data_firsts_(ctx, &d->names, order, &firsts);
+    if (ok && other[0]) ok = ctr_data_walk_tree_(ctx, other, &names) >= 0;
+    room = CTR_MAX_(names.count, firsts.count + names.count) * sizeof *sorted;
+    if (ok) sorted = (int64_t *)ctr_alloc_(ctx, room);
+    ok = sorted != NULL;
+    if (ok) {
+        ctr_file_sort_(sorted, (int64_t)names.count, ctr_file_names_compare_, &names);
+        ok = ctr_data_firsts_(ctx, &names, sorted, &firsts);
+    }
+    if (ok) ctr_file_sort_(sorted, (int64_t)firsts.count, ctr_file_names_compare_, &firsts);
+    for (i = 0; ok && i < (int64_t)firsts.count; i++) {
+        const char *name = ctr_file_name_(&firsts, sorted[i]);
+        if (i && !strcmp(name, ctr_file_name_(&firsts, sorted[i - 1]))) continue;
+        ok = ctr_file_names_add_(ctx, &d->class_names, name, strlen(name));
+    }
+    ctr_free_host_(ctx, sorted, room);
+    ctr_file_names_free_(ctx, &firsts);
+    ctr_file_names_free_(ctx, &names);
+    return ok;
+}
+
+/* The label of a path: where its first folder stands among the sorted classes. */
+CTR_PRIVATE_ int32_t ctr_data_label_of_(const ctr_dataset *d, const char *path)
+{
+    size_t n = ctr_data_first_(path), low = 0, high = d->class_names.count, length;
+    while (n && low < high) {
+        size_t mid = low + (high - low) / 2;
+        const char *name = ctr_file_name_(&d->class_names, (int64_t)mid);
+        int order = strncmp(name, path, n);
+        length = strlen(name);
+        if (!order) order = (length > n) - (length < n);
+        if (!order) return (int32_t)mid;
+        if (order < 0) low = mid + 1;
+        else high = mid;
+    }
+    return -1;
+}
+
+/* Lists and labels the images of a folder. 1, or 0 with an error. */
+CTR_PRIVATE_ int ctr_data_list_(ctr_ctx *ctx, ctr_dataset *d, const ctr_data_source_ *s)
+{
+    int64_t others = ctr_data_walk_tree_(ctx, s->path, &d->names), *order, i;
+    size_t room;
+    int flat = 0, ok;
+    if (others < 0) return 0;
+    d->n = (int64_t)d->names.count;
+    if (d->n == 0) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "data: '%s' %s: looked for images (.jpg .jpeg .png .bmp .ppm .pgm "
+                  ".pnm, also in sub-folders), IDX (*images*idx3*) and CIFAR (data_batch_1.bin, train.bin)",
+                  ctr_file_tail_(s->path), others || s->files ? "holds no images" : "is empty");
+        return 0;
+    }
+    room = (size_t)d->n * sizeof *order;
+    order = (int64_t *)ctr_alloc_(ctx, room);
+    d->items_size = (size_t)d->n * sizeof *d->items;
+    d->items = (ctr_data_item_ *)ctr_alloc_zero_(ctx, d->items_size);
+    ok = order && d->items;
+    if (ok) {
+        ctr_file_sort_(order, d->n, ctr_file_names_compare_, &d->names);
+        ok = ctr_data_name_classes_(ctx, d, s->other, order);
+    }
+    for (i = 0; ok && i < d->n; i++) {
+        d->items[i].file = order[i];
+        flat |= !ctr_data_first_(ctr_file_name_(&d->names, order[i]));
+    }
+    if (ok && (flat || d->class_names.count < 2)) {
+        if (d->class_names.count > 1)
+            ctr_log_(ctx, CTR_LOG_WARN, "data: '%s' has images beside its sub-folders: no labels",
+                     ctr_file_tail_(s->path));
+        ctr_file_names_free_(ctx, &d->class_names);
+    }
+    d->classes = (int64_t)d->class_names.count;
+    for (i = 0; ok && i < d->n; i++)
+        d->items[i].label = ctr_data_label_of_(d, ctr_file_name_(&d->names, order[i]));
+    ctr_free_host_(ctx, order, room);
+    return ok;
+}
+
+/* Reads, decodes and shrinks one file. Worker-safe. The note names the file. */
+CTR_PRIVATE_ int ctr_data_decode_(ctr_ctx *ctx, const ctr_dataset *d, int64_t file, ctr_image *out,
+                                  ctr_note_ *note)
+{
+    const ctr_data_options *o = &d->options;
+    const char *name = ctr_file_name_(&d->names, file);
+    char path[CTR_DATA_PATH_ + 8];
+    ctr_file_bytes_ b;
+    ctr_image whole;
+    ctr_note_ inner;
+    int64_t side;
+    int ok;
+    memset(&inner, 0, sizeof inner);
+    memset(&whole, 0, sizeof whole);
+    memset(out, 0, sizeof *out);
+    snprintf(path, sizeof path, "%s%s", d->root, name);
+    ok = ctr_file_read_(ctx, path, (uint64_t)o->limits.max_bytes, &b, &inner);
+    if (ok) {
+        ok = ctr_image_decode_(ctx, b.bytes, b.size, (int)d->c, &o->limits, &whole, &inner);
+        ctr_file_bytes_free_(ctx, &b);
+    }
+    side = CTR_MIN_(whole.h, whole.w);
+    if (ok && o->short_side && side > o->short_side) {
+        double shrink = (double)o->short_side / (double)side;
+        int64_t h = (int64_t)((double)whole.h * shrink + 0.5), w = (int64_t)((double)whole.w * shrink + 0.5);
+        ok = ctr_image_resize_(ctx, &whole, NULL, h, w, CTR_INTERP_BILINEAR, out, &inner);
+        ctr_image_free(ctx, &whole);
+    } else if (ok) {
+        *out = whole;
+    }
+    if (!ok) ctr_note_set_(note, inner.status, "data: '%s': %s", ctr_file_tail_(name), inner.text);
+    return ok;
+}
+
+/* Bad content is what the policy is about; no memory or no decoder is an error in any case. */
+CTR_PRIVATE_ int ctr_data_is_corrupt_(const ctr_note_ *note)
+{
+    return note->status == CTR_E_FORMAT || note->status == CTR_E_FILE;
+}
+
+/* ---- decoding once ------------------------------------------------------------------------------- */
+
+/* A group of files that are decoded side by side. */
+typedef struct ctr_data_group_ {
+    ctr_ctx *ctx;
+    const ctr_dataset *d;
+    int64_t first;
+    ctr_image images[CTR_DATA_GROUP_];
+    ctr_note_ notes[CTR_DATA_GROUP_];
+} ctr_data_group_;
+
+CTR_PRIVATE_ void ctr_data_group_job_(void *arg, int64_t i, int worker)
+{
+    ctr_data_group_ *g = (ctr_data_group_ *)arg;
+    (void)worker;
+    g->notes[i].status = CTR_OK;
+    ctr_data_decode_(g->ctx, g->d, g->d->items[g->first + i].file, &g->images[i], &g->notes[i]);
+}
+
+/* What is done with the decoded images: they stay in memory, go to a file, or only their being good
+   was of interest. */
+typedef struct ctr_data_pass_ {
+    uint64_t used;            /* bytes held so far */
+    int full;
+    uint8_t *bad;             /* [n] */
+    ctr_note_ first_bad;
+    int64_t bad_count;
+    ctr_file_writer_ *writer;
+    uint8_t *table;           /* of the file: [n] entries */
+} ctr_data_pass_;
+
+#define CTR_DATA_ENTRY_ 16    /* bytes: offset (8), height (4), width (4); height 0: corrupt */
+#define CTR_DATA_TAIL_ 64     /* magic, fingerprint, n, channels, bytes of pixels, hash of the table */
+
+/* One decoded image; takes it over. */
+CTR_PRIVATE_ void ctr_data_keep_(ctr_ctx *ctx, ctr_dataset *d, ctr_data_pass_ *p, int64_t i,
+                                 ctr_image *image)
+{
+    size_t size = (size_t)(image->h * image->w * image->c);
+    if (p->writer) {
+        uint8_t *entry = p->table + i * CTR_DATA_ENTRY_;
+        ctr_file_put_u64_(entry, p->used);
+        ctr_file_put_u64_(entry + 8, (uint64_t)image->h | (uint64_t)image->w << 32);
+        ctr_file_writer_put_(p->writer, image->pixels, size);
+        p->used += size;
+    } else if (d->options.cache == CTR_CACHE_MEMORY && !p->full) {
+        if (size > d->options.budget - p->used) {
+            p->full = 1;
+        } else {
+            d->items[i].pixels = image->pixels;
+            d->items[i].h = image->h;
+            d->items[i].w = image->w;
+            d->items[i].owned = 1;
+            d->cached++;
+            p->used += size;
+            return;
+        }
+    }
+    ctr_image_free(ctx, image);
+}
+
+/* Decodes all files, or as many as the budget takes when nobody needs to know of the others. */
+CTR_PRIVATE_ void ctr_data_pass_all_(ctr_ctx *ctx, ctr_dataset *d, ctr_data_pass_ *p)
+{
+    ctr_data_group_ *g = (ctr_data_group_ *)ctr_alloc_zero_(ctx, sizeof *g);
+    int64_t i, n;
+    if (!g) return;
+    g->ctx = ctx;
+    g->d = d;
+    for (; g->first < d->n && ctx->status == CTR_OK; g->first += n) {
+        if (p->full && d->options.corrupt == CTR_CORRUPT_FAIL) break;
+        n = CTR_MIN_(d->n - g->first, CTR_DATA_GROUP_);
+        ctr_parallel_(ctx, n, ctr_data_group_job_, g);
+        for (i = 0; i < n; i++) {
+            ctr_note_ *note = &g->notes[i];
+            if (note->status == CTR_OK) {
+                ctr_data_keep_(ctx, d, p, g->first + i, &g->images[i]);
+            } else if (d->options.corrupt == CTR_CORRUPT_FAIL || !ctr_data_is_corrupt_(note)) {
+                ctr_note_report_(ctx, note);
+            } else {
+                if (!p->bad_count++) p->first_bad = *note;
+                p->bad[g->first + i] = 1;
+            }
+        }
+    }
+    ctr_free_host_(ctx, g, sizeof *g);
+}
+
+/* Leaves the bad ones out or lets the next good one stand in. 0 with an error if none is good. */
+CTR_PRIVATE_ int ctr_data_apply_(ctr_ctx *ctx, ctr_dataset *d, const ctr_data_pass_ *p)
+{
+    int64_t i, j, good = 0;
+    d->skipped = p->bad_count;
+    if (!p->bad_count) return 1;
+    if (p->bad_count == d->n) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "data: none of %ld files can be read; the first: %s", (long)d->n,
+                  p->first_bad.text);
+        return 0;
+    }
+    ctr_log_(ctx, CTR_LOG_WARN, "data: %ld of %ld files are corrupt and %s; the first: %s",
+             (long)p->bad_count, (long)d->n,
+             d->options.corrupt == CTR_CORRUPT_SKIP ? "left out" : "replaced", p->first_bad.text);
+    if (d->options.corrupt == CTR_CORRUPT_SKIP) {
+        for (i = 0; i < d->n; i++)
+            if (!p->bad[i]) d->items[good++] = d->items[i];
+        d->n = good;
+        return 1;
+    }
+    for (i = d->n - 1, j = -1; i >= -d->n; i--) { /* twice round: the next good one may be the first */
+        int64_t at = i < 0 ? i + d->n : i;
+        if (!p->bad[at]) {
+            j = at;
+        } else if (j >= 0) {
+            d->cached += d->items[j].pixels && !d->items[at].pixels;
+            d->items[at] = d->items[j];
+            d->items[at].owned = 0;
+        }
+    }
+    return 1;
+}
+
+/* ---- the mapped cache ---------------------------------------------------------------------------- */
+
+/* Names, sizes and whatever else decides what the pixels are. */
+CTR_PRIVATE_ uint64_t ctr_data_fingerprint_(ctr_ctx *ctx, const ctr_dataset *d)
+{
+    const ctr_data_options *o = &d->options;
+    char path[CTR_DATA_PATH_ + 8];
+    uint8_t number[8];
+    uint64_t facts[6];
+    ctr_file_hash_ h;
+    int64_t i;
+    ctr_file_hash_init_(&h);
+    facts[0] = 1; /* version of what is done to the pixels */
+    facts[1] = (uint64_t)d->n;
+    facts[2] = (uint64_t)d->c;
+    facts[3] = (uint64_t)o->short_side;
+    facts[4] = (uint64_t)o->limits.max_side;
+    facts[5] = (uint64_t)o->limits.max_pixels;
+    for (i = 0; i < 6; i++) {
+        ctr_file_put_u64_(number, facts[i]);
+        ctr_file_hash_put_(&h, number, 8);
+    }
+    for (i = 0; i < d->n; i++) {
+        const char *name = ctr_file_name_(&d->names, d->items[i].file);
+        snprintf(path, sizeof path, "%s%s", d->root, name);
+        ctr_file_put_u64_(number, ctr_file_look_(ctx, path).size);
+        ctr_file_hash_put_(&h, name, strlen(name) + 1);
+        ctr_file_hash_put_(&h, number, 8);
+    }
+    return ctr_file_hash_end_(&h);
+}
+
+static const char ctr_data_magic_[8] = { 'C', 'T', 'R', 'C', 'A', 'C', 'H', '1' };
+
+CTR_PRIVATE_ void ctr_data_tail_(uint8_t *tail, const ctr_dataset *d, uint64_t fingerprint,
+                                 uint64_t used, const uint8_t *table)
+{
+    ctr_file_hash_ h;
+    ctr_file_hash_init_(&h);
+    ctr_file_hash_put_(&h, table, (size_t)d->n * CTR_DATA_ENTRY_);
+    memset(tail, 0, CTR_DATA_TAIL_);
+    memcpy(tail, ctr_data_magic_, 8);
+    ctr_file_put_u64_(tail + 8, fingerprint);
+    ctr_file_put_u64_(tail + 16, (uint64_t)d->n);
+    ctr_file_put_u64_(tail + 24, (uint64_t)d->c);
+    ctr_file_put_u64_(tail + 32, used);
+    ctr_file_put_u64_(tail + 40, ctr_file_hash_end_(&h));
+}
+
+/* Does the mapped file hold what this folder needs? All that is read from it later is checked. */
+CTR_PRIVATE_ int ctr_data_map_ok_(const ctr_dataset *d, uint64_t fingerprint, const uint8_t *map,
+                                  size_t size)
+{
+    uint8_t tail[CTR_DATA_TAIL_];
+    const uint8_t *table;
+    uint64_t used;
+    int64_t i;
+    if (size < CTR_DATA_TAIL_ || (size - CTR_DATA_TAIL_) / CTR_DATA_ENTRY_ < (size_t)d->n) return 0;
+    used = size - CTR_DATA_TAIL_ - (size_t)d->n * CTR_DATA_ENTRY_;
+    table = map + used;
+    ctr_data_tail_(tail, d, fingerprint, used, table);
+    if (memcmp(tail, map + size - CTR_DATA_TAIL_, CTR_DATA_TAIL_)) return 0;
+    for (i = 0; i < d->n; i++) {
+        uint64_t at = ctr_file_u64_(table + i * CTR_DATA_ENTRY_);
+        uint64_t h = ctr_file_u32_(table + i * CTR_DATA_ENTRY_ + 8);
+        uint64_t w = ctr_file_u32_(table + i * CTR_DATA_ENTRY_ + 12);
+        if (h > 65535 || w > 65535 || (h == 0) != (w == 0) || at > used ||
+            h * w * (uint64_t)d->c > used - at) return 0;
+    }
+    return 1;
+}
+
+/* Decodes everything into the cache file. */
+CTR_PRIVATE_ void ctr_data_build_(ctr_ctx *ctx, ctr_dataset *d, uint64_t fingerprint)
+{
+    size_t room = (size_t)d->n * CTR_DATA_ENTRY_;
+    uint8_t tail[CTR_DATA_TAIL_];
+    ctr_file_writer_ w;
+    ctr_data_pass_ p;
+    memset(&p, 0, sizeof p);
+    p.table = (uint8_t *)ctr_alloc_zero_(ctx, room);
+    p.bad = (uint8_t *)ctr_alloc_zero_(ctx, (size_t)d->n);
+    if (p.table && p.bad && ctr_file_writer_open_(ctx, &w, d->options.cache_path)) {
+        ctr_log_(ctx, CTR_LOG_INFO, "data: decoding %ld images into '%s'", (long)d->n,
+                 ctr_file_tail_(d->options.cache_path));
+        p.writer = &w;
+        ctr_data_pass_all_(ctx, d, &p);
+        ctr_file_writer_put_(&w, p.table, room);
+        ctr_data_tail_(tail, d, fingerprint, p.used, p.table);
+        ctr_file_writer_put_(&w, tail, sizeof tail);
+        ctr_file_writer_commit_(&w);
+    }
+    ctr_free_host_(ctx, p.table, room);
+    ctr_free_host_(ctx, p.bad, (size_t)d->n);
+}
+
+/* Maps the cache, building it first if there is none or an old one, and applies the policy. */
+CTR_PRIVATE_ void ctr_data_open_mapped_(ctr_ctx *ctx, ctr_dataset *d)
+{
+    const char *path = d->options.cache_path;
+    uint64_t fingerprint = ctr_data_fingerprint_(ctx, d);
+    int tries;
+    ctr_data_pass_ p;
+    const uint8_t *table;
+    int64_t i;
+    for (tries = 0; tries < 2 && !d->map; tries++) {
+        if (tries) ctr_data_build_(ctx, d, fingerprint);
+        if (ctx->status != CTR_OK) return;
+        if (!tries && ctr_file_look_(ctx, path).kind == CTR_FILE_MISSING_) continue;
+        d->map = ctr_file_map_(ctx, path, &d->map_size);
+        if (d->map && !ctr_data_map_ok_(d, fingerprint, d->map, d->map_size)) {
+            ctr_file_unmap_(d->map, d->map_size);
+            d->map = NULL;
+        }
+        if (!tries) ctr_error_clear(ctx); /* what cannot be mapped is built anew */
+    }
+    if (!d->map) {
+        ctr_fail_(ctx, CTR_E_FILE, "data: the cache '%s' does not hold what was just written to it",
+                  ctr_file_tail_(path));
+        return;
+    }
+    memset(&p, 0, sizeof p);
+    p.bad = (uint8_t *)ctr_alloc_zero_(ctx, (size_t)d->n);
+    table = d->map + d->map_size - CTR_DATA_TAIL_ - (size_t)d->n * CTR_DATA_ENTRY_;
+    for (i = 0; p.bad && i < d->n && ctx->status == CTR_OK; i++) {
+        ctr_data_item_ *item = &d->items[i];
+        item->h = ctr_file_u32_(table + i * CTR_DATA_ENTRY_ + 8);
+        item->w = ctr_file_u32_(table + i * CTR_DATA_ENTRY_ + 12);
+        if (item->h) {
+            item->pixels = d->map + ctr_file_u64_(table + i * CTR_DATA_ENTRY_);
+            d->cached++;
+        } else {
+            ctr_image image;
+            ctr_note_ note;
+            memset(&note, 0, sizeof note);
+            if (ctr_data_decode_(ctx, d, item->file, &image, &note)) { /* mended meanwhile */
+                ctr_image_free(ctx, &image);
+                ctr_note_set_(&note, CTR_E_FORMAT, "data: '%s' was corrupt when '%s' was made; remove "
+                              "that cache", ctr_file_tail_(ctr_file_name_(&d->names, item->file)), path);
+            }
+            if (d->options.corrupt == CTR_CORRUPT_FAIL) ctr_note_report_(ctx, &note);
+            if (!p.bad_count++) p.first_bad = note;
+            p.bad[i] = 1;
+        }
+    }
+    if (ctx->status == CTR_OK) ctr_data_apply_(ctx, d, &p);
+    ctr_free_host_(ctx, p.bad, d->items_size / sizeof *d->items);
+}
+
+CTR_PRIVATE_ void ctr_data_open_folder_(ctr_ctx *ctx, ctr_dataset *d, const ctr_data_source_ *s,
+                                        const ctr_data_options *o)
+{
+    ctr_data_pass_ p;
+    size_t n = strlen(s->path), room;
+    d->c = o->channels ? o->channels : 3;
+    d->root_size = n + 2;
+    d->root = (char *)ctr_alloc_(ctx, d->root_size);
+    if (!d->root) return;
+    memcpy(d->root, s->path, n);
+    memcpy(d->root + n, n && s->path[n - 1] == '/' ? "" : "/", n && s->path[n - 1] == '/' ? 1 : 2);
+    if (!ctr_data_list_(ctx, d, s)) return;
+    if (o->cache == CTR_CACHE_MAPPED) {
+        ctr_data_open_mapped_(ctx, d);
+        return;
+    }
+    if (o->cache == CTR_CACHE_NONE && o->corrupt == CTR_CORRUPT_FAIL) return;
+    memset(&p, 0, sizeof p);
+    room = (size_t)d->n;
+    p.bad = (uint8_t *)ctr_alloc_zero_(ctx, room);
+    if (p.bad) ctr_data_pass_all_(ctx, d, &p);
+    if (ctx->status == CTR_OK && p.full)
+        ctr_log_(ctx, CTR_LOG_INFO, "data: %ld of %ld images fit into the budget of %.0f bytes; the "
+                 "others are decoded each time", (long)d->cached, (long)d->n, (double)o->budget);
+    if (ctx->status == CTR_OK) ctr_data_apply_(ctx, d, &p);
+    ctr_free_host_(ctx, p.bad, room);
+}
+
+/* ---- opening and asking -------------------------------------------------------------------------- */
+
+CTR_PRIVATE_ int ctr_data_options_ok_(ctr_ctx *ctx, const ctr_data_options *o)
+{
+    const char *wrong = NULL;
+    if (o->channels != 0 && o->channels != 1 && o->channels != 3) wrong = "channels must be 0, 1 or 3";
+    else if (o->short_side < 0 || o->short_side > 65535) wrong = "short_side must be 0..65535";
+    else if ((unsigned)o->cache > CTR_CACHE_NONE) wrong = "cache is no CTR_CACHE_ value";
+    else if ((unsigned)o->corrupt > CTR_CORRUPT_REPLACE) wrong = "corrupt is no CTR_CORRUPT_ value";
+    else if (o->cache == CTR_CACHE_MAPPED && (!o->cache_path || !o->cache_path[0]))
+        wrong = "a mapped cache needs cache_path";
+    if (wrong) ctr_fail_(ctx, CTR_E_VALUE, "data options: %s", wrong);
+    return !wrong;
+}
+
+CTR_API ctr_dataset *ctr_dataset_open(ctr_ctx *ctx, const char *path, const char *split,
+                                      const ctr_data_options *options)
+{
+    static const char *const kinds[] = { "", "IDX", "CIFAR-10", "CIFAR-100", "folder" };
+    ctr_data_options o = options ? *options : ctr_data_options_default();
+    ctr_data_source_ *s;
+    ctr_dataset *d = NULL;
+    if (ctx->status != CTR_OK || !ctr_data_options_ok_(ctx, &o) || !ctr_data_split_ok_(ctx, split))
+        return NULL;
+    if (!path) {
+        ctr_fail_(ctx, CTR_E_VALUE, "dataset_open: the path must not be NULL");
+        return NULL;
+    }
+    s = (ctr_data_source_ *)ctr_alloc_(ctx, sizeof *s);
+    if (!s) return NULL;
+    if (ctr_data_look_(ctx, path, split, s)) d = ctr_data_new_(ctx, kinds[s->kind]);
+    if (d) {
+        d->options = o;
+        if (s->kind == CTR_DATA_IDX_) ctr_data_open_idx_(ctx, d, s, &o);
+        else if (s->kind == CTR_DATA_FOLDER_) ctr_data_open_folder_(ctx, d, s, &o);
+        else ctr_data_open_cifar_(ctx, d, s, &o);
+        d->options.cache_path = NULL; /* the caller's memory */
+    }
+    ctr_free_host_(ctx, s, sizeof *s);
+    if (ctx->status == CTR_OK) return d;
+    ctr_dataset_destroy(ctx, d);
+    return NULL;
+}
+
+CTR_API int64_t ctr_dataset_count(const ctr_dataset *d) { return d->n; }
+CTR_API int64_t ctr_dataset_channels(const ctr_dataset *d) { return d->c; }
+CTR_API int64_t ctr_dataset_classes(const ctr_dataset *d) { return d->classes; }
+CTR_API const char *ctr_dataset_kind(const ctr_dataset *d) { return d->kind; }
+CTR_API int64_t ctr_dataset_skipped(const ctr_dataset *d) { return d->skipped; }
+CTR_API int64_t ctr_dataset_cached(const ctr_dataset *d) { return d->cached; }
+
+CTR_API const char *ctr_dataset_class_name(const ctr_dataset *d, int64_t label)
+{
+    return label < 0 || label >= (int64_t)d->class_names.count ? ""
+                                                               : ctr_file_name_(&d->class_names, label);
+}
+
+CTR_API int32_t ctr_dataset_label(const ctr_dataset *d, int64_t index)
+{
+    int32_t label = index < 0 || index >= d->n ? -1
+                    : d->items                 ? d->items[index].label
+                    : d->labels                ? d->labels[index]
+                                               : -1;
+    return label < 0 ? -1 : label;
+}
+
+CTR_API const char *ctr_dataset_path(const ctr_dataset *d, int64_t index)
+{
+    if (!d->items || index < 0 || index >= d->n) return "";
+    return ctr_file_name_(&d->names, d->items[index].file);
+}
+
+/* One image for a worker; index is in range. *borrowed: the pixels are the dataset's, else the caller
+   ends it with ctr_image_free. 1, or 0 with a note. */
+CTR_PRIVATE_ int ctr_dataset_fetch_(ctr_ctx *ctx, const ctr_dataset *d, int64_t index, ctr_image *out,
+                                    int *borrowed, ctr_note_ *note)
+{
+    const ctr_data_item_ *item = d->items ? &d->items[index] : NULL;
+    *borrowed = !item || item->pixels;
+    if (!*borrowed) return ctr_data_decode_(ctx, d, item->file, out, note);
+    out->h = item ? item->h : d->h;
+    out->w = item ? item->w : d->w;
+    out->c = d->c;
+    out->pixels = (uint8_t *)(item ? item->pixels : d->block + index * d->h * d->w * d->c);
+    return 1;
+}
+
+CTR_API int ctr_dataset_image(ctr_ctx *ctx, const ctr_dataset *d, int64_t index, ctr_image *out)
+{
+    ctr_image image;
+    ctr_note_ note;
+    int borrowed;
+    memset(&note, 0, sizeof note);
+    memset(out, 0, sizeof *out);
+    if (ctx->status != CTR_OK) return 0;
+    if (index < 0 || index >= d->n) {
+        ctr_fail_(ctx, CTR_E_VALUE, "dataset_image: the index must be 0..%ld, got %ld", (long)d->n - 1,
+                  (long)index);
+        return 0;
+    }
+    if (!ctr_dataset_fetch_(ctx, d, index, &image, &borrowed, &note)) {
+        ctr_note_report_(ctx, &note);
+        return 0;
+    }
+    if (!borrowed) {
+        *out = image;
+        return 1;
+    }
+    if (!ctr_image_create(ctx, image.h, image.w, image.c, out)) return 0;
+    memcpy(out->pixels, image.pixels, (size_t)(image.h * image.w * image.c));
+    return 1;
+}
+
+CTR_API int64_t ctr_dataset_verify(ctr_ctx *ctx, const ctr_dataset *d, ctr_bad_fn bad_fn, void *user)
+{
+    ctr_data_group_ *g;
+    int64_t i, n, bad = 0;
+    if (ctx->status != CTR_OK) return -1;
+    if (!d->items) return 0;
+    g = (ctr_data_group_ *)ctr_alloc_zero_(ctx, sizeof *g);
+    if (!g) return -1;
+    g->ctx = ctx;
+    g->d = d;
+    for (; g->first < d->n && ctx->status == CTR_OK; g->first += n) {
+        n = CTR_MIN_(d->n - g->first, CTR_DATA_GROUP_);
+        ctr_parallel_(ctx, n, ctr_data_group_job_, g);
+        for (i = 0; i < n; i++) {
+            ctr_image_free(ctx, &g->images[i]);
+            if (g->notes[i].status == CTR_OK) continue;
+            if (!ctr_data_is_corrupt_(&g->notes[i])) ctr_note_report_(ctx, &g->notes[i]);
+            else if (bad_fn) bad_fn(user, g->first + i, g->notes[i].text);
+            bad++;
+        }
+    }
+    ctr_free_host_(ctx, g, sizeof *g);
+    return ctx->status == CTR_OK ? bad : -1;
+}
+
+/* ---- the loader ---------------------------------------------------------------------------------- */
+
+/* One batch, finished or being made. */
+typedef struct ctr_loader_slot_ {
+    struct ctr_loader *loader;
+    int64_t epoch, batch, n;
+    int made;                 /* it holds, or will hold when the job is done, that batch */
+    const int64_t *order;     /* [dataset's n] of its epoch */
+    int64_t *index;           /* [batch] */
+    int32_t *labels;          /* [batch] */
+    ctr_real *pixels;         /* [views * n, h, w, c] */
+    ctr_note_ *notes;         /* [batch]: one for each image */
+} ctr_loader_slot_;
+
+struct ctr_loader {
+    ctr_ctx *ctx;
+    const ctr_dataset *d;
+    ctr_loader_config config;
+    ctr_aug_config *augs;     /* [views], the loader's copy */
+    int64_t batches, epoch, batch;
+    size_t view_size;         /* numbers in one view */
+    ctr_loader_slot_ slots[2];
+    int current;              /* the slot that the caller reads */
+    int running;              /* the other slot's job is in the background */
+    int64_t *orders[2], order_epoch[2];
+    void **scratch;           /* [threads] of the augmentation */
+    size_t *scratch_size;
+    double seconds;
+};
+
+CTR_API void ctr_loader_config_init(ctr_loader_config *config)
+{
+    memset(config, 0, sizeof *config);
+    config->batch = 128;
+    config->views = 2;
+    config->last = CTR_LAST_DROP;
+    config->shuffle = 1;
+    config->prefetch = 1;
+    config->seed = 1;
+}
+
+CTR_API ctr_loader_config ctr_loader_config_default(void)
+{
+    ctr_loader_config config;
+    ctr_loader_config_init(&config);
+    return config;
+}
+
+/* Scratch of one worker for an image of that size; grows only with images that were not known when
+   the loader was made. Worker-safe. */
+CTR_PRIVATE_ void *ctr_loader_scratch_(ctr_loader *l, int worker, int64_t h, int64_t w)
+{
+    size_t need = 0;
+    int v;
+    for (v = 0; v < l->config.views; v++) {
+        size_t one = ctr_aug_scratch_size(&l->augs[v], h, w, l->d->c);
+        if (!one) return NULL;
+        need = CTR_MAX_(need, one);
+    }
+    if (need > l->scratch_size[worker]) {
+        void *fresh = ctr_try_alloc_(l->ctx, need);
+        if (!fresh) return NULL;
+        ctr_free_host_(l->ctx, l->scratch[worker], l->scratch_size[worker]);
+        l->scratch[worker] = fresh;
+        l->scratch_size[worker] = need;
+    }
+    return l->scratch[worker];
+}
+
+/* Chunk i of a batch's job: all views of its image i. */
+CTR_PRIVATE_ void ctr_loader_job_(void *arg, int64_t i, int worker)
+{
+    ctr_loader_slot_ *s = (ctr_loader_slot_ *)arg;
+    ctr_loader *l = s->loader;
+    const ctr_loader_config *c = &l->config;
+    int64_t position = s->batch * c->batch + i, source = s->order[position % l->d->n];
+    ctr_note_ *note = &s->notes[i];
+    ctr_aug_params params;
+    ctr_image image;
+    ctr_rng rng;
+    void *scratch;
+    int borrowed, v;
+    s->index[i] = source;
+    s->labels[i] = ctr_dataset_label(l->d, source);
+    note->status = CTR_OK;
+    if (!ctr_dataset_fetch_(l->ctx, l->d, source, &image, &borrowed, note)) return;
+    scratch = ctr_loader_scratch_(l, worker, image.h, image.w);
+    if (!scratch)
+        ctr_note_set_(note, CTR_E_MEMORY, "loader: no memory to augment an image of %ld x %ld",
+                      (long)image.h, (long)image.w);
+    for (v = 0; scratch && v < c->views; v++) {
+        ctr_rng_init(&rng, c->seed, CTR_STREAM_VIEW, s->epoch, position, v);
+        ctr_aug_sample(&l->augs[v], &rng, image.h, image.w, &params);
+        ctr_aug_apply(&l->augs[v], &params, image.pixels, image.h, image.w, image.c,
+                      s->pixels + (size_t)(v * s->n + i) * l->view_size, scratch);
+    }
+    if (!borrowed) ctr_image_free(l->ctx, &image);
+}
+
+CTR_PRIVATE_ void ctr_loader_wait_(ctr_loader *l)
+{
+    if (l->running) ctr_background_wait_(l->ctx);
+    l->running = 0;
+}
+
+/* Points a slot at a batch. The order of its epoch is computed unless it is there. */
+CTR_PRIVATE_ void ctr_loader_aim_(ctr_loader *l, ctr_loader_slot_ *s, int64_t epoch, int64_t batch)
+{
+    int side = (int)(epoch & 1);
+    if (l->order_epoch[side] != epoch) {
+        ctr_sample_order(l->config.seed, epoch, l->d->n, l->config.shuffle, l->orders[side]);
+        l->order_epoch[side] = epoch;
+    }
+    s->order = l->orders[side];
+    s->epoch = epoch;
+    s->batch = batch;
+    s->n = l->config.batch;
+    if (l->config.last == CTR_LAST_KEEP) s->n = CTR_MIN_(s->n, l->d->n - batch * s->n);
+    s->made = 1;
+}
+
+/* The batch after the one just handed out goes to the background, unless somebody else's job is
+   there. */
+CTR_PRIVATE_ void ctr_loader_ahead_(ctr_loader *l)
+{
+    ctr_loader_slot_ *s = &l->slots[!l->current];
+    int over = l->batch == l->batches;
+    s->made = 0;
+    if (!l->config.prefetch || l->ctx->threads == 1 || ctr_background_busy_(l->ctx)) return;
+    ctr_loader_aim_(l, s, over ? l->epoch + 1 : l->epoch, over ? 0 : l->batch);
+    l->running = 1;
+    ctr_background_start_(l->ctx, s->n, ctr_loader_job_, s);
+}
+
+CTR_API int ctr_loader_next(ctr_ctx *ctx, ctr_loader *l, ctr_batch *out)
+{
+    ctr_loader_slot_ *s = &l->slots[!l->current];
+    double start;
+    int64_t i;
+    if (ctx->status != CTR_OK) return 0;
+    if (l->batch == l->batches) {
+        l->epoch++;
+        l->batch = 0;
+        return 0;
+    }
+    start = ctr_platform_seconds_();
+    ctr_loader_wait_(l);
+    if (!s->made || s->epoch != l->epoch || s->batch != l->batch) {
+        ctr_loader_aim_(l, s, l->epoch, l->batch);
+        ctr_parallel_(ctx, s->n, ctr_loader_job_, s);
+    }
+    l->seconds += ctr_platform_seconds_() - start;
+    for (i = 0; i < s->n; i++) ctr_note_report_(ctx, &s->notes[i]);
+    if (ctx->status != CTR_OK) {
+        s->made = 0;
+        return 0;
+    }
+    l->current = !l->current;
+    l->batch++;
+    out->n = s->n;
+    out->views = l->config.views;
+    out->h = l->augs[0].height;
+    out->w = l->augs[0].width;
+    out->c = l->d->c;
+    out->index = s->index;
+    out->labels = s->labels;
+    out->pixels = s->pixels;
+    out->epoch = s->epoch;
+    out->batch = s->batch;
+    ctr_loader_ahead_(l);
+    return 1;
+}
+
+CTR_API int64_t ctr_loader_batches(const ctr_loader *l) { return l->batches; }
+CTR_API double ctr_loader_seconds(const ctr_loader *l) { return l->seconds; }
+
+CTR_API void ctr_loader_tell(const ctr_loader *l, int64_t *epoch, int64_t *batch)
+{
+    *epoch = l->epoch;
+    *batch = l->batch;
+}
+
+CTR_API int ctr_loader_seek(ctr_ctx *ctx, ctr_loader *l, int64_t epoch, int64_t batch)
+{
+    if (ctx->status != CTR_OK) return 0;
+    if (epoch < 0 || batch < 0 || batch > l->batches) {
+        ctr_fail_(ctx, CTR_E_VALUE, "loader_seek: epoch must be at least 0 and batch 0..%ld, got %ld and "
+                  "%ld", (long)l->batches, (long)epoch, (long)batch);
+        return 0;
+    }
+    ctr_loader_wait_(l);
+    l->epoch = epoch;
+    l->batch = batch;
+    return 1;
+}
+
+CTR_API void ctr_loader_destroy(ctr_ctx *ctx, ctr_loader *l)
+{
+    size_t batch, order;
+    int i;
+    if (!l) return;
+    ctr_loader_wait_(l);
+    batch = (size_t)l->config.batch;
+    order = (size_t)l->d->n * sizeof(int64_t);
+    for (i = 0; i < 2; i++) {
+        ctr_loader_slot_ *s = &l->slots[i];
+        ctr_free_host_(ctx, s->index, batch * sizeof *s->index);
+        ctr_free_host_(ctx, s->labels, batch * sizeof *s->labels);
+        ctr_free_host_(ctx, s->notes, batch * sizeof *s->notes);
+        ctr_aligned_free_(ctx, s->pixels,
+                          batch * (size_t)l->config.views * l->view_size * sizeof *s->pixels);
+        ctr_free_host_(ctx, l->orders[i], order);
+    }
+    for (i = 0; l->scratch && l->scratch_size && i < ctx->threads; i++)
+        ctr_free_host_(ctx, l->scratch[i], l->scratch_size[i]);
+    ctr_free_host_(ctx, l->scratch, (size_t)ctx->threads * sizeof *l->scratch);
+    ctr_free_host_(ctx, l->scratch_size, (size_t)ctx->threads * sizeof *l->scratch_size);
+    ctr_free_host_(ctx, l->augs, (size_t)l->config.views * sizeof *l->augs);
+    ctr_free_host_(ctx, l, sizeof *l);
+}
+
+CTR_PRIVATE_ int ctr_loader_config_ok_(ctr_ctx *ctx, const ctr_dataset *d, const ctr_loader_config *c)
+{
+    int v;
+    if (c->batch < 2 || c->batch > d->n) {
+        ctr_fail_(ctx, CTR_E_VALUE, "loader: the batch must be 2..%ld (the images there are), got %ld",
+                  (long)d->n, (long)c->batch);
+        return 0;
+    }
+    if (c->views < 1 || c->views > 64 || !c->augs || (unsigned)c->last > CTR_LAST_WRAP) {
+        ctr_fail_(ctx, CTR_E_VALUE, "loader: %s", c->augs ? "views must be 1..64 and last a CTR_LAST_ value"
+                                                          : "augs must point at one config for each view");
+        return 0;
+    }
+    for (v = 0; v < c->views; v++) {
+        if (!ctr_aug_config_check(ctx, &c->augs[v])) return 0;
+        if (c->augs[v].height != c->augs[0].height || c->augs[v].width != c->augs[0].width) {
+            ctr_fail_(ctx, CTR_E_SHAPE, "loader: view %d is %ld x %ld, view 0 %ld x %ld; they must be equal",
+                      v, (long)c->augs[v].height, (long)c->augs[v].width, (long)c->augs[0].height,
+                      (long)c->augs[0].width);
+            return 0;
+        }
+    }
+    if (c->last == CTR_LAST_KEEP && d->n % c->batch == 1)
+        ctr_log_(ctx, CTR_LOG_WARN, "loader: the last batch of each epoch has a single image; batch norm "
+                 "cannot train on it");
+    return 1;
+}
+
+/* Both slots, both orders and the workers' scratch. */
+CTR_PRIVATE_ int ctr_loader_memory_(ctr_ctx *ctx, ctr_loader *l)
+{
+    const size_t batch = (size_t)l->config.batch, threads = (size_t)ctx->threads;
+    size_t images = batch * (size_t)l->config.views, bytes;
+    int64_t h = l->d->h, w = l->d->w, i;
+    int k;
+    bytes = ctr_size_mul_(ctx, ctr_size_mul_(ctx, images, l->view_size), sizeof(ctr_real));
+    l->scratch = (void **)ctr_alloc_zero_(ctx, threads * sizeof *l->scratch);
+    l->scratch_size = (size_t *)ctr_alloc_zero_(ctx, threads * sizeof *l->scratch_size);
+    for (k = 0; k < 2 && ctx->status == CTR_OK; k++) {
+        ctr_loader_slot_ *s = &l->slots[k];
+        s->loader = l;
+        s->index = (int64_t *)ctr_alloc_(ctx, batch * sizeof *s->index);
+        s->labels = (int32_t *)ctr_alloc_(ctx, batch * sizeof *s->labels);
+        s->notes = (ctr_note_ *)ctr_alloc_zero_(ctx, batch * sizeof *s->notes);
+        s->pixels = (ctr_real *)ctr_aligned_alloc_(ctx, bytes);
+        l->orders[k] = (int64_t *)ctr_alloc_(ctx, (size_t)l->d->n * sizeof *l->orders[k]);
+        l->order_epoch[k] = -1;
+    }
+    for (i = 0; l->d->items && i < l->d->n; i++) { /* the largest image that is already decoded */
+        h = CTR_MAX_(h, l->d->items[i].h);
+        w = CTR_MAX_(w, l->d->items[i].w);
+    }
+    for (k = 0; k < ctx->threads && h && ctx->status == CTR_OK; k++)
+        if (!ctr_loader_scratch_(l, k, h, w))
+            ctr_fail_(ctx, CTR_E_MEMORY, "loader: no memory to augment images of %ld x %ld", (long)h,
+                      (long)w);
+    return ctx->status == CTR_OK;
+}
+
+CTR_API ctr_loader *ctr_loader_create(ctr_ctx *ctx, const ctr_dataset *d, const ctr_loader_config *config)
+{
+    ctr_loader *l;
+    if (ctx->status != CTR_OK || !ctr_loader_config_ok_(ctx, d, config)) return NULL;
+    l = (ctr_loader *)ctr_alloc_zero_(ctx, sizeof *l);
+    if (!l) return NULL;
+    l->ctx = ctx;
+    l->d = d;
+    l->config = *config;
+    l->batches = ctr_sample_batches(d->n, config->batch, config->last);
+    l->augs = (ctr_aug_config *)ctr_alloc_(ctx, (size_t)config->views * sizeof *l->augs);
+    if (l->augs) {
+        memcpy(l->augs, config->augs, (size_t)config->views * sizeof *l->augs);
+        l->config.augs = l->augs;
+        l->view_size = (size_t)(l->augs[0].height * l->augs[0].width * d->c);
+        if (ctr_loader_memory_(ctx, l)) return l;
+    }
+    ctr_loader_destroy(ctx, l);
+    return NULL;
+}
+
+/* What a position in this loader's order is a position in. */
+CTR_PRIVATE_ void ctr_loader_run_(const ctr_loader *l, int64_t *images, int64_t *batch,
+                                  uint64_t *seed)
+{
+    *images = l->d->n;
+    *batch = l->config.batch;
+    *seed = l->config.seed;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>LOSS
+   ---------------------------------------------------------------------------------------------- */
+
+/* sim [m, m] and an id a row: rows with the same id are positives of each other. */
+CTR_PRIVATE_ void ctr_contrast_backward_(ctr_ctx *ctx, ctr_node *n)
+{
+    ctr_tensor *sim = n->in[0];
+    int64_t m = sim->shape[0];
+    ctr_real *grad;
+    int acc;
+    if (ctr_grad_(ctx, sim, &grad, &acc))
+        ctr_k_contrast_grad(ctx, m, n->index, ctr_f_(sim), n->saved, n->saved + m, n->saved2,
+                            n->out->grad, grad, acc);
+}
+
+/* out [CTR_CONTRAST_OUT]: the verb's numbers, copied to the host for the report */
+CTR_PRIVATE_ ctr_tensor *ctr_contrast_op_(ctr_ctx *ctx, ctr_tensor *sim, const ctr_tensor *ids,
+                                          ctr_real *out)
+{
+    ctr_node *n;
+    int64_t m = sim->shape[0];
+    if (!ctr_check_(ctx, "contrast", sim, 2)) return &ctx->poison;
+    n = ctr_node_begin_(ctx, "contrast", ctr_contrast_backward_, sim, NULL);
+    if (!ctr_node_out_(ctx, n, 0, NULL)) return &ctx->poison;
+    n->saved = (ctr_real *)ctr_slab_low_(ctx, (size_t)(2 * m) * sizeof(ctr_real));
+    n->saved2 = (ctr_real *)ctr_slab_low_(ctx, CTR_CONTRAST_OUT * sizeof(ctr_real));
+    n->index = (const int32_t *)ids->data;
+    if (ctx->status != CTR_OK) return &ctx->poison;
+    ctr_k_contrast(ctx, m, n->index, ctr_f_(sim), n->saved, n->saved + m, n->saved2);
+    ctr_k_copy(ctx, sizeof(ctr_real), n->saved2, n->out->data);
+    if (!ctx->plan) ctr_k_download(ctx, CTR_CONTRAST_OUT * sizeof *out, n->saved2, out);
+    return ctr_node_done_(ctx, n);
+}
+
+/* ids [views * n]: the image's number, or for labelled images the label. */
+CTR_PRIVATE_ ctr_tensor *ctr_loss_ids_(ctr_ctx *ctx, int64_t n, int views, const int32_t *labels)
+{
+    int64_t m = n * views, i;
+    ctr_tensor *t = ctr_tensor_temp(ctx, CTR_I32, 1, &m);
+    int32_t *ids;
+    if (ctx->status != CTR_OK) return t;
+    ids = (int32_t *)ctr_arena_take_(ctx, &ctx->host, (size_t)m * sizeof *ids);
+    if (!ids) return &ctx->poison;
+    for (i = 0; i < m; i++) {
+        int32_t image = (int32_t)(i % n);
+        ids[i] = !labels ? image : labels[image] >= 0 ? labels[image] : -2 - image;
+    }
+    ctr_tensor_write_i32(ctx, t, ids, m);
+    return t;
+}
+
+/* Both losses; report (or NULL) gets what the similarities tell. */
+CTR_PRIVATE_ ctr_tensor *ctr_loss_contrast_(ctr_ctx *ctx, ctr_tensor *z, int views,
+                                            const int32_t *labels, double temperature,
+                                            ctr_report *report)
+{
+    const char *name = labels ? "loss_supcon" : "loss_nt_xent";
+    ctr_tensor *unit, *sim, *loss;
+    ctr_real out[CTR_CONTRAST_OUT] = { 0 };
+    if (!ctr_check_(ctx, name, z, 2)) return &ctx->poison;
+    if (views < 1 || z->shape[0] < 1 || z->shape[0] % views || (!labels && views < 2)) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "%s: %ld rows are not those of %d views (at least %d)", name,
+                  (long)z->shape[0], views, labels ? 1 : 2);
+        return &ctx->poison;
+    }
+    if (!(temperature > 0)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: the temperature must be above 0, got %g", name,
+                  temperature);
+        return &ctx->poison;
+    }
+    unit = ctr_normalize(ctx, z);                                              /* [m, d] */
+    sim = ctr_scale(ctx, ctr_matmul(ctx, unit, 0, unit, 1), 1 / temperature);  /* [m, m] */
+    loss = ctr_contrast_op_(ctx, sim, ctr_loss_ids_(ctx, z->shape[0] / views, views, labels), out);
+    if (report && ctx->status == CTR_OK) {
+        report->active = (double)out[1] / (double)z->shape[0];
+        report->accuracy = (double)out[2];
+        report->positive = (double)out[3] * temperature;
+        report->negative = (double)out[4] * temperature;
+    }
+    return loss;
+}
+
+/* Share of the pairs of different images that have one label; -1 without labels. */
+CTR_PRIVATE_ double ctr_loss_false_negatives_(int64_t n, const int32_t *labels)
+{
+    int64_t i, j, pairs = 0, same = 0;
+    for (i = 0; labels && i < n; i++)
+        for (j = 0; j < i; j++) {
+            if (labels[i] < 0 || labels[j] < 0) continue;
+            pairs++;
+            same += labels[i] == labels[j];
+        }
+    return pairs ? (double)same / (double)pairs : -1;
+}
+
+CTR_API ctr_tensor *ctr_loss_supcon(ctr_ctx *ctx, ctr_tensor *z, int views, const int32_t *labels,
+                                    double temperature)
+{
+    return ctr_loss_contrast_(ctx, z, views, labels, temperature, NULL);
+}
+
+
+CTR_API ctr_tensor *ctr_loss_nt_xent(ctr_ctx *ctx, ctr_tensor *z, int views, double temperature)
+{
+    return ctr_loss_supcon(ctx, z, views, NULL, temperature);
+}
+
+CTR_API double ctr_loss_nt_xent_chance(int64_t n, int views)
+{
+    return n * views > 1 ? log((double)(n * views - 1)) : 0;
+}
+
+CTR_API double ctr_loss_supcon_flat(ctr_ctx *ctx, int64_t n, int views, int64_t d,
+                                    const ctr_real *z, const int32_t *labels, double temperature,
+                                    ctr_real *dz)
+{
+    ctr_tensor *leaf, *loss;
+    int64_t shape[2];
+    double value = 0;
+    shape[0] = n * views;
+    shape[1] = d;
+    leaf = ctr_tensor_create(ctx, CTR_F32, 2, shape, 1);
+    ctr_step_begin(ctx);
+    ctr_tensor_write(ctx, leaf, z, leaf->size);
+    loss = ctr_loss_supcon(ctx, leaf, views, labels, temperature);
+    value = (double)ctr_tensor_item(ctx, loss);
+    if (dz) {
+        ctr_backward(ctx, loss);
+        ctr_tensor_read_grad(ctx, leaf, dz, leaf->size);
+    }
+    ctr_step_end(ctx);
+    ctr_tensor_destroy(ctx, leaf);
+    return ctx->status == CTR_OK ? value : 0;
+}
+
+CTR_API double ctr_loss_nt_xent_flat(ctr_ctx *ctx, int64_t n, int views, int64_t d,
+                                     const ctr_real *z, double temperature, ctr_real *dz)
+{
+    return ctr_loss_supcon_flat(ctx, n, views, d, z, NULL, temperature, dz);
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>HEALTH
+   Also the helpers that EVAL shares: memory that is given back together, checks of rows and labels.
+   ---------------------------------------------------------------------------------------------- */
+
+/* Blocks of one call, given back together. After a failure every take is NULL and harmless. */
+typedef struct ctr_bag_ {
+    ctr_ctx *ctx;
+    int count;
+    void *ptr[24];
+    size_t size[24];
+} ctr_bag_;
+
+CTR_PRIVATE_ void ctr_bag_open_(ctr_bag_ *bag, ctr_ctx *ctx)
+{
+    memset(bag, 0, sizeof *bag);
+    bag->ctx = ctx;
+}
+
+/* a * b items of a size each, aligned, content undefined. NULL once the context has an error. */
+CTR_PRIVATE_ void *ctr_bag_take_(ctr_bag_ *bag, int64_t a, int64_t b, size_t each)
+{
+    size_t size = ctr_size_mul_(bag->ctx, (size_t)a, (size_t)b);
+    void *p;
+    size = ctr_size_mul_(bag->ctx, size, each);
+    if (bag->ctx->status != CTR_OK) return NULL;
+    if (bag->count == 24) {
+        ctr_fail_(bag->ctx, CTR_E_STATE, "eval: more than 24 blocks in one call");
+        return NULL;
+    }
+    p = ctr_aligned_alloc_(bag->ctx, size);
+    if (!p) return NULL;
+    bag->ptr[bag->count] = p;
+    bag->size[bag->count++] = size;
+    return p;
+}
+
+CTR_PRIVATE_ ctr_real *ctr_bag_real_(ctr_bag_ *bag, int64_t a, int64_t b)
+{
+    return (ctr_real *)ctr_bag_take_(bag, a, b, sizeof(ctr_real));
+}
+
+CTR_PRIVATE_ double *ctr_bag_double_(ctr_bag_ *bag, int64_t a, int64_t b)
+{
+    return (double *)ctr_bag_take_(bag, a, b, sizeof(double));
+}
+
+CTR_PRIVATE_ int32_t *ctr_bag_i32_(ctr_bag_ *bag, int64_t a, int64_t b)
+{
+    return (int32_t *)ctr_bag_take_(bag, a, b, sizeof(int32_t));
+}
+
+CTR_PRIVATE_ int64_t *ctr_bag_i64_(ctr_bag_ *bag, int64_t a, int64_t b)
+{
+    return (int64_t *)ctr_bag_take_(bag, a, b, sizeof(int64_t));
+}
+
+CTR_PRIVATE_ void ctr_bag_close_(ctr_bag_ *bag)
+{
+    while (bag->count > 0) {
+        bag->count--;
+        ctr_aligned_free_(bag->ctx, bag->ptr[bag->count], bag->size[bag->count]);
+    }
+}
+
+/* ---- rows ------------------------------------------------------------------------------------ */
+
+#define CTR_EVAL_CHUNK_ 64 /* rows in a chunk of parallel work */
+
+typedef struct ctr_eval_rows_ {
+    const ctr_real *x;         /* [n, d] */
+    int64_t n, d;
+    double *inverse;           /* [n] 1 / |row|, 0 for a zero row, -1 if a number is not finite */
+    ctr_real *out;             /* [n, d], of ctr_eval_rows_unit_ */
+} ctr_eval_rows_;
+
+CTR_PRIVATE_ void ctr_eval_rows_scan_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_eval_rows_ *r = (ctr_eval_rows_ *)arg;
+    int64_t i = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(i + CTR_EVAL_CHUNK_, r->n), j;
+    (void)worker;
+    for (; i < end; i++) {
+        const ctr_real *x = r->x + i * r->d;
+        double sum[4] = { 0, 0, 0, 0 }, square; /* four sums: one chain of additions is slow */
+        int finite = 1;
+        for (j = 0; j < r->d; j++) {
+            sum[j & 3] += (double)x[j] * (double)x[j];
+            finite &= ctr_real_finite_(x[j]);
+        }
+        square = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        r->inverse[i] = !finite ? -1.0 : square > 0 ? 1.0 / sqrt(square) : 0.0;
+    }
+}
+
+CTR_PRIVATE_ int64_t ctr_eval_rows_chunks_(int64_t n)
+{
+    return (n + CTR_EVAL_CHUNK_ - 1) / CTR_EVAL_CHUNK_;
+}
+
+/* Fills inverse[n]. 0 with an error if a row holds NaN or infinity. */
+CTR_PRIVATE_ int ctr_eval_rows_scan_(ctr_ctx *ctx, const char *who, const char *what, int64_t n,
+                                     int64_t d, const ctr_real *x, double *inverse)
+{
+    ctr_eval_rows_ r;
+    int64_t i;
+    if (ctx->status != CTR_OK) return 0;
+    r.x = x;
+    r.n = n;
+    r.d = d;
+    r.inverse = inverse;
+    r.out = NULL;
+    ctr_parallel_(ctx, ctr_eval_rows_chunks_(n), ctr_eval_rows_scan_job_, &r);
+    for (i = 0; i < n; i++)
+        if (inverse[i] < 0) {
+            ctr_fail_(ctx, CTR_E_NUMBER, "%s: row %ld of the %s holds NaN or infinity", who,
+                      (long)i, what);
+            return 0;
+        }
+    return 1;
+}
+
+CTR_PRIVATE_ void ctr_eval_rows_unit_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_eval_rows_ *r = (ctr_eval_rows_ *)arg;
+    int64_t i = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(i + CTR_EVAL_CHUNK_, r->n), j;
+    (void)worker;
+    for (; i < end; i++)
+        for (j = 0; j < r->d; j++)
+            r->out[i * r->d + j] = (ctr_real)((double)r->x[i * r->d + j] * r->inverse[i]);
+}
+
+/* out [n, d] = rows of x, each times its inverse length. */
+CTR_PRIVATE_ void ctr_eval_rows_unit_(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x,
+                                      double *inverse, ctr_real *out)
+{
+    ctr_eval_rows_ r;
+    r.x = x;
+    r.n = n;
+    r.d = d;
+    r.inverse = inverse;
+    r.out = out;
+    ctr_parallel_(ctx, ctr_eval_rows_chunks_(n), ctr_eval_rows_unit_job_, &r);
+}
+
+/* mean [d] of n rows, and their standard deviation (divisor n) if std is not NULL. Two passes: the
+   short formula loses the digits of a small spread about a large mean. */
+typedef struct ctr_eval_columns_ {
+    const ctr_real *x;
+    int64_t n, d;
+    double *mean, *std;
+} ctr_eval_columns_;
+
+CTR_PRIVATE_ void ctr_eval_moments_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_eval_columns_ *m = (ctr_eval_columns_ *)arg;
+    int64_t first = chunk * CTR_EVAL_CHUNK_, width = CTR_MIN_(CTR_EVAL_CHUNK_, m->d - first), i, j;
+    double *mean = m->mean + first, square[CTR_EVAL_CHUNK_];
+    (void)worker;
+    for (j = 0; j < width; j++) mean[j] = square[j] = 0;
+    for (i = 0; i < m->n; i++)
+        for (j = 0; j < width; j++) mean[j] += (double)m->x[i * m->d + first + j];
+    for (j = 0; j < width; j++) mean[j] /= (double)m->n;
+    if (!m->std) return;
+    for (i = 0; i < m->n; i++)
+        for (j = 0; j < width; j++) {
+            double t = (double)m->x[i * m->d + first + j] - mean[j];
+            square[j] += t * t;
+        }
+    for (j = 0; j < width; j++) m->std[first + j] = sqrt(square[j] / (double)m->n);
+}
+
+CTR_PRIVATE_ void ctr_eval_moments_(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x,
+                                    double *mean, double *std)
+{
+    ctr_eval_columns_ m;
+    m.x = x;
+    m.n = n;
+    m.d = d;
+    m.mean = mean;
+    m.std = std;
+    ctr_parallel_(ctx, ctr_eval_rows_chunks_(d), ctr_eval_moments_job_, &m);
+}
+
+/* ---- the measures ---------------------------------------------------------------------------- */
+
+#define CTR_HEALTH_BLOCK_ 256 /* rows whose similarities are held at a time */
+
+typedef struct ctr_health_tile_ {
+    const ctr_real *s;         /* [block, rows] cosines */
+    const double *inverse;     /* [rows] > 0 for rows of length 1, 0 for zero rows */
+    double *sum;               /* [rows] */
+    int64_t first, rows, n;
+} ctr_health_tile_;
+
+/* Sum over the rows j > i of other images of exp(-2 |x_i - x_j|^2). */
+CTR_PRIVATE_ void ctr_health_uniform_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_health_tile_ *u = (ctr_health_tile_ *)arg;
+    int64_t i = u->first + chunk, j;
+    const ctr_real *s = u->s + chunk * u->rows;
+    double length = u->inverse[i] > 0, sum = 0;
+    (void)worker;
+    for (j = i + 1; j < u->rows; j++) {
+        if (j % u->n == i % u->n) continue;
+        sum += exp(-2.0 * (length + (u->inverse[j] > 0) - 2.0 * (double)s[j]));
+    }
+    u->sum[i] = sum;
+}
+
+/* uniformity = ln of the mean over pairs of rows of different images of exp(-2 |x - y|^2) */
+CTR_PRIVATE_ double ctr_health_uniformity_(ctr_ctx *ctx, int64_t n, int64_t rows, int64_t d,
+                                           const ctr_real *unit, const double *inverse)
+{
+    int64_t views = rows / n, i;
+    double pairs = 0.5 * (double)rows * (double)(rows - views), sum = 0;
+    ctr_bag_ bag;
+    ctr_health_tile_ u;
+    ctr_real *s;
+    ctr_bag_open_(&bag, ctx);
+    s = ctr_bag_real_(&bag, CTR_HEALTH_BLOCK_, rows);
+    u.sum = ctr_bag_double_(&bag, rows, 1);
+    u.s = s;
+    u.inverse = inverse;
+    u.rows = rows;
+    u.n = n;
+    for (u.first = 0; u.sum && u.first < rows; u.first += CTR_HEALTH_BLOCK_) {
+        int64_t count = CTR_MIN_(CTR_HEALTH_BLOCK_, rows - u.first);
+        ctr_gemm_run_(ctx, 0, 1, count, rows, d, 1, unit + u.first * d, d, unit, d, 0, s, rows);
+        ctr_parallel_(ctx, count, ctr_health_uniform_job_, &u);
+    }
+    for (i = 0; u.sum && i < rows; i++) sum += u.sum[i];
+    ctr_bag_close_(&bag);
+    return pairs > 0 && sum > 0 ? log(sum / pairs) : 0;
+}
+
+/* (tr C)^2 / |C|^2. The rows' Gram matrix has the same |.| as C and is used where it is smaller. */
+CTR_PRIVATE_ double ctr_health_rank_(ctr_ctx *ctx, int64_t rows, int64_t d, const ctr_real *unit,
+                                     const double *mean)
+{
+    int64_t side = CTR_MIN_(rows, d), i, j;
+    double trace = 0, square = 0;
+    ctr_bag_ bag;
+    ctr_real *centred, *c;
+    ctr_bag_open_(&bag, ctx);
+    centred = ctr_bag_real_(&bag, rows, d);
+    c = ctr_bag_real_(&bag, side, side);
+    if (c) {
+        for (i = 0; i < rows; i++)
+            for (j = 0; j < d; j++) {
+                double t = (double)unit[i * d + j] - mean[j];
+                centred[i * d + j] = (ctr_real)t;
+                trace += t * t;
+            }
+        if (rows < d)
+            ctr_gemm_run_(ctx, 0, 1, side, side, d, 1, centred, d, centred, d, 0, c, side);
+        else
+            ctr_gemm_run_(ctx, 1, 0, side, side, rows, 1, centred, d, centred, d, 0, c, side);
+        for (i = 0; i < side * side; i++) square += (double)c[i] * (double)c[i];
+    }
+    ctr_bag_close_(&bag);
+    /* below this the spread is rounding, and rounding has full rank */
+    if (trace < 1e-10 * (double)rows || !(square > 0)) return 0;
+    return trace * trace / square;
+}
+
+/* Sums over pairs need no pairs: sum_{i != j} x_i.x_j = |sum x|^2 - sum |x|^2, and the same within
+   the views of an image. */
+CTR_PRIVATE_ void ctr_health_pairs_(int64_t n, int views, int64_t d, const ctr_real *unit,
+                                    const double *mean, const double *inverse, ctr_health *out)
+{
+    double total = 0, within = 0, own = 0, rows = (double)n * views, pairs;
+    int64_t i, j;
+    int v;
+    for (j = 0; j < d; j++) total += mean[j] * mean[j] * rows * rows;
+    for (i = 0; i < n; i++)
+        for (j = 0; j < d; j++) {
+            double sum = 0;
+            for (v = 0; v < views; v++) sum += (double)unit[(v * n + i) * d + j];
+            within += sum * sum;
+        }
+    for (i = 0; i < n * views; i++) own += inverse[i] > 0;
+    pairs = rows * (views - 1);
+    if (pairs > 0) {
+        out->positive = (within - own) / pairs;
+        /* |x - y|^2 = |x|^2 + |y|^2 - 2 x.y; a row is on either side of views - 1 ordered pairs */
+        out->alignment = CTR_MAX_(0.0, 2.0 * own / rows - 2.0 * out->positive);
+    }
+    if (n > 1) out->negative = (total - within) / (rows * (rows - views));
+}
+
+CTR_PRIVATE_ double ctr_health_false_(int64_t n, const int32_t *labels)
+{
+    int64_t i, j, pairs = 0, equal = 0;
+    if (!labels) return -1;
+    for (i = 0; i < n; i++)
+        for (j = i + 1; j < n && labels[i] >= 0; j++) {
+            pairs += labels[j] >= 0;
+            equal += labels[j] == labels[i];
+        }
+    return pairs ? (double)equal / (double)pairs : -1;
+}
+
+CTR_PRIVATE_ ctr_verdict ctr_health_judge_(const ctr_health *h, int64_t n)
+{
+    if (n < 2) return CTR_HEALTH_UNKNOWN;
+    if (h->std < 0.05 * h->std_reference) return CTR_HEALTH_COLLAPSED;
+    if (h->rank < 2 && h->rank_cap >= 8) return CTR_HEALTH_NARROW;
+    return CTR_HEALTH_GOOD;
+}
+
+CTR_API int ctr_health_measure(ctr_ctx *ctx, int64_t n, int views, int64_t d, const ctr_real *z,
+                               const int32_t *labels, ctr_health *out)
+{
+    int64_t rows = n * views, i;
+    ctr_bag_ bag;
+    ctr_real *unit;
+    double *inverse, *mean, *std;
+    memset(out, 0, sizeof *out);
+    if (ctx->status != CTR_OK) return 0;
+    if (n < 1 || views < 1 || d < 1) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "health: n, views and d must be at least 1, got %ld, %d, %ld",
+                  (long)n, views, (long)d);
+        return 0;
+    }
+    ctr_bag_open_(&bag, ctx);
+    unit = ctr_bag_real_(&bag, rows, d);
+    inverse = ctr_bag_double_(&bag, rows, 1);
+    mean = ctr_bag_double_(&bag, d, 1);
+    std = ctr_bag_double_(&bag, d, 1);
+    if (ctr_eval_rows_scan_(ctx, "health", "embeddings", rows, d, z, inverse)) {
+        ctr_eval_rows_unit_(ctx, rows, d, z, inverse, unit);
+        ctr_eval_moments_(ctx, rows, d, unit, mean, std);
+        out->rows = rows;
+        out->d = d;
+        for (i = 0; i < rows; i++) out->zero_rows += inverse[i] == 0;
+        for (i = 0; i < d; i++) out->std += std[i] / (double)d;
+        out->std_reference = 1.0 / sqrt((double)d);
+        out->rank = ctr_health_rank_(ctx, rows, d, unit, mean);
+        out->rank_cap = (double)CTR_MIN_(rows - 1, d);
+        ctr_health_pairs_(n, views, d, unit, mean, inverse, out);
+        if (n > 1) out->uniformity = ctr_health_uniformity_(ctx, n, rows, d, unit, inverse);
+        out->false_negatives = ctr_health_false_(n, labels);
+        out->verdict = ctr_health_judge_(out, n);
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+CTR_API const char *ctr_verdict_name(ctr_verdict verdict)
+{
+    switch (verdict) {
+    case CTR_HEALTH_UNKNOWN: return "unknown";
+    case CTR_HEALTH_GOOD: return "good";
+    case CTR_HEALTH_NARROW: return "narrow";
+    case CTR_HEALTH_COLLAPSED: return "collapsed";
+    }
+    return "unknown";
+}
+
+CTR_API void ctr_health_describe(const ctr_health *h, char *text, size_t size)
+{
+    char share[32] = "";
+    if (h->false_negatives >= 0)
+        snprintf(share, sizeof share, ", false negatives %.1f %%", 100 * h->false_negatives);
+    snprintf(text, size,
+             "%s: std %.4f of %.4f, rank %.1f of %.0f, alignment %.3f, uniformity %.2f, "
+             "cosine %.3f positive %.3f negative%s",
+             ctr_verdict_name(h->verdict), h->std, h->std_reference, h->rank, h->rank_cap,
+             h->alignment, h->uniformity, h->positive, h->negative, share);
+}
+
+
+/* ------------------------------------------------------------------------------------------------
+   >>METHOD
+   ---------------------------------------------------------------------------------------------- */
+
+CTR_API void ctr_method_destroy(ctr_method *method)
+{
+    if (method) method->destroy_fn(method);
+}
+
+CTR_API void ctr_method_visit(ctr_method *method, const ctr_visitor *visitor)
+{
+    method->visit_fn(method, visitor);
+}
+
+/* Every variable of a table, as tensors. */
+CTR_PRIVATE_ void ctr_visit_vars_(const ctr_visitor *v, const char *prefix, const ctr_vars *vars)
+{
+    char name[128];
+    int i;
+    for (i = 0; i < vars->count; i++) {
+        snprintf(name, sizeof name, "%s%s", prefix, vars->list[i].name);
+        v->tensor_fn(v->user, name, vars->list[i].value, vars->list[i].conv);
+    }
+}
+
+typedef struct ctr_hash_ {
+    ctr_ctx *ctx;
+    uint64_t value;
+} ctr_hash_;
+
+CTR_PRIVATE_ void ctr_hash_bytes_(ctr_hash_ *h, const void *bytes, size_t size)
+{
+    const unsigned char *p = (const unsigned char *)bytes;
+    size_t i;
+    for (i = 0; i < size; i++) h->value = (h->value ^ p[i]) * (uint64_t)1099511628211u;
+}
+
+CTR_PRIVATE_ void ctr_hash_tensor_(void *user, const char *name, ctr_tensor *t, int conv)
+{
+    ctr_hash_ *h = (ctr_hash_ *)user;
+    size_t bytes = ctr_tensor_bytes_(t);
+    void *copy = ctr_alloc_(h->ctx, bytes);
+    (void)conv;
+    if (!copy) return;
+    ctr_k_download(h->ctx, bytes, t->data, copy);
+    ctr_hash_bytes_(h, name, strlen(name));
+    ctr_hash_bytes_(h, copy, bytes);
+    ctr_free_host_(h->ctx, copy, bytes);
+}
+
+CTR_PRIVATE_ void ctr_hash_number_(void *user, const char *name, int64_t *value)
+{
+    ctr_hash_bytes_((ctr_hash_ *)user, name, strlen(name));
+    ctr_hash_bytes_((ctr_hash_ *)user, value, sizeof *value);
+}
+
+CTR_API uint64_t ctr_method_hash(ctr_method *method)
+{
+    ctr_hash_ h;
+    ctr_visitor v;
+    h.ctx = method->ctx;
+    h.value = (uint64_t)14695981039346656037u;
+    v.user = &h;
+    v.tensor_fn = ctr_hash_tensor_;
+    v.number_fn = ctr_hash_number_;
+    method->visit_fn(method, &v);
+    return h.value;
+}
+
+/* ---- the step ---------------------------------------------------------------------------------- */
+
+/* std of the unit rows: mean over dimensions of the standard deviation over rows. A look at the
+   batch that costs little; ctr_health_measure says more. */
+CTR_PRIVATE_ void ctr_method_spread_(ctr_ctx *ctx, const ctr_tensor *z, ctr_report *report)
+{
+    int64_t m = z->shape[0], d = z->shape[1], i, j;
+    size_t bytes = (size_t)(m * d) * sizeof(ctr_real);
+    ctr_real *x = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, bytes);
+    double total = 0;
+    if (!x || m < 2) return;
+    ctr_tensor_read(ctx, z, x, m * d);
+    for (i = 0; i < m; i++) {
+        double norm = sqrt((double)ctr_dot_(x + i * d, x + i * d, d));
+        for (j = 0; j < d; j++) x[i * d + j] = (ctr_real)(norm > 0 ? (double)x[i * d + j] / norm : 0);
+    }
+    for (j = 0; j < d; j++) {
+        double sum = 0, square = 0;
+        for (i = 0; i < m; i++) {
+            sum += (double)x[i * d + j];
+            square += (double)x[i * d + j] * (double)x[i * d + j];
+        }
+        square = square / (double)m - sum / (double)m * (sum / (double)m);
+        total += square > 0 ? sqrt(square) : 0;
+    }
+    report->std = total / (double)d;
+    report->std_reference = 1 / sqrt((double)d);
+}
+
+CTR_PRIVATE_ void ctr_report_init_(ctr_report *r, const ctr_batch *batch, double lr)
+{
+    memset(r, 0, sizeof *r);
+    r->epoch = batch->epoch;
+    r->batch = batch->batch;
+    r->lr = lr;
+    r->chance = r->accuracy = r->positive = r->negative = r->std = r->std_reference = -1;
+    r->rank = r->active = r->false_negatives = -1;
+}
+
+/* The batch's views as a tensor; the first number that is not finite is an error. */
+CTR_PRIVATE_ ctr_tensor *ctr_method_pixels_(ctr_ctx *ctx, const ctr_batch *b)
+{
+    int64_t shape[4], i, size;
+    ctr_tensor *x;
+    shape[0] = b->views * b->n;
+    shape[1] = b->h;
+    shape[2] = b->w;
+    shape[3] = b->c;
+    x = ctr_tensor_temp(ctx, CTR_F32, 4, shape);
+    ctr_tensor_write(ctx, x, b->pixels, x->size);
+    if (ctr_k_finite(ctx, x->size, ctr_f_(x))) return x;
+    size = b->h * b->w * b->c;
+    for (i = 0; i < x->size && ctr_real_finite_(b->pixels[i]); i++) { }
+    ctr_fail_(ctx, CTR_E_NUMBER, "step: image %ld of view %ld in the batch holds a number that is not "
+              "finite", (long)(i / size % CTR_MAX_(b->n, 1)), (long)(i / size / CTR_MAX_(b->n, 1)));
+    return x;
+}
+
+CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double lr,
+                            ctr_report *report)
+{
+    ctr_ctx *ctx = method->ctx;
+    ctr_report own;
+    ctr_tensor *z, *loss;
+    double start = ctr_platform_seconds_();
+    int done;
+    if (ctx->status != CTR_OK) return 0;
+    ctr_report_init_(&own, batch, lr);
+    if (batch->views != method->views)
+        ctr_fail_(ctx, CTR_E_SHAPE, "step: %s takes %d views of each image, the batch has %d",
+                  method->name, method->views, batch->views);
+    ctr_step_begin(ctx);
+    ctr_draws_at(ctx, batch->epoch, batch->batch);
+    z = method->embed_fn(method, ctr_method_pixels_(ctx, batch));     /* [views * n, dim] */
+    loss = method->loss_fn(method, z, batch, &own);
+    if (ctx->status == CTR_OK) ctr_method_spread_(ctx, z, &own);
+    own.loss = (double)ctr_tensor_item(ctx, loss);
+    if (!ctr_real_finite_((ctr_real)own.loss))
+        ctr_fail_(ctx, CTR_E_NUMBER, "step: the loss is not finite (rate too high, or a temperature "
+                  "too low)");
+    ctr_backward(ctx, loss);
+    method->check_fn(method);
+    done = ctx->status == CTR_OK;
+    if (done) {                                /* nothing has changed so far; now all of it does */
+        method->commit_fn(method, lr);
+        ctr_commit(ctx);
+    }
+    ctr_step_end(ctx);
+    own.seconds = ctr_platform_seconds_() - start;
+    if (report) *report = own;
+    return done && ctx->status == CTR_OK;
+}
+
+CTR_API size_t ctr_method_plan(ctr_method *method, int64_t n, int64_t h, int64_t w, int64_t c)
+{
+    ctr_ctx *ctx = method->ctx;
+    ctr_batch batch;
+    ctr_report report;
+    memset(&batch, 0, sizeof batch);
+    batch.n = n;
+    batch.views = method->views;
+    batch.h = h;
+    batch.w = w;
+    batch.c = c;
+    ctr_report_init_(&report, &batch, 0);
+    ctr_plan_begin(ctx);
+    ctr_backward(ctx, method->loss_fn(method, method->embed_fn(method,
+                 ctr_method_pixels_(ctx, &batch)), &batch, &report));
+    return ctr_plan_end(ctx);
+}
+
+/* ---- representations --------------------------------------------------------------------------- */
+
+CTR_API int ctr_method_represent(ctr_method *method, int64_t n, int64_t h, int64_t w, int64_t c,
+                                 const ctr_real *x, int64_t chunk, ctr_real *out)
+{
+    ctr_ctx *ctx = method->ctx;
+    int64_t i, count, shape[4];
+    if (ctx->status != CTR_OK) return 0;
+    if (chunk < 1) chunk = 64;
+    for (i = 0; i < n && ctx->status == CTR_OK; i += chunk) {
+        ctr_tensor *t;
+        count = CTR_MIN_(n - i, chunk);
+        shape[0] = count;
+        shape[1] = h;
+        shape[2] = w;
+        shape[3] = c;
+        ctr_step_begin(ctx);
+        ctr_nograd_begin(ctx);
+        t = ctr_tensor_temp(ctx, CTR_F32, 4, shape);
+        ctr_tensor_write(ctx, t, x + i * h * w * c, t->size);
+        t = method->represent_fn(method, t, CTR_NORM_EVAL);
+        ctr_tensor_read(ctx, t, out + i * method->features, count * method->features);
+        ctr_step_end(ctx);
+    }
+    return ctx->status == CTR_OK;
+}
+
+CTR_API int ctr_method_represent_dataset(ctr_ctx *ctx, ctr_method *method,
+                                         const ctr_dataset *dataset, const ctr_aug_config *aug,
+                                         uint64_t seed, ctr_real *out, int32_t *labels)
+{
+    ctr_loader_config config = ctr_loader_config_default();
+    ctr_loader *loader;
+    ctr_batch b;
+    int64_t at = 0, width;
+    config.batch = CTR_MIN_(ctr_dataset_count(dataset), 128);
+    config.views = 1;
+    config.augs = aug;
+    config.last = CTR_LAST_KEEP;
+    config.shuffle = 0;
+    config.seed = seed;
+    loader = ctr_loader_create(ctx, dataset, &config);
+    if (!loader) return 0;
+    while (ctr_loader_next(ctx, loader, &b)) {
+        width = method ? method->features : b.h * b.w * b.c;
+        if (method)
+            ctr_method_represent(method, b.n, b.h, b.w, b.c, b.pixels, 64, out + at * width);
+        else
+            memcpy(out + at * width, b.pixels, (size_t)(b.n * width) * sizeof *out);
+        if (labels) memcpy(labels + at, b.labels, (size_t)b.n * sizeof *labels);
+        at += b.n;
+    }
+    ctr_loader_destroy(ctx, loader);
+    return ctx->status == CTR_OK;
+}
+
+CTR_API double ctr_lr_scaled(double base, ctr_lr_rule rule, int64_t batch)
+{
+    double share = (double)batch / 256;
+    return rule == CTR_LR_LINEAR ? base * share : rule == CTR_LR_SQRT ? base * sqrt(share) : base;
+}
+
+/* ---- SimCLR ------------------------------------------------------------------------------------
+
+        image --+--> view 1 --> encoder --> projector --> z1 --+
+                |                 (one network)                +--> NT-Xent
+                +--> view 2 --> encoder --> projector --> z2 --+
+
+   The encoder's output is what is kept; the projector is thrown away after training.            */
+
+typedef struct ctr_simclr_ {
+    ctr_method base;
+    ctr_simclr_config config;
+    ctr_vars vars;                 /* encoder.* and projector.* */
+    ctr_resnet encoder;
+    ctr_mlp projector;
+    ctr_optim *optim;
+    ctr_aug_config augs[64];
+} ctr_simclr_;
+
+CTR_API void ctr_simclr_config_init(ctr_simclr_config *config)
+{
+    memset(config, 0, sizeof *config);
+    config->encoder = ctr_resnet_config_default(18);
+    config->proj_layers = 2;
+    config->proj_dim = 128;
+    config->temperature = 0.5;
+    config->views = 2;
+    config->aug = ctr_aug_simclr_default(32);
+    config->optim = ctr_optim_config_default(CTR_OPTIM_LARS);
+}
+
+CTR_API ctr_simclr_config ctr_simclr_default(void)
+{
+    ctr_simclr_config config;
+    ctr_simclr_config_init(&config);
+    return config;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_simclr_represent_(ctr_method *method, ctr_tensor *x, ctr_norm_mode mode)
+{
+    ctr_simclr_ *m = (ctr_simclr_ *)method;
+    int groups = mode != CTR_NORM_EVAL && m->config.split_norm ? m->config.views : 1;
+    return ctr_resnet_forward(method->ctx, &m->encoder, x, mode, groups);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_simclr_embed_(ctr_method *method, ctr_tensor *x)
+{
+    ctr_simclr_ *m = (ctr_simclr_ *)method;
+    ctr_tensor *h = ctr_simclr_represent_(method, x, CTR_NORM_TRAIN);
+    return ctr_mlp_forward(method->ctx, &m->projector, h, CTR_NORM_TRAIN,
+                           m->config.split_norm ? m->config.views : 1);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_simclr_loss_(ctr_method *method, ctr_tensor *z, const ctr_batch *batch,
+                                          ctr_report *report)
+{
+    ctr_simclr_ *m = (ctr_simclr_ *)method;
+    report->chance = ctr_loss_nt_xent_chance(batch->n, batch->views);
+    report->false_negatives = ctr_loss_false_negatives_(batch->n, batch->labels);
+    return ctr_loss_contrast_(method->ctx, z, batch->views,
+                              m->config.supervised ? batch->labels : NULL, m->config.temperature,
+                              report);
+}
+
+CTR_PRIVATE_ void ctr_simclr_check_(ctr_method *method)
+{
+    ctr_vars_check_gradients(method->ctx, &((ctr_simclr_ *)method)->vars);
+}
+
+CTR_PRIVATE_ void ctr_simclr_commit_(ctr_method *method, double lr)
+{
+    ctr_optim_step(method->ctx, ((ctr_simclr_ *)method)->optim, lr);
+}
+
+CTR_PRIVATE_ void ctr_simclr_visit_(ctr_method *method, const ctr_visitor *visitor)
+{
+    ctr_simclr_ *m = (ctr_simclr_ *)method;
+    ctr_visit_vars_(visitor, "", &m->vars);
+    ctr_visit_vars_(visitor, "optim.", ctr_optim_state(m->optim));
+    visitor->number_fn(visitor->user, "optim.steps", ctr_optim_steps(m->optim));
+}
+
+CTR_PRIVATE_ void ctr_simclr_describe_(ctr_method *method, char *text, size_t size)
+{
+    ctr_simclr_ *m = (ctr_simclr_ *)method;
+    char net[96];
+    snprintf(text, size, "simclr %s head=%dx%ld-%ld", ctr_resnet_describe(&m->encoder, net),
+             m->config.proj_layers, (long)m->projector.config.hidden, (long)m->config.proj_dim);
+}
+
+CTR_PRIVATE_ void ctr_simclr_destroy_(ctr_method *method)
+{
+    ctr_simclr_ *m = (ctr_simclr_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    ctr_optim_destroy(ctx, m->optim);
+    ctr_vars_destroy(ctx, &m->vars);
+    ctr_free_host_(ctx, m, sizeof *m);
+}
+
+CTR_PRIVATE_ void ctr_simclr_methods_(ctr_method *base)
+{
+    base->name = "simclr";
+    base->represent_fn = ctr_simclr_represent_;
+    base->embed_fn = ctr_simclr_embed_;
+    base->loss_fn = ctr_simclr_loss_;
+    base->commit_fn = ctr_simclr_commit_;
+    base->check_fn = ctr_simclr_check_;
+    base->visit_fn = ctr_simclr_visit_;
+    base->describe_fn = ctr_simclr_describe_;
+    base->destroy_fn = ctr_simclr_destroy_;
+}
+
+CTR_API ctr_method *ctr_simclr_create(ctr_ctx *ctx, const ctr_simclr_config *config)
+{
+    ctr_simclr_ *m;
+    ctr_mlp_config head;
+    int i;
+    if (ctx->status != CTR_OK) return NULL;
+    if (config->views < 2 || config->views > 64 || !(config->temperature > 0)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "simclr: views must be 2..64 and the temperature above 0, got %d "
+                  "and %g", config->views, config->temperature);
+        return NULL;
+    }
+    if (!ctr_aug_config_check(ctx, &config->aug)) return NULL;
+    m = (ctr_simclr_ *)ctr_alloc_zero_(ctx, sizeof *m);
+    if (!m) return NULL;
+    m->config = *config;
+    ctr_simclr_methods_(&m->base);
+    m->base.ctx = ctx;
+    m->base.views = config->views;
+    for (i = 0; i < config->views; i++) m->augs[i] = config->aug;
+    m->base.augs = m->augs;
+    ctr_resnet_init(ctx, &m->encoder, &m->vars, "encoder.", &config->encoder);
+    m->base.features = m->encoder.features;
+    m->base.dim = config->proj_dim;
+    m->base.encoder = &m->vars;
+    head = ctr_mlp_config_default(m->encoder.features, config->proj_hidden ? config->proj_hidden
+                                                                           : m->encoder.features,
+                                  config->proj_dim);
+    head.layers = config->proj_layers;
+    if (ctx->status == CTR_OK) ctr_mlp_init(ctx, &m->projector, &m->vars, "projector.", &head);
+    if (ctx->status == CTR_OK) m->optim = ctr_optim_create(ctx, &config->optim, &m->vars);
+    if (ctx->status != CTR_OK) {
+        ctr_simclr_destroy_(&m->base);
+        return NULL;
+    }
+    return &m->base;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>EVAL
+   ---------------------------------------------------------------------------------------------- */
+
+CTR_API ctr_points ctr_points_make(int64_t n, int64_t d, const ctr_real *x, const int32_t *labels)
+{
+    ctr_points p;
+    p.n = n;
+    p.d = d;
+    p.x = x;
+    p.labels = labels;
+    return p;
+}
+
+/* The checks that all share. classes (NULL allowed) gets 1 + the largest label, labelled the number
+   of points that have one. */
+CTR_PRIVATE_ int ctr_points_check_(ctr_ctx *ctx, const char *who, const char *what,
+                                   const ctr_points *p, int *classes, int64_t *labelled)
+{
+    int64_t i, count = 0;
+    int32_t top = -1;
+    if (ctx->status != CTR_OK) return 0;
+    if (p->n < 1 || p->d < 1 || !p->x) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "%s: the %s must be at least 1 x 1 numbers, got %ld x %ld%s",
+                  who, what, (long)p->n, (long)p->d, p->x ? "" : " at NULL");
+        return 0;
+    }
+    for (i = 0; p->labels && i < p->n; i++) {
+        if (p->labels[i] < -1 || p->labels[i] >= CTR_MAX_CLASSES) {
+            ctr_fail_(ctx, CTR_E_VALUE, "%s: label %ld of the %s must be -1 or 0..%d, got %ld", who,
+                      (long)i, what, CTR_MAX_CLASSES - 1, (long)p->labels[i]);
+            return 0;
+        }
+        count += p->labels[i] >= 0;
+        top = CTR_MAX_(top, p->labels[i]);
+    }
+    if (classes) *classes = (int)top + 1;
+    if (labelled) *labelled = count;
+    return 1;
+}
+
+CTR_PRIVATE_ int ctr_points_agree_(ctr_ctx *ctx, const char *who, const ctr_points *a,
+                                   const ctr_points *b)
+{
+    if (a->d == b->d) return 1;
+    ctr_fail_(ctx, CTR_E_SHAPE, "%s: both sets must have the same d, got %ld and %ld", who,
+              (long)a->d, (long)b->d);
+    return 0;
+}
+
+/* ---- neighbours --------------------------------------------------------------------------------
+
+   Tiles of queries x data are multiplied, and each query keeps the k best in a heap whose root is
+   the worst of them, so that most candidates cost one comparison. */
+
+#define CTR_SEARCH_QUERIES_ 512
+#define CTR_SEARCH_DATA_ 1024
+#define CTR_SEARCH_CHUNK_ 8 /* queries in a chunk of parallel work */
+
+typedef struct ctr_search_ {
+    ctr_ctx *ctx;
+    const ctr_points *data, *queries;
+    int self, labelled;                  /* leave out the query itself; points without a label */
+    int64_t k;
+    double *data_inverse, *query_inverse;
+    ctr_real *data_unit, *query_unit;    /* [CTR_SEARCH_DATA_, d], [CTR_SEARCH_QUERIES_, d] */
+    ctr_real *cosine;                    /* [CTR_SEARCH_QUERIES_, CTR_SEARCH_DATA_] */
+    int64_t *index, *filled;             /* [CTR_SEARCH_QUERIES_, k], [CTR_SEARCH_QUERIES_] */
+    ctr_real *value;                     /* [CTR_SEARCH_QUERIES_, k] */
+    int64_t query, queries_now, first, data_now; /* the tile */
+} ctr_search_;
+
+/* Is neighbour a worse than b? Of equals the higher index is. */
+CTR_PRIVATE_ int ctr_eval_heap_worse_(const ctr_real *v, const int64_t *x, int64_t a, int64_t b)
+{
+    return v[a] < v[b] || (v[a] <= v[b] && x[a] > x[b]);
+}
+
+CTR_PRIVATE_ void ctr_eval_heap_swap_(ctr_real *v, int64_t *x, int64_t a, int64_t b)
+{
+    ctr_real value = v[a];
+    int64_t index = x[a];
+    v[a] = v[b];
+    x[a] = x[b];
+    v[b] = value;
+    x[b] = index;
+}
+
+/* Lets entry i of a heap of n sink until no child is worse. */
+CTR_PRIVATE_ void ctr_eval_heap_sink_(ctr_real *v, int64_t *x, int64_t n, int64_t i)
+{
+    for (;;) {
+        int64_t worst = i, child = 2 * i + 1;
+        if (child < n && ctr_eval_heap_worse_(v, x, child, worst)) worst = child;
+        if (child + 1 < n && ctr_eval_heap_worse_(v, x, child + 1, worst)) worst = child + 1;
+        if (worst == i) return;
+        ctr_eval_heap_swap_(v, x, i, worst);
+        i = worst;
+    }
+}
+
+CTR_PRIVATE_ void ctr_eval_heap_push_(ctr_real *v, int64_t *x, int64_t *n, ctr_real value,
+                                      int64_t index)
+{
+    int64_t i = (*n)++;
+    v[i] = value;
+    x[i] = index;
+    while (i > 0 && ctr_eval_heap_worse_(v, x, i, (i - 1) / 2)) {
+        ctr_eval_heap_swap_(v, x, i, (i - 1) / 2);
+        i = (i - 1) / 2;
+    }
+}
+
+/* Takes a tile's candidates into the heaps. They come by rising index, so a candidate that equals
+   the root is the worse one and stays out. */
+CTR_PRIVATE_ void ctr_search_tile_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_search_ *s = (ctr_search_ *)arg;
+    int64_t q = chunk * CTR_SEARCH_CHUNK_, end = CTR_MIN_(q + CTR_SEARCH_CHUNK_, s->queries_now), t;
+    (void)worker;
+    for (; q < end; q++) {
+        const ctr_real *cosine = s->cosine + q * CTR_SEARCH_DATA_;
+        ctr_real *v = s->value + q * s->k;
+        int64_t *x = s->index + q * s->k;
+        for (t = 0; t < s->data_now; t++) {
+            int64_t i = s->first + t;
+            int full = s->filled[q] == s->k;
+            if (full && cosine[t] <= v[0]) continue;
+            if (s->self && i == s->query + q) continue;
+            if (s->labelled && s->data->labels[i] < 0) continue;
+            if (full) {
+                v[0] = cosine[t];
+                x[0] = i;
+                ctr_eval_heap_sink_(v, x, s->k, 0);
+            } else {
+                ctr_eval_heap_push_(v, x, &s->filled[q], cosine[t], i);
+            }
+        }
+    }
+}
+
+/* Heap sort: the root, the worst of what is left, goes to the end. */
+CTR_PRIVATE_ void ctr_search_sort_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_search_ *s = (ctr_search_ *)arg;
+    int64_t q = chunk * CTR_SEARCH_CHUNK_, end = CTR_MIN_(q + CTR_SEARCH_CHUNK_, s->queries_now), i;
+    (void)worker;
+    for (; q < end; q++) {
+        ctr_real *v = s->value + q * s->k;
+        int64_t *x = s->index + q * s->k;
+        for (i = s->filled[q] - 1; i > 0; i--) {
+            ctr_eval_heap_swap_(v, x, 0, i);
+            ctr_eval_heap_sink_(v, x, i, 0);
+        }
+        for (i = s->filled[q]; i < s->k; i++) {
+            v[i] = 0;
+            x[i] = -1;
+        }
+    }
+}
+
+/* Neighbours of the queries from s->query on, a block of them, into s->index and s->value. */
+CTR_PRIVATE_ void ctr_search_block_(ctr_search_ *s)
+{
+    int64_t d = s->data->d, chunks, i;
+    s->queries_now = CTR_MIN_(CTR_SEARCH_QUERIES_, s->queries->n - s->query);
+    chunks = (s->queries_now + CTR_SEARCH_CHUNK_ - 1) / CTR_SEARCH_CHUNK_;
+    for (i = 0; i < s->queries_now; i++) s->filled[i] = 0;
+    ctr_eval_rows_unit_(s->ctx, s->queries_now, d, s->queries->x + s->query * d,
+                   s->query_inverse + s->query, s->query_unit);
+    for (s->first = 0; s->first < s->data->n; s->first += CTR_SEARCH_DATA_) {
+        s->data_now = CTR_MIN_(CTR_SEARCH_DATA_, s->data->n - s->first);
+        ctr_eval_rows_unit_(s->ctx, s->data_now, d, s->data->x + s->first * d,
+                       s->data_inverse + s->first, s->data_unit);
+        ctr_gemm_run_(s->ctx, 0, 1, s->queries_now, s->data_now, d, 1, s->query_unit, d,
+                      s->data_unit, d, 0, s->cosine, CTR_SEARCH_DATA_);
+        ctr_parallel_(s->ctx, chunks, ctr_search_tile_job_, s);
+    }
+    ctr_parallel_(s->ctx, chunks, ctr_search_sort_job_, s);
+}
+
+/* Checks the rows and takes the memory; queries NULL means leave one out. 0 after an error. */
+CTR_PRIVATE_ int ctr_search_open_(ctr_search_ *s, ctr_bag_ *bag, const char *who,
+                                  const ctr_points *data, const ctr_points *queries, int64_t k,
+                                  int labelled)
+{
+    memset(s, 0, sizeof *s);
+    s->ctx = bag->ctx;
+    s->data = data;
+    s->self = queries == NULL;
+    s->queries = queries ? queries : data;
+    s->labelled = labelled;
+    s->k = k;
+    s->data_inverse = ctr_bag_double_(bag, data->n, 1);
+    s->query_inverse = s->self ? s->data_inverse : ctr_bag_double_(bag, queries->n, 1);
+    s->data_unit = ctr_bag_real_(bag, CTR_SEARCH_DATA_, data->d);
+    s->query_unit = ctr_bag_real_(bag, CTR_SEARCH_QUERIES_, data->d);
+    s->cosine = ctr_bag_real_(bag, CTR_SEARCH_QUERIES_, CTR_SEARCH_DATA_);
+    s->index = ctr_bag_i64_(bag, CTR_SEARCH_QUERIES_, k);
+    s->value = ctr_bag_real_(bag, CTR_SEARCH_QUERIES_, k);
+    s->filled = ctr_bag_i64_(bag, CTR_SEARCH_QUERIES_, 1);
+    if (!ctr_eval_rows_scan_(s->ctx, who, labelled ? "training points" : "data", data->n, data->d,
+                             data->x, s->data_inverse))
+        return 0;
+    return s->self || ctr_eval_rows_scan_(s->ctx, who, labelled ? "test points" : "queries",
+                                          queries->n, queries->d, queries->x, s->query_inverse);
+}
+
+CTR_API int64_t ctr_neighbors_find(ctr_ctx *ctx, const ctr_points *data, const ctr_points *queries,
+                                   int64_t k, int64_t *index, ctr_real *similarity)
+{
+    int64_t found = queries ? data->n : data->n - 1, q, i;
+    ctr_search_ s;
+    ctr_bag_ bag;
+    if (!ctr_points_check_(ctx, "neighbors", "data", data, NULL, NULL)) return 0;
+    if (queries && (!ctr_points_check_(ctx, "neighbors", "queries", queries, NULL, NULL) ||
+                    !ctr_points_agree_(ctx, "neighbors", data, queries)))
+        return 0;
+    if (k < 1) {
+        ctr_fail_(ctx, CTR_E_VALUE, "neighbors: k must be at least 1, got %ld", (long)k);
+        return 0;
+    }
+    found = CTR_MIN_(k, found);
+    ctr_bag_open_(&bag, ctx);
+    if (ctr_search_open_(&s, &bag, "neighbors", data, queries, CTR_MAX_(found, 1), 0))
+        for (s.query = 0; s.query < s.queries->n; s.query += CTR_SEARCH_QUERIES_) {
+            ctr_search_block_(&s);
+            for (q = 0; q < s.queries_now; q++)
+                for (i = 0; i < k; i++) {
+                    int64_t to = (s.query + q) * k + i;
+                    if (index) index[to] = i < found ? s.index[q * s.k + i] : -1;
+                    if (similarity) similarity[to] = i < found ? s.value[q * s.k + i] : 0;
+                }
+        }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK ? found : 0;
+}
+
+/* ---- k-NN classifier ------------------------------------------------------------------------- */
+
+CTR_API void ctr_knn_config_init(ctr_knn_config *config)
+{
+    config->k = 0;
+    config->temperature = 0.1;
+}
+
+CTR_API ctr_knn_config ctr_knn_config_default(void)
+{
+    ctr_knn_config config;
+    ctr_knn_config_init(&config);
+    return config;
+}
+
+/* votes[c] = sum over neighbours i of class c of exp((s_i - s_0) / temperature): the common factor
+   exp(s_0 / temperature) changes no winner, and without it nothing overflows. votes [classes] is
+   zero on entry and on return. Returns the winner, -1 without neighbours. */
+CTR_PRIVATE_ int32_t ctr_knn_vote_(const int32_t *labels, int64_t k, const int64_t *index,
+                                   const ctr_real *cosine, double temperature, double *votes)
+{
+    int32_t best = -1, c;
+    int64_t i;
+    for (i = 0; i < k && index[i] >= 0; i++)
+        votes[labels[index[i]]] += exp(((double)cosine[i] - (double)cosine[0]) / temperature);
+    for (i = 0; i < k && index[i] >= 0; i++) {
+        c = labels[index[i]];
+        if (best < 0 || votes[c] > votes[best] || (votes[c] >= votes[best] && c < best)) best = c;
+    }
+    for (i = 0; i < k && index[i] >= 0; i++) votes[labels[index[i]]] = 0;
+    return best;
+}
+
+typedef struct ctr_knn_job_ {
+    const ctr_search_ *search;
+    double temperature;
+    double *votes;       /* [threads, classes] */
+    int32_t *winner;     /* [CTR_SEARCH_QUERIES_] */
+    int64_t classes;
+} ctr_knn_job_;
+
+CTR_PRIVATE_ void ctr_knn_vote_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_knn_job_ *j = (ctr_knn_job_ *)arg;
+    const ctr_search_ *s = j->search;
+    int64_t q = chunk * CTR_SEARCH_CHUNK_, end = CTR_MIN_(q + CTR_SEARCH_CHUNK_, s->queries_now);
+    for (; q < end; q++)
+        j->winner[q] = ctr_knn_vote_(s->data->labels, s->k, s->index + q * s->k,
+                                     s->value + q * s->k, j->temperature,
+                                     j->votes + worker * j->classes);
+}
+
+CTR_PRIVATE_ void ctr_knn_count_(const ctr_knn_job_ *j, int32_t *predicted, ctr_knn_result *out)
+{
+    const ctr_search_ *s = j->search;
+    int64_t q;
+    for (q = 0; q < s->queries_now; q++) {
+        int64_t i = s->query + q;
+        int32_t label = s->queries->labels ? s->queries->labels[i] : -1;
+        if (predicted) predicted[i] = j->winner[q];
+        out->counted += label >= 0;
+        out->correct += label >= 0 && label == j->winner[q];
+    }
+}
+
+CTR_PRIVATE_ void ctr_knn_run_(ctr_ctx *ctx, const ctr_points *train, const ctr_points *test,
+                               double temperature, int32_t *predicted, ctr_knn_result *out)
+{
+    ctr_search_ s;
+    ctr_knn_job_ j;
+    ctr_bag_ bag;
+    int64_t i;
+    ctr_bag_open_(&bag, ctx);
+    j.search = &s;
+    j.temperature = temperature;
+    j.classes = out->classes;
+    j.votes = ctr_bag_double_(&bag, ctx->threads, j.classes);
+    j.winner = ctr_bag_i32_(&bag, CTR_SEARCH_QUERIES_, 1);
+    if (ctr_search_open_(&s, &bag, "knn", train, test, out->k, 1)) {
+        for (i = 0; i < ctx->threads * j.classes; i++) j.votes[i] = 0;
+        for (s.query = 0; s.query < s.queries->n; s.query += CTR_SEARCH_QUERIES_) {
+            ctr_search_block_(&s);
+            ctr_parallel_(ctx, (s.queries_now + CTR_SEARCH_CHUNK_ - 1) / CTR_SEARCH_CHUNK_,
+                          ctr_knn_vote_job_, &j);
+            ctr_knn_count_(&j, predicted, out);
+        }
+    }
+    ctr_bag_close_(&bag);
+}
+
+CTR_API int ctr_knn_classify(ctr_ctx *ctx, const ctr_points *train, const ctr_points *test,
+                             const ctr_knn_config *config, int32_t *predicted, ctr_knn_result *out)
+{
+    ctr_knn_config c = config ? *config : ctr_knn_config_default();
+    memset(out, 0, sizeof *out);
+    if (!ctr_points_check_(ctx, "knn", "training points", train, &out->classes, &out->voters))
+        return 0;
+    if (test && (!ctr_points_check_(ctx, "knn", "test points", test, NULL, NULL) ||
+                 !ctr_points_agree_(ctx, "knn", train, test)))
+        return 0;
+    if (c.k < 0 || !(c.temperature > 0)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "knn: k must be at least 0 and temperature above 0, got %ld "
+                  "and %g", (long)c.k, c.temperature);
+        return 0;
+    }
+    if (!out->voters) {
+        ctr_fail_(ctx, CTR_E_VALUE, "knn: none of the %ld training points has a label",
+                  (long)train->n);
+        return 0;
+    }
+    out->k = c.k ? c.k : out->voters < 10000 ? 20 : 200;
+    out->k = CTR_MIN_(out->k, out->voters);
+    ctr_knn_run_(ctx, train, test, c.temperature, predicted, out);
+    if (out->counted) out->top1 = (double)out->correct / (double)out->counted;
+    snprintf(out->text, sizeof out->text,
+             "k-NN %.2f %%: cosine, k %ld of %ld, weights exp(s / %g), %d classes, %ld points%s",
+             100 * out->top1, (long)out->k, (long)out->voters, c.temperature, out->classes,
+             (long)out->counted, test ? "" : ", leave one out");
+    return ctx->status == CTR_OK;
+}
+
+/* ---- retrieval, confusion, intervals --------------------------------------------------------- */
+
+/* Adds what one query gives: its list of k, its label, and how many of the data have that label. */
+CTR_PRIVATE_ void ctr_retrieval_query_(int64_t k, const int64_t *index, const int32_t *labels,
+                                       int32_t label, int64_t relevant, ctr_retrieval *out)
+{
+    int64_t i, hits = 0, first = 0, hits_r = 0, cut[4];
+    double sum = 0, sum_r = 0;
+    int c;
+    cut[0] = 1;
+    cut[1] = 5;
+    cut[2] = 10;
+    cut[3] = k;
+    for (i = 0; i < k && index[i] >= 0; i++) {
+        if (labels[index[i]] != label) continue;
+        hits++;
+        if (!first) first = i + 1;
+        sum += (double)hits / (double)(i + 1);
+        if (i >= relevant) continue;
+        sum_r += (double)hits / (double)(i + 1);
+        hits_r++;
+    }
+    for (c = 0; c < 4; c++) out->recall[c] += first > 0 && first <= cut[c];
+    out->map += sum / (double)CTR_MIN_(relevant, k);
+    out->map_r += sum_r / (double)relevant;
+    out->r_precision += (double)hits_r / (double)relevant;
+    if (first) out->mrr += 1.0 / (double)first;
+    out->queries++;
+}
+
+/* Are the labels -1..CTR_MAX_CLASSES - 1 and the indices -1..data_n - 1? Sets classes. */
+CTR_PRIVATE_ int ctr_retrieval_check_(ctr_ctx *ctx, int64_t n, int64_t k, const int64_t *index,
+                                      const int32_t *query_labels, int64_t data_n,
+                                      const int32_t *data_labels, int *classes)
+{
+    static const ctr_real one = 1; /* labels alone are checked: any numbers will do */
+    ctr_points data = ctr_points_make(data_n, 1, &one, data_labels);
+    ctr_points queries = ctr_points_make(n, 1, &one, query_labels);
+    int64_t i;
+    if (!ctr_points_check_(ctx, "retrieval", "data", &data, classes, NULL) ||
+        !ctr_points_check_(ctx, "retrieval", "queries", &queries, NULL, NULL))
+        return 0;
+    if (!data_labels || !query_labels || k < 1) {
+        ctr_fail_(ctx, CTR_E_VALUE, "retrieval: needs labels of queries and data, and k above 0");
+        return 0;
+    }
+    for (i = 0; i < n * k; i++)
+        if (index[i] < -1 || index[i] >= data_n) {
+            ctr_fail_(ctx, CTR_E_VALUE, "retrieval: index %ld of query %ld is not in 0..%ld",
+                      (long)index[i], (long)(i / k), (long)data_n - 1);
+            return 0;
+        }
+    return 1;
+}
+
+CTR_API int ctr_retrieval_measure(ctr_ctx *ctx, int64_t n, int64_t k, const int64_t *index,
+                                  const int32_t *query_labels, int64_t data_n,
+                                  const int32_t *data_labels, int self, ctr_retrieval *out)
+{
+    int classes = 0, c;
+    int64_t i, *count;
+    ctr_bag_ bag;
+    memset(out, 0, sizeof *out);
+    if (!ctr_retrieval_check_(ctx, n, k, index, query_labels, data_n, data_labels, &classes))
+        return 0;
+    ctr_bag_open_(&bag, ctx);
+    count = ctr_bag_i64_(&bag, classes, 1);
+    for (i = 0; count && i < classes; i++) count[i] = 0;
+    for (i = 0; count && i < data_n; i++)
+        if (data_labels[i] >= 0) count[data_labels[i]]++;
+    for (i = 0; count && i < n; i++) {
+        int32_t label = query_labels[i];
+        int64_t relevant = label >= 0 && label < classes ? count[label] - (self != 0) : 0;
+        if (relevant > 0)
+            ctr_retrieval_query_(k, index + i * k, data_labels, label, relevant, out);
+    }
+    ctr_bag_close_(&bag);
+    if (out->queries) {
+        double scale = 1.0 / (double)out->queries;
+        for (c = 0; c < 4; c++) out->recall[c] *= scale;
+        out->map *= scale;
+        out->map_r *= scale;
+        out->r_precision *= scale;
+        out->mrr *= scale;
+    }
+    return ctx->status == CTR_OK;
+}
+
+CTR_API int ctr_confusion_count(ctr_ctx *ctx, int64_t n, const int32_t *labels,
+                                const int32_t *predicted, int classes, int64_t *matrix)
+{
+    int64_t i;
+    if (ctx->status != CTR_OK) return 0;
+    for (i = 0; i < (int64_t)classes * classes; i++) matrix[i] = 0;
+    for (i = 0; i < n; i++) {
+        if (labels[i] < 0) continue;
+        if (labels[i] >= classes || predicted[i] < 0 || predicted[i] >= classes) {
+            ctr_fail_(ctx, CTR_E_VALUE, "confusion: classes must be 0..%d, point %ld has %ld and "
+                      "is predicted as %ld", classes - 1, (long)i, (long)labels[i],
+                      (long)predicted[i]);
+            return 0;
+        }
+        matrix[(int64_t)labels[i] * classes + predicted[i]]++;
+    }
+    return 1;
+}
+
+CTR_API double ctr_confusion_accuracy(int classes, const int64_t *matrix, double *by_class)
+{
+    double sum = 0;
+    int64_t i, j, present = 0;
+    for (i = 0; i < classes; i++) {
+        int64_t total = 0;
+        for (j = 0; j < classes; j++) total += matrix[i * classes + j];
+        by_class[i] = total ? (double)matrix[i * classes + i] / (double)total : -1;
+        if (!total) continue;
+        sum += by_class[i];
+        present++;
+    }
+    return present ? sum / (double)present : 0;
+}
+
+/* (p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n) with z = 1.96 */
+CTR_API void ctr_share_interval(int64_t correct, int64_t total, double *low, double *high)
+{
+    double z = 1.959963984540054, n = (double)total, p, middle, half;
+    *low = 0;
+    *high = 1;
+    if (total < 1) return;
+    p = (double)correct / n;
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n);
+    half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n);
+    *low = CTR_MAX_(0.0, middle - half);
+    *high = CTR_MIN_(1.0, middle + half);
+}
+
+/* ---- linear probe ------------------------------------------------------------------------------
+
+   Weights stand as [d + 1, classes], the last row is the bias: features get a column of ones. */
+
+#define CTR_PROBE_MEMORY_ 10 /* pairs of steps that L-BFGS remembers */
+#define CTR_PROBE_CHUNK_ 128
+
+typedef struct ctr_probe_ {
+    ctr_ctx *ctx;
+    int64_t m, e, c;        /* points, d + 1, classes */
+    ctr_real *z;            /* [m, e] standardised features and a one */
+    int32_t *y, *part;      /* [m] class, and the held-out part that the point belongs to */
+    double *mean, *scale;   /* [d]: feature j is (x_j - mean_j) * scale_j */
+    double l2;
+    int skip;               /* the part that is held out now, -1 none */
+    int64_t count;          /* points that are not */
+    ctr_real *weight;       /* [e, c] what the kernels multiply with */
+    ctr_real *logit, *rest; /* [m, c] W x + b, and (softmax - one hot) / count */
+    ctr_real *grad;         /* [e, c] */
+    double *loss;           /* [m] */
+    double *lbfgs;          /* all vectors of the solver */
+    int iterations, converged;
+    double value;           /* loss of the last fit */
+} ctr_probe_;
+
+/* Cross entropy of one row and, if rest is given, its gradient to the logits times scale. */
+CTR_PRIVATE_ double ctr_probe_entropy_(int64_t c, const ctr_real *logit, int32_t y, double scale,
+                                       ctr_real *rest)
+{
+    double top = (double)logit[0], sum = 0;
+    int64_t j;
+    for (j = 1; j < c; j++) top = CTR_MAX_(top, (double)logit[j]);
+    for (j = 0; j < c; j++) {
+        double t = exp((double)logit[j] - top);
+        if (rest) rest[j] = (ctr_real)t;
+        sum += t;
+    }
+    if (rest) {
+        scale /= sum;
+        for (j = 0; j < c; j++) rest[j] = (ctr_real)((double)rest[j] * scale);
+        rest[y] -= (ctr_real)(scale * sum);
+    }
+    return top + log(sum) - (double)logit[y];
+}
+
+CTR_PRIVATE_ void ctr_probe_loss_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_probe_ *p = (ctr_probe_ *)arg;
+    int64_t i = chunk * CTR_PROBE_CHUNK_, end = CTR_MIN_(i + CTR_PROBE_CHUNK_, p->m), j;
+    (void)worker;
+    for (; i < end; i++) {
+        ctr_real *rest = p->rest + i * p->c;
+        p->loss[i] = 0;
+        if (p->part[i] != p->skip)
+            p->loss[i] = ctr_probe_entropy_(p->c, p->logit + i * p->c, p->y[i],
+                                            1.0 / (double)p->count, rest);
+        else
+            for (j = 0; j < p->c; j++) rest[j] = 0;
+    }
+}
+
+/* The loss at w [e c], and its gradient. Held-out points get logits too, but weigh nothing. */
+CTR_PRIVATE_ double ctr_probe_eval_(ctr_probe_ *p, const double *w, double *grad)
+{
+    int64_t size = p->e * p->c, penalised = size - p->c, i;
+    double sum = 0, square = 0;
+    for (i = 0; i < size; i++) p->weight[i] = (ctr_real)w[i];
+    ctr_gemm_run_(p->ctx, 0, 0, p->m, p->c, p->e, 1, p->z, p->e, p->weight, p->c, 0, p->logit,
+                  p->c);
+    ctr_parallel_(p->ctx, (p->m + CTR_PROBE_CHUNK_ - 1) / CTR_PROBE_CHUNK_, ctr_probe_loss_job_, p);
+    ctr_gemm_run_(p->ctx, 1, 0, p->e, p->c, p->m, 1, p->z, p->e, p->rest, p->c, 0, p->grad, p->c);
+    for (i = 0; i < p->m; i++) sum += p->loss[i];
+    for (i = 0; i < size; i++) grad[i] = (double)p->grad[i];
+    for (i = 0; i < penalised; i++) {
+        grad[i] += p->l2 * w[i];
+        square += w[i] * w[i];
+    }
+    return sum / (double)p->count + 0.5 * p->l2 * square;
+}
+
+CTR_PRIVATE_ double ctr_eval_dot_(int64_t n, const double *a, const double *b)
+{
+    double sum[4] = { 0, 0, 0, 0 };
+    int64_t i;
+    for (i = 0; i < n; i++) sum[i & 3] += a[i] * b[i];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* direction = -H grad, H the L-BFGS estimate of the inverse Hessian from the last pairs s (steps)
+   and y (changes of the gradient), kept in rings of CTR_PROBE_MEMORY_ (Nocedal, 1980). */
+CTR_PRIVATE_ void ctr_probe_direction_(int64_t n, int pairs, int newest, const double *s,
+                                       const double *y, const double *grad, double *direction)
+{
+    double a[CTR_PROBE_MEMORY_], scale = 1;
+    int64_t i;
+    int k, at;
+    for (i = 0; i < n; i++) direction[i] = -grad[i];
+    for (k = 0; k < pairs; k++) {
+        const double *sk, *yk;
+        at = (newest - k + CTR_PROBE_MEMORY_) % CTR_PROBE_MEMORY_;
+        sk = s + at * n;
+        yk = y + at * n;
+        a[k] = ctr_eval_dot_(n, sk, direction) / ctr_eval_dot_(n, sk, yk);
+        for (i = 0; i < n; i++) direction[i] -= a[k] * yk[i];
+        if (k == 0) scale = ctr_eval_dot_(n, sk, yk) / ctr_eval_dot_(n, yk, yk);
+    }
+    if (!pairs) scale = 1.0 / sqrt(CTR_MAX_(1e-30, ctr_eval_dot_(n, grad, grad)));
+    for (i = 0; i < n; i++) direction[i] *= scale;
+    for (k = pairs - 1; k >= 0; k--) {
+        const double *sk, *yk;
+        double b;
+        at = (newest - k + CTR_PROBE_MEMORY_) % CTR_PROBE_MEMORY_;
+        sk = s + at * n;
+        yk = y + at * n;
+        b = ctr_eval_dot_(n, yk, direction) / ctr_eval_dot_(n, sk, yk);
+        for (i = 0; i < n; i++) direction[i] -= (a[k] + b) * sk[i];
+    }
+}
+
+/* Halves the step from w along direction until the loss falls by a ten-thousandth of what its slope
+   promises. Fills fresh and fresh_grad; returns the loss there, or loss itself if no step helps. */
+CTR_PRIVATE_ double ctr_probe_search_(ctr_probe_ *p, double loss, const double *w,
+                                      const double *grad, const double *direction, double *fresh,
+                                      double *fresh_grad, int *moved)
+{
+    int64_t size = p->e * p->c, i;
+    double slope = ctr_eval_dot_(size, grad, direction), step = 1, now = loss;
+    int tries;
+    *moved = 0;
+    for (tries = 0; tries < 30 && slope < 0; tries++, step *= 0.5) {
+        for (i = 0; i < size; i++) fresh[i] = w[i] + step * direction[i];
+        now = ctr_probe_eval_(p, fresh, fresh_grad);
+        if (now <= loss + 1e-4 * step * slope) {
+            *moved = 1;
+            return now;
+        }
+    }
+    return loss;
+}
+
+/* Fits w [e c] from where it is. With l2 the loss is strongly convex, so loss - least loss is at
+   most |grad|^2 / (2 l2); the fit ends when that is below tolerance * loss, or when steps no longer
+   lower the loss in this number type. */
+CTR_PRIVATE_ void ctr_probe_fit_(ctr_probe_ *p, double *w, int iterations, double tolerance)
+{
+    int64_t size = p->e * p->c, i;
+    double *grad = p->lbfgs, *fresh = grad + size, *fresh_grad = fresh + size;
+    double *direction = fresh_grad + size, *s = direction + size;
+    double *y = s + CTR_PROBE_MEMORY_ * size, loss, now;
+    int pairs = 0, newest = 0, moved, it;
+    p->count = 0;
+    p->converged = 0;
+    for (i = 0; i < p->m; i++) p->count += p->part[i] != p->skip;
+    loss = ctr_probe_eval_(p, w, grad);
+    for (it = 0; it < iterations; it++) {
+        p->converged = ctr_eval_dot_(size, grad, grad) <= 2 * p->l2 * tolerance * loss;
+        if (p->converged) break;
+        ctr_probe_direction_(size, pairs, newest, s, y, grad, direction);
+        now = ctr_probe_search_(p, loss, w, grad, direction, fresh, fresh_grad, &moved);
+        p->iterations++;
+        if (!moved && !pairs) break;
+        if (!moved) { /* a poor estimate: forget it and go down the gradient once */
+            pairs = 0;
+            continue;
+        }
+        newest = (newest + 1) % CTR_PROBE_MEMORY_;
+        for (i = 0; i < size; i++) {
+            s[newest * size + i] = fresh[i] - w[i];
+            y[newest * size + i] = fresh_grad[i] - grad[i];
+            w[i] = fresh[i];
+            grad[i] = fresh_grad[i];
+        }
+        loss = now;
+        if (ctr_eval_dot_(size, s + newest * size, y + newest * size) > 0)
+            pairs = CTR_MIN_(pairs + 1, CTR_PROBE_MEMORY_);
+        else
+            pairs = 0;
+    }
+    p->value = loss;
+}
+
+/* ---- what the probe is fitted on ------------------------------------------------------------- */
+
+typedef struct ctr_probe_standard_ {
+    const ctr_real *x;       /* [., d] */
+    const int64_t *pick;     /* rows of x that are wanted, NULL: all */
+    int64_t n, d;
+    const double *mean, *scale;
+    ctr_real *z;             /* [n, d + 1] */
+} ctr_probe_standard_;
+
+CTR_PRIVATE_ void ctr_probe_standard_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_probe_standard_ *s = (ctr_probe_standard_ *)arg;
+    int64_t i = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(i + CTR_EVAL_CHUNK_, s->n), j;
+    (void)worker;
+    for (; i < end; i++) {
+        const ctr_real *x = s->x + (s->pick ? s->pick[i] : i) * s->d;
+        ctr_real *z = s->z + i * (s->d + 1);
+        for (j = 0; j < s->d; j++) z[j] = (ctr_real)(((double)x[j] - s->mean[j]) * s->scale[j]);
+        z[s->d] = 1;
+    }
+}
+
+CTR_PRIVATE_ void ctr_probe_standard_run_(ctr_probe_ *p, const ctr_real *x, const int64_t *pick,
+                                    int64_t n, ctr_real *z)
+{
+    ctr_probe_standard_ s;
+    s.x = x;
+    s.pick = pick;
+    s.n = n;
+    s.d = p->e - 1;
+    s.mean = p->mean;
+    s.scale = p->scale;
+    s.z = z;
+    ctr_parallel_(p->ctx, ctr_eval_rows_chunks_(n), ctr_probe_standard_job_, &s);
+}
+
+/* Draws the points: pick [m] are the rows used, in their order; part [m] = rank within the class in
+   a random order, modulo the number of parts. Small classes thus fill the high parts last. */
+CTR_PRIVATE_ int64_t ctr_probe_draw_(const ctr_points *train, uint64_t seed, int64_t per_class,
+                                     int64_t parts, int64_t *order, int64_t *seen, int64_t *rank,
+                                     int64_t *pick, int32_t *part)
+{
+    ctr_rng rng;
+    int64_t i, m = 0;
+    ctr_rng_init(&rng, seed, CTR_STREAM_EVAL, 0, 0, 0);
+    ctr_rng_permutation(&rng, train->n, order);
+    for (i = 0; i < train->n; i++) {
+        int32_t label = train->labels[order[i]];
+        rank[order[i]] = label < 0 ? -1 : seen[label]++;
+    }
+    for (i = 0; i < train->n; i++) {
+        if (rank[i] < 0 || (per_class > 0 && rank[i] >= per_class)) continue;
+        part[m] = (int32_t)(parts - 1 - rank[i] % parts);
+        pick[m++] = i;
+    }
+    return m;
+}
+
+CTR_PRIVATE_ int64_t ctr_probe_argmax_(int64_t c, const ctr_real *logit)
+{
+    int64_t best = 0, j;
+    for (j = 1; j < c; j++)
+        if (logit[j] > logit[best]) best = j;
+    return best;
+}
+
+/* Right answers and cross entropy over the points in (held = 1) or not in (0) the part p->skip. */
+CTR_PRIVATE_ int64_t ctr_probe_judge_(const ctr_probe_ *p, int held, int64_t *correct,
+                                      double *entropy)
+{
+    int64_t i, count = 0;
+    for (i = 0; i < p->m; i++) {
+        const ctr_real *logit = p->logit + i * p->c;
+        if ((p->part[i] == p->skip) != held) continue;
+        count++;
+        *correct += ctr_probe_argmax_(p->c, logit) == p->y[i];
+        *entropy += ctr_probe_entropy_(p->c, logit, p->y[i], 0, NULL);
+    }
+    return count;
+}
+
+/* Are there points on both sides of the part p->skip? */
+CTR_PRIVATE_ int ctr_probe_divides_(const ctr_probe_ *p)
+{
+    int64_t i, held = 0;
+    for (i = 0; i < p->m; i++) held += p->part[i] == p->skip;
+    return held > 0 && held < p->m;
+}
+
+/* From the strongest l2 to the weakest, each fit starting from the one before. Ends early when two
+   in a row were worse than the best by both measures. weights [folds, e c]. */
+CTR_PRIVATE_ void ctr_probe_choose_(ctr_probe_ *p, const ctr_probe_config *config,
+                                    const double *l2, int folds, double *weights,
+                                    ctr_probe_result *out)
+{
+    int64_t size = p->e * p->c, i, best = -1;
+    double least = 0;
+    int g, f, worse = 0;
+    for (i = 0; i < folds * size; i++) weights[i] = 0;
+    for (g = 0; g < config->l2_count && worse < 2; g++) {
+        int64_t held = 0, correct = 0;
+        double entropy = 0;
+        p->l2 = l2[g];
+        for (f = 0; f < folds; f++) {
+            p->skip = f;
+            if (!ctr_probe_divides_(p)) continue;
+            ctr_probe_fit_(p, weights + f * size, config->iterations, config->tolerance);
+            ctr_probe_eval_(p, weights + f * size, p->lbfgs);
+            held += ctr_probe_judge_(p, 1, &correct, &entropy);
+        }
+        worse = best >= 0 && correct <= best && entropy >= least ? worse + 1 : 0;
+        if (best < 0 || correct > best || (correct == best && entropy < least)) {
+            out->l2 = l2[g];
+            out->held_out = held;
+            out->held_out_top1 = held ? (double)correct / (double)held : 0;
+            best = correct;
+            least = entropy;
+        }
+    }
+}
+
+CTR_PRIVATE_ void ctr_probe_test_(ctr_probe_ *p, const ctr_points *test, ctr_real *z,
+                                  int32_t *predicted, ctr_probe_result *out)
+{
+    int64_t first, i, block = CTR_MIN_((int64_t)512, p->m);
+    for (first = 0; first < test->n; first += block) {
+        int64_t n = CTR_MIN_(block, test->n - first);
+        ctr_probe_standard_run_(p, test->x + first * test->d, NULL, n, z);
+        ctr_gemm_run_(p->ctx, 0, 0, n, p->c, p->e, 1, z, p->e, p->weight, p->c, 0, p->logit, p->c);
+        for (i = 0; i < n; i++) {
+            int32_t found = (int32_t)ctr_probe_argmax_(p->c, p->logit + i * p->c);
+            int32_t label = test->labels ? test->labels[first + i] : -1;
+            if (predicted) predicted[first + i] = found;
+            out->counted += label >= 0;
+            out->correct += label == found;
+        }
+    }
+    if (out->counted) out->top1 = (double)out->correct / (double)out->counted;
+}
+
+/* Means and deviations over all training points, with or without a label. */
+CTR_PRIVATE_ void ctr_probe_moments_(ctr_probe_ *p, const ctr_points *train)
+{
+    int64_t j;
+    ctr_eval_moments_(p->ctx, train->n, train->d, train->x, p->mean, p->scale);
+    for (j = 0; j < train->d; j++)
+        p->scale[j] = p->scale[j] > 1e-6 * fabs(p->mean[j]) ? 1.0 / p->scale[j] : 0.0;
+}
+
+/* Takes all memory and prepares the points; 0 after an error. */
+CTR_PRIVATE_ int ctr_probe_open_(ctr_probe_ *p, ctr_bag_ *bag, const ctr_points *train,
+                                 const ctr_probe_config *config, int64_t parts)
+{
+    int64_t n = train->n, i, *order, *seen, *rank, *pick;
+    double *inverse = ctr_bag_double_(bag, n, 1);
+    order = ctr_bag_i64_(bag, n, 1);
+    rank = ctr_bag_i64_(bag, n, 1);
+    pick = ctr_bag_i64_(bag, n, 1);
+    seen = ctr_bag_i64_(bag, p->c, 1);
+    p->part = ctr_bag_i32_(bag, n, 1);
+    p->y = ctr_bag_i32_(bag, n, 1);
+    p->mean = ctr_bag_double_(bag, train->d, 1);
+    p->scale = ctr_bag_double_(bag, train->d, 1);
+    if (!ctr_eval_rows_scan_(p->ctx, "probe", "training points", n, train->d, train->x, inverse))
+        return 0;
+    for (i = 0; i < p->c; i++) seen[i] = 0;
+    p->m = ctr_probe_draw_(train, config->seed, config->labels_per_class, parts, order, seen, rank,
+                           pick, p->part);
+    for (i = 0; i < p->m; i++) p->y[i] = train->labels[pick[i]];
+    p->z = ctr_bag_real_(bag, p->m, p->e);
+    p->weight = ctr_bag_real_(bag, p->e, p->c);
+    p->grad = ctr_bag_real_(bag, p->e, p->c);
+    p->logit = ctr_bag_real_(bag, p->m, p->c);
+    p->rest = ctr_bag_real_(bag, p->m, p->c);
+    p->loss = ctr_bag_double_(bag, p->m, 1);
+    p->lbfgs = ctr_bag_double_(bag, 4 + 2 * CTR_PROBE_MEMORY_, p->e * p->c);
+    if (p->ctx->status != CTR_OK) return 0;
+    ctr_probe_moments_(p, train);
+    ctr_probe_standard_run_(p, train->x, pick, p->m, p->z);
+    return 1;
+}
+
+/* ---- the probe's public side ----------------------------------------------------------------- */
+
+CTR_API void ctr_probe_config_init(ctr_probe_config *config)
+{
+    int i;
+    memset(config, 0, sizeof *config);
+    config->l2_count = 6;
+    config->l2[0] = 1;
+    for (i = 1; i < config->l2_count; i++) config->l2[i] = config->l2[i - 1] * 0.1;
+    config->held_out = 0.1;
+    config->iterations = 1000;
+    config->tolerance = 1e-5;
+    config->seed = 1;
+}
+
+CTR_API ctr_probe_config ctr_probe_config_default(void)
+{
+    ctr_probe_config config;
+    ctr_probe_config_init(&config);
+    return config;
+}
+
+/* Checks the config and sorts its grid into l2[16], the strongest first. */
+CTR_PRIVATE_ int ctr_probe_config_check_(ctr_ctx *ctx, const ctr_probe_config *c, double *l2)
+{
+    int i, j;
+    if (c->l2_count < 1 || c->l2_count > 16 || !(c->held_out >= 0.02 && c->held_out <= 0.5) ||
+        c->labels_per_class < 0 || c->folds < 0 || c->iterations < 1 || !(c->tolerance > 0)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "probe: l2_count must be 1..16 (%d), held_out 0.02..0.5 (%g), "
+                  "labels_per_class and folds at least 0 (%ld, %d), iterations and tolerance "
+                  "above 0 (%d, %g)", c->l2_count, c->held_out, (long)c->labels_per_class,
+                  c->folds, c->iterations, c->tolerance);
+        return 0;
+    }
+    for (i = 0; i < c->l2_count; i++) {
+        if (!(c->l2[i] > 0)) {
+            ctr_fail_(ctx, CTR_E_VALUE, "probe: l2[%d] must be above 0, got %g", i, c->l2[i]);
+            return 0;
+        }
+        for (j = i; j > 0 && l2[j - 1] < c->l2[i]; j--) l2[j] = l2[j - 1];
+        l2[j] = c->l2[i];
+    }
+    return 1;
+}
+
+CTR_PRIVATE_ void ctr_probe_solve_(ctr_probe_ *p, ctr_bag_ *bag, const ctr_points *test,
+                                   const ctr_probe_config *config, const double *l2, int folds,
+                                   int32_t *predicted, ctr_probe_result *out)
+{
+    int64_t size = p->e * p->c, i, correct = 0;
+    double entropy = 0;
+    double *weights = ctr_bag_double_(bag, folds, size);
+    ctr_real *z = ctr_bag_real_(bag, 512, p->e);
+    if (!z) return;
+    out->points = p->m;
+    out->l2 = l2[0];
+    if (config->l2_count > 1 && p->m > 1)
+        ctr_probe_choose_(p, config, l2, folds, weights, out);
+    for (i = 0; i < size; i++) weights[i] = 0;
+    p->skip = -1;
+    p->l2 = out->l2;
+    ctr_probe_fit_(p, weights, config->iterations, config->tolerance);
+    ctr_probe_eval_(p, weights, p->lbfgs);
+    ctr_probe_judge_(p, 0, &correct, &entropy);
+    out->train_loss = p->value;
+    out->train_top1 = (double)correct / (double)p->m;
+    out->iterations = p->iterations;
+    out->converged = p->converged;
+    ctr_probe_test_(p, test, z, predicted, out);
+}
+
+CTR_PRIVATE_ void ctr_probe_describe_(const ctr_probe_config *c, int folds, ctr_probe_result *out)
+{
+    char few[40] = "", chosen[96] = "given";
+    if (c->labels_per_class)
+        snprintf(few, sizeof few, " (%ld a class)", (long)c->labels_per_class);
+    if (c->l2_count > 1)
+        snprintf(chosen, sizeof chosen, "of %d by %.2f %% on %ld held out in %d part%s",
+                 c->l2_count, 100 * out->held_out_top1, (long)out->held_out, folds,
+                 folds > 1 ? "s" : "");
+    snprintf(out->text, sizeof out->text,
+             "probe %.2f %% of %ld: logistic regression on %ld labels%s of %d classes, "
+             "standardised, l2 %g %s, train %.2f %%, loss %.4f, %d L-BFGS steps, %s, seed %lu",
+             100 * out->top1, (long)out->counted, (long)out->points, few, out->classes, out->l2,
+             chosen, 100 * out->train_top1, out->train_loss, out->iterations,
+             out->converged ? "converged" : "not converged", (unsigned long)c->seed);
+}
+
+CTR_API int ctr_probe_run(ctr_ctx *ctx, const ctr_points *train, const ctr_points *test,
+                          const ctr_probe_config *config, int32_t *predicted,
+                          ctr_probe_result *out)
+{
+    ctr_probe_config c = config ? *config : ctr_probe_config_default();
+    double l2[16], *inverse;
+    int64_t labelled = 0, parts;
+    int folds;
+    ctr_probe_ p;
+    ctr_bag_ bag;
+    memset(out, 0, sizeof *out);
+    memset(&p, 0, sizeof p);
+    if (!ctr_points_check_(ctx, "probe", "training points", train, &out->classes, &labelled) ||
+        !ctr_points_check_(ctx, "probe", "test points", test, NULL, NULL) ||
+        !ctr_points_agree_(ctx, "probe", train, test) || !ctr_probe_config_check_(ctx, &c, l2))
+        return 0;
+    if (!labelled) {
+        ctr_fail_(ctx, CTR_E_VALUE, "probe: none of the %ld training points has a label",
+                  (long)train->n);
+        return 0;
+    }
+    p.ctx = ctx;
+    p.e = train->d + 1;
+    p.c = out->classes;
+    parts = (int64_t)(1.0 / c.held_out + 0.5);
+    if (c.labels_per_class) labelled = CTR_MIN_(labelled, c.labels_per_class * p.c);
+    folds = c.folds ? (int)CTR_MIN_(c.folds, parts) : labelled < 1000 ? (int)parts : 1;
+    ctr_bag_open_(&bag, ctx);
+    inverse = ctr_bag_double_(&bag, test->n, 1);
+    if (ctr_eval_rows_scan_(ctx, "probe", "test points", test->n, test->d, test->x, inverse) &&
+        ctr_probe_open_(&p, &bag, train, &c, parts))
+        ctr_probe_solve_(&p, &bag, test, &c, l2, folds, predicted, out);
+    ctr_bag_close_(&bag);
+    if (ctx->status == CTR_OK) ctr_probe_describe_(&c, folds, out);
+    return ctx->status == CTR_OK;
+}
+
+/* ---- principal components -------------------------------------------------------------------- */
+
+#define CTR_PCA_EXTRA_ 8 /* directions iterated beside the k wanted: they speed up convergence */
+
+/* Eigenvalues of the symmetric a [n, n] and unit eigenvectors in the columns of v, by rotations
+   that make one off-diagonal entry zero at a time (Jacobi, 1846). Values end on the diagonal. */
+CTR_PRIVATE_ void ctr_pca_jacobi_rotate_(int64_t n, double *a, double *v, int64_t p, int64_t q)
+{
+    double theta = (a[q * n + q] - a[p * n + p]) / (2 * a[p * n + q]), t, c, s, x, y;
+    int64_t i;
+    t = (theta < 0 ? -1.0 : 1.0) / (fabs(theta) + sqrt(theta * theta + 1));
+    c = 1 / sqrt(t * t + 1);
+    s = t * c;
+    for (i = 0; i < n; i++) {
+        x = a[i * n + p];
+        y = a[i * n + q];
+        a[i * n + p] = c * x - s * y;
+        a[i * n + q] = s * x + c * y;
+    }
+    for (i = 0; i < n; i++) {
+        x = a[p * n + i];
+        y = a[q * n + i];
+        a[p * n + i] = c * x - s * y;
+        a[q * n + i] = s * x + c * y;
+        x = v[i * n + p];
+        y = v[i * n + q];
+        v[i * n + p] = c * x - s * y;
+        v[i * n + q] = s * x + c * y;
+    }
+}
+
+CTR_PRIVATE_ void ctr_pca_jacobi_(int64_t n, double *a, double *v)
+{
+    int64_t p, q;
+    int sweep;
+    for (p = 0; p < n * n; p++) v[p] = 0;
+    for (p = 0; p < n; p++) v[p * n + p] = 1;
+    for (sweep = 0; sweep < 40; sweep++) {
+        double off = 0, diagonal = 0;
+        for (p = 0; p < n; p++) {
+            diagonal += a[p * n + p] * a[p * n + p];
+            for (q = p + 1; q < n; q++) off += a[p * n + q] * a[p * n + q];
+        }
+        if (off <= 1e-30 * diagonal) return;
+        for (p = 0; p < n; p++)
+            for (q = p + 1; q < n; q++)
+                if (fabs(a[p * n + q]) > 1e-300) ctr_pca_jacobi_rotate_(n, a, v, p, q);
+    }
+}
+
+/* Makes the rows of q [b, d] unit and orthogonal (Gram and Schmidt, twice: once leaves rounding). A
+   row that is nothing but rounding beside the rows before it becomes zero. */
+CTR_PRIVATE_ void ctr_pca_orthogonal_(int64_t b, int64_t d, double *q)
+{
+    int64_t i, j, k;
+    int pass;
+    for (i = 0; i < b; i++) {
+        double *row = q + i * d, before = sqrt(ctr_eval_dot_(d, row, row)), after = before;
+        for (pass = 0; pass < 2; pass++) {
+            for (j = 0; j < i; j++) {
+                double t = ctr_eval_dot_(d, row, q + j * d);
+                for (k = 0; k < d; k++) row[k] -= t * q[j * d + k];
+            }
+            after = sqrt(ctr_eval_dot_(d, row, row));
+            after = after > 1e-7 * before && after > 1e-150 ? 1 / after : 0;
+            for (k = 0; k < d; k++) row[k] *= after;
+            before = 1;
+        }
+    }
+}
+
+typedef struct ctr_pca_ {
+    ctr_ctx *ctx;
+    int64_t n, d, b, k;
+    ctr_real *x;             /* [n, d] centred */
+    ctr_real *qr, *cr, *y;   /* [b, d], [b, d], [n, b] what the kernels multiply */
+    double *q, *c;           /* [b, d] directions, and the covariance times them */
+    double *t, *s;           /* [b, b] */
+    double *value;           /* [b] */
+    double *swap;            /* [b, d] */
+} ctr_pca_;
+
+/* c = rows of q times the covariance, as (x q^T)^T x / (n - 1): the covariance is never formed. */
+CTR_PRIVATE_ void ctr_pca_multiply_(ctr_pca_ *p)
+{
+    double scale = 1.0 / (double)CTR_MAX_(p->n - 1, 1);
+    int64_t i;
+    for (i = 0; i < p->b * p->d; i++) p->qr[i] = (ctr_real)p->q[i];
+    ctr_gemm_run_(p->ctx, 0, 1, p->n, p->b, p->d, 1, p->x, p->d, p->qr, p->d, 0, p->y, p->b);
+    ctr_gemm_run_(p->ctx, 1, 0, p->b, p->d, p->n, 1, p->y, p->b, p->x, p->d, 0, p->cr, p->d);
+    for (i = 0; i < p->b * p->d; i++) p->c[i] = scale * (double)p->cr[i];
+}
+
+/* rows of m [b, d] = s^T m, taken in the order of falling value */
+CTR_PRIVATE_ void ctr_pca_turn_(ctr_pca_ *p, const int64_t *order, double *m)
+{
+    int64_t i, j, k;
+    for (i = 0; i < p->b * p->d; i++) p->swap[i] = 0;
+    for (i = 0; i < p->b; i++)
+        for (j = 0; j < p->b; j++) {
+            double f = p->s[j * p->b + order[i]];
+            for (k = 0; k < p->d; k++) p->swap[i * p->d + k] += f * m[j * p->d + k];
+        }
+    memcpy(m, p->swap, (size_t)(p->b * p->d) * sizeof *m);
+}
+
+/* The best axes within the span of q (Rayleigh and Ritz): eigenvectors of t = q c^T. Turns q and c
+   into them. Returns how far the k wanted are from eigenvectors, relative to the first value. */
+CTR_PRIVATE_ double ctr_pca_ritz_(ctr_pca_ *p)
+{
+    int64_t order[256], i, j, k;
+    double worst = 0;
+    for (i = 0; i < p->b; i++)
+        for (j = 0; j < p->b; j++)
+            p->t[i * p->b + j] = ctr_eval_dot_(p->d, p->q + i * p->d, p->c + j * p->d);
+    for (i = 0; i < p->b; i++)
+        for (j = 0; j < i; j++)
+            p->t[i * p->b + j] = p->t[j * p->b + i] =
+                0.5 * (p->t[i * p->b + j] + p->t[j * p->b + i]);
+    ctr_pca_jacobi_(p->b, p->t, p->s);
+    for (i = 0; i < p->b; i++) { /* insertion: of equal values the first stays first */
+        for (j = i; j > 0 && p->t[order[j - 1] * (p->b + 1)] < p->t[i * (p->b + 1)]; j--)
+            order[j] = order[j - 1];
+        order[j] = i;
+    }
+    for (i = 0; i < p->b; i++) p->value[i] = CTR_MAX_(0.0, p->t[order[i] * (p->b + 1)]);
+    ctr_pca_turn_(p, order, p->q);
+    ctr_pca_turn_(p, order, p->c);
+    for (i = 0; i < p->k; i++) {
+        double square = 0;
+        for (k = 0; k < p->d; k++) {
+            double t = p->c[i * p->d + k] - p->value[i] * p->q[i * p->d + k];
+            square += t * t;
+        }
+        worst = CTR_MAX_(worst, sqrt(square));
+    }
+    return p->value[0] > 0 ? worst / p->value[0] : 0;
+}
+
+/* Block power iteration: multiply, find the best axes in the span, make orthogonal, until the axes
+   stand still. A fixed number bounds it: among equal variances axes are a matter of taste. */
+CTR_PRIVATE_ void ctr_pca_iterate_(ctr_pca_ *p)
+{
+    double tolerance = CTR_REAL_IS_FLOAT_ ? 3e-6 : 1e-11;
+    ctr_rng rng;
+    int64_t i;
+    int it;
+    ctr_rng_init(&rng, 1, CTR_STREAM_EVAL, 1, 0, 0);
+    for (i = 0; i < p->b * p->d; i++) p->q[i] = ctr_rng_normal(&rng);
+    ctr_pca_orthogonal_(p->b, p->d, p->q);
+    for (it = 0; it < 300; it++) {
+        ctr_pca_multiply_(p);
+        if (ctr_pca_ritz_(p) <= tolerance || p->b == p->d) break;
+        memcpy(p->q, p->c, (size_t)(p->b * p->d) * sizeof *p->q);
+        ctr_pca_orthogonal_(p->b, p->d, p->q);
+    }
+}
+
+/* Copies the k axes out, each with its entry of largest size positive. */
+CTR_PRIVATE_ void ctr_pca_store_(const ctr_pca_ *p, double floor, ctr_real *axes, double *variance)
+{
+    int64_t i, j;
+    for (i = 0; i < p->k; i++) {
+        const double *q = p->q + i * p->d;
+        double sign = 0, most = 0;
+        variance[i] = p->value[i] > floor ? p->value[i] : 0;
+        for (j = 0; j < p->d; j++)
+            if (fabs(q[j]) > most * (1 + 1e-6)) {
+                most = fabs(q[j]);
+                sign = q[j] < 0 ? -1 : 1;
+            }
+        if (variance[i] <= 0) sign = 0;
+        for (j = 0; j < p->d; j++) axes[i * p->d + j] = (ctr_real)(sign * q[j]);
+    }
+}
+
+CTR_PRIVATE_ int ctr_pca_open_(ctr_pca_ *p, ctr_bag_ *bag, const ctr_points *data, int k)
+{
+    memset(p, 0, sizeof *p);
+    p->ctx = bag->ctx;
+    p->n = data->n;
+    p->d = data->d;
+    p->k = k;
+    p->b = CTR_MIN_(data->d, (int64_t)k + CTR_PCA_EXTRA_);
+    p->x = ctr_bag_real_(bag, p->n, p->d);
+    p->y = ctr_bag_real_(bag, p->n, p->b);
+    p->qr = ctr_bag_real_(bag, p->b, p->d);
+    p->cr = ctr_bag_real_(bag, p->b, p->d);
+    p->q = ctr_bag_double_(bag, p->b, p->d);
+    p->c = ctr_bag_double_(bag, p->b, p->d);
+    p->swap = ctr_bag_double_(bag, p->b, p->d);
+    p->t = ctr_bag_double_(bag, p->b, p->b);
+    p->s = ctr_bag_double_(bag, p->b, p->b);
+    p->value = ctr_bag_double_(bag, p->b, 1);
+    return p->ctx->status == CTR_OK;
+}
+
+CTR_API int ctr_pca_fit(ctr_ctx *ctx, const ctr_points *data, int k, ctr_real *mean,
+                        ctr_real *axes, double *variance, double *total)
+{
+    double *inverse, *middle, *std, sum = 0;
+    int64_t i, j;
+    ctr_pca_ p;
+    ctr_bag_ bag;
+    if (!ctr_points_check_(ctx, "pca", "points", data, NULL, NULL)) return 0;
+    if (k < 1 || k > 128 || k > data->d) {
+        ctr_fail_(ctx, CTR_E_VALUE, "pca: k must be 1..min(d, 128) = %ld, got %d",
+                  (long)CTR_MIN_(data->d, (int64_t)128), k);
+        return 0;
+    }
+    ctr_bag_open_(&bag, ctx);
+    inverse = ctr_bag_double_(&bag, data->n, 1);
+    middle = ctr_bag_double_(&bag, data->d, 1);
+    std = ctr_bag_double_(&bag, data->d, 1);
+    if (ctr_pca_open_(&p, &bag, data, k) &&
+        ctr_eval_rows_scan_(ctx, "pca", "points", data->n, data->d, data->x, inverse)) {
+        ctr_eval_moments_(ctx, data->n, data->d, data->x, middle, std);
+        for (j = 0; j < p.d; j++) {
+            mean[j] = (ctr_real)middle[j];
+            sum += std[j] * std[j] * (double)p.n / (double)CTR_MAX_(p.n - 1, 1);
+        }
+        for (i = 0; i < p.n; i++)
+            for (j = 0; j < p.d; j++)
+                p.x[i * p.d + j] = (ctr_real)((double)data->x[i * p.d + j] - middle[j]);
+        ctr_pca_iterate_(&p);
+        ctr_pca_store_(&p, sum * (CTR_REAL_IS_FLOAT_ ? 1e-11 : 1e-24), axes, variance);
+        if (total) *total = sum;
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+typedef struct ctr_pca_apply_ {
+    const ctr_points *data;
+    const ctr_real *mean, *axes;
+    ctr_real *out;
+    int k;
+} ctr_pca_apply_;
+
+CTR_PRIVATE_ void ctr_pca_apply_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_pca_apply_ *a = (const ctr_pca_apply_ *)arg;
+    int64_t d = a->data->d, i = chunk * CTR_EVAL_CHUNK_, j;
+    int64_t end = CTR_MIN_(i + CTR_EVAL_CHUNK_, a->data->n);
+    int c;
+    (void)worker;
+    for (; i < end; i++)
+        for (c = 0; c < a->k; c++) {
+            const ctr_real *x = a->data->x + i * d, *axis = a->axes + c * d;
+            double sum = 0;
+            for (j = 0; j < d; j++) sum += ((double)x[j] - (double)a->mean[j]) * (double)axis[j];
+            a->out[i * a->k + c] = (ctr_real)sum;
+        }
+}
+
+CTR_API int ctr_pca_apply(ctr_ctx *ctx, const ctr_points *data, int k, const ctr_real *mean,
+                          const ctr_real *axes, ctr_real *out)
+{
+    ctr_pca_apply_ a;
+    if (!ctr_points_check_(ctx, "pca", "points", data, NULL, NULL)) return 0;
+    a.data = data;
+    a.mean = mean;
+    a.axes = axes;
+    a.out = out;
+    a.k = k;
+    ctr_parallel_(ctx, ctr_eval_rows_chunks_(data->n), ctr_pca_apply_job_, &a);
+    return 1;
+}
+
+/* ---- t-SNE --------------------------------------------------------------------------------------
+
+   p_ij: how likely i and j are neighbours in the data; q_ij = w_ij / Z the same in the plane, with
+   w_ij = 1 / (1 + |y_i - y_j|^2) and Z the sum of all w. Minimised is KL = sum p ln(p / q), whose
+   gradient to y_i is 4 sum_j (p_ij - q_ij) w_ij (y_i - y_j). */
+
+#define CTR_TSNE_CHUNK_ 16
+#define CTR_TSNE_BLOCK_ 256
+
+typedef struct ctr_tsne_ {
+    ctr_ctx *ctx;
+    int64_t n, d;
+    ctr_real *x;             /* [n, d] the points, centred */
+    ctr_real *p;             /* [n, n] */
+    double *square;          /* [n] |x|^2 */
+    ctr_real *y0, *y1;       /* [n] the map */
+    double *force;           /* [n, 5] */
+    double *speed, *gain;    /* [n, 2] */
+    double perplexity;
+    int64_t first;           /* of the block whose distances are being turned */
+} ctr_tsne_;
+
+/* Entropy of p_j ~ exp(-beta (dist_j - nearest)) over j != self, and those numbers' sum. */
+CTR_PRIVATE_ double ctr_tsne_entropy_(int64_t n, int64_t self, const ctr_real *dist, double nearest,
+                                      double beta, double *sum)
+{
+    double weighted = 0;
+    int64_t j;
+    *sum = 0;
+    for (j = 0; j < n; j++) {
+        double t = (double)dist[j] - nearest, e;
+        if (j == self || beta * t > 80) continue; /* exp(-80) is 0 beside the nearest's 1 */
+        e = exp(-beta * t);
+        *sum += e;
+        weighted += t * e;
+    }
+    return log(*sum) + beta * weighted / *sum;
+}
+
+/* Turns one row of products x_i.x_j into p_j|i, its width beta found by bisection so that the
+   entropy is ln(perplexity). */
+CTR_PRIVATE_ void ctr_tsne_row_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_tsne_ *t = (ctr_tsne_ *)arg;
+    int64_t i = t->first + chunk, n = t->n, j;
+    ctr_real *row = t->p + i * n;
+    double nearest = 0, mean = 0, low = 0, high = 0, beta, sum = 1;
+    int it, any = 0;
+    (void)worker;
+    for (j = 0; j < n; j++) {
+        double dist = CTR_MAX_(0.0, t->square[i] + t->square[j] - 2 * (double)row[j]);
+        row[j] = (ctr_real)dist;
+        if (j == i) continue;
+        mean += dist / (double)n;
+        if (!any || (double)row[j] < nearest) nearest = (double)row[j];
+        any = 1;
+    }
+    beta = mean > 0 ? 1 / mean : 1;
+    for (it = 0; it < 100; it++) {
+        double gap = ctr_tsne_entropy_(n, i, row, nearest, beta, &sum) - log(t->perplexity);
+        if (fabs(gap) < 1e-5) break;
+        if (gap > 0) low = beta;
+        else high = beta;
+        beta = high > 0 ? 0.5 * (low + high) : 2 * beta;
+    }
+    for (j = 0; j < n; j++) {
+        double e = beta * ((double)row[j] - nearest);
+        row[j] = (ctr_real)(j == i || e > 80 ? 0.0 : exp(-e) / sum);
+    }
+}
+
+/* p_ij = (p_j|i + p_i|j) / 2n; chunk i owns the pairs (i, j > i). */
+CTR_PRIVATE_ void ctr_tsne_pair_job_(void *arg, int64_t i, int worker)
+{
+    ctr_tsne_ *t = (ctr_tsne_ *)arg;
+    int64_t j;
+    (void)worker;
+    for (j = i + 1; j < t->n; j++) {
+        double p = ((double)t->p[i * t->n + j] + (double)t->p[j * t->n + i]) / (2.0 * (double)t->n);
+        t->p[i * t->n + j] = t->p[j * t->n + i] = (ctr_real)p;
+    }
+}
+
+CTR_PRIVATE_ void ctr_tsne_neighbours_(ctr_tsne_ *t)
+{
+    int64_t i, j;
+    for (i = 0; i < t->n; i++) {
+        t->square[i] = 0;
+        for (j = 0; j < t->d; j++)
+            t->square[i] += (double)t->x[i * t->d + j] * (double)t->x[i * t->d + j];
+    }
+    for (t->first = 0; t->first < t->n; t->first += CTR_TSNE_BLOCK_) {
+        int64_t rows = CTR_MIN_(CTR_TSNE_BLOCK_, t->n - t->first);
+        ctr_gemm_run_(t->ctx, 0, 1, rows, t->n, t->d, 1, t->x + t->first * t->d, t->d, t->x, t->d,
+                      0, t->p + t->first * t->n, t->n);
+        ctr_parallel_(t->ctx, rows, ctr_tsne_row_job_, t);
+    }
+    ctr_parallel_(t->ctx, t->n, ctr_tsne_pair_job_, t);
+}
+
+/* Adds for the points j = from..n-1, with D = y_i - y_j and w = 1 / (1 + |D|^2), the five sums
+     p w D (two), w^2 D (two), w. */
+CTR_PRIVATE_ void ctr_tsne_sums_(int64_t from, int64_t n, const ctr_real *p, const ctr_real *y0,
+                                 const ctr_real *y1, int64_t i, double sum[5])
+{
+    int64_t j;
+    for (j = from; j < n; j++) {
+        ctr_real a = y0[i] - y0[j], b = y1[i] - y1[j], w = 1 / (1 + a * a + b * b);
+        ctr_real pull = p[j] * w, push = w * w;
+        sum[0] += (double)(pull * a);
+        sum[1] += (double)(pull * b);
+        sum[2] += (double)(push * a);
+        sum[3] += (double)(push * b);
+        sum[4] += (double)w;
+    }
+}
+
+#if CTR_HAS_AVX2_
+/* The same for j = 0..n-1, n a multiple of 8. */
+CTR_PRIVATE_ CTR_TARGET_AVX2_ void ctr_tsne_sums_avx2_(int64_t n, const float *p, const float *y0,
+                                                       const float *y1, int64_t i, double sum[5])
+{
+    __m256 u = _mm256_set1_ps(y0[i]), v = _mm256_set1_ps(y1[i]), one = _mm256_set1_ps(1.0f);
+    __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0, s4 = s0;
+    float lanes[5][8];
+    int64_t j;
+    int k;
+    for (j = 0; j < n; j += 8) {
+        __m256 a = _mm256_sub_ps(u, _mm256_loadu_ps(y0 + j));
+        __m256 b = _mm256_sub_ps(v, _mm256_loadu_ps(y1 + j));
+        __m256 w = _mm256_div_ps(one, _mm256_fmadd_ps(a, a, _mm256_fmadd_ps(b, b, one)));
+        __m256 pull = _mm256_mul_ps(_mm256_loadu_ps(p + j), w), push = _mm256_mul_ps(w, w);
+        s0 = _mm256_fmadd_ps(pull, a, s0);
+        s1 = _mm256_fmadd_ps(pull, b, s1);
+        s2 = _mm256_fmadd_ps(push, a, s2);
+        s3 = _mm256_fmadd_ps(push, b, s3);
+        s4 = _mm256_add_ps(w, s4);
+    }
+    _mm256_storeu_ps(lanes[0], s0);
+    _mm256_storeu_ps(lanes[1], s1);
+    _mm256_storeu_ps(lanes[2], s2);
+    _mm256_storeu_ps(lanes[3], s3);
+    _mm256_storeu_ps(lanes[4], s4);
+    for (k = 0; k < 40; k++) sum[k / 8] += (double)lanes[k / 8][k % 8];
+}
+#endif
+
+CTR_PRIVATE_ void ctr_tsne_force_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_tsne_ *t = (ctr_tsne_ *)arg;
+    int64_t i = chunk * CTR_TSNE_CHUNK_, end = CTR_MIN_(i + CTR_TSNE_CHUNK_, t->n), from = 0;
+    (void)worker;
+    for (; i < end; i++) {
+        double *sum = t->force + i * 5;
+        int k;
+        for (k = 0; k < 5; k++) sum[k] = 0;
+#if CTR_HAS_AVX2_
+        if (t->ctx->kernels == CTR_KERNELS_AVX2) {
+            from = t->n & ~(int64_t)7;
+            ctr_tsne_sums_avx2_(from, t->p + i * t->n, t->y0, t->y1, i, sum);
+        }
+#endif
+        ctr_tsne_sums_(from, t->n, t->p + i * t->n, t->y0, t->y1, i, sum);
+        sum[4] -= 1; /* w_ii */
+    }
+}
+
+/* One step of gradient descent with momentum and a gain for each coordinate: up by 0.2 where
+   gradient and speed differ in sign, else times 0.8, never below 0.01 (Jacobs, 1988). */
+CTR_PRIVATE_ void ctr_tsne_step_(ctr_tsne_ *t, double exaggeration, double momentum, double rate)
+{
+    double z = 0, middle[2] = { 0, 0 };
+    int64_t i;
+    int c;
+    ctr_parallel_(t->ctx, (t->n + CTR_TSNE_CHUNK_ - 1) / CTR_TSNE_CHUNK_, ctr_tsne_force_job_, t);
+    for (i = 0; i < t->n; i++) z += t->force[i * 5 + 4];
+    z = 1 / CTR_MAX_(z, 1e-30);
+    for (i = 0; i < t->n; i++)
+        for (c = 0; c < 2; c++) {
+            double *speed = t->speed + 2 * i + c, *gain = t->gain + 2 * i + c;
+            const double *force = t->force + 5 * i;
+            double grad = 4 * (exaggeration * force[c] - z * force[2 + c]);
+            ctr_real *y = (c ? t->y1 : t->y0) + i;
+            *gain = (grad > 0) != (*speed > 0) ? *gain + 0.2 : CTR_MAX_(0.01, *gain * 0.8);
+            *speed = momentum * *speed - rate * *gain * grad;
+            *y = (ctr_real)((double)*y + *speed);
+            middle[c] += (double)*y / (double)t->n;
+        }
+    for (i = 0; i < t->n; i++) {
+        t->y0[i] = (ctr_real)((double)t->y0[i] - middle[0]);
+        t->y1[i] = (ctr_real)((double)t->y1[i] - middle[1]);
+    }
+}
+
+/* sum over j of p ln(p / q), into force[5 i] */
+CTR_PRIVATE_ void ctr_tsne_divergence_job_(void *arg, int64_t i, int worker)
+{
+    ctr_tsne_ *t = (ctr_tsne_ *)arg;
+    double z = t->speed[0], sum = 0; /* Z waits there: the steps are over */
+    int64_t j;
+    (void)worker;
+    for (j = 0; j < t->n; j++) {
+        double a = (double)t->y0[i] - (double)t->y0[j], b = (double)t->y1[i] - (double)t->y1[j];
+        double p = (double)t->p[i * t->n + j];
+        if (p > 0) sum += p * log(p * z * (1 + a * a + b * b));
+    }
+    t->force[5 * i] = sum;
+}
+
+CTR_PRIVATE_ double ctr_tsne_divergence_(ctr_tsne_ *t)
+{
+    double z = 0, sum = 0;
+    int64_t i;
+    ctr_parallel_(t->ctx, (t->n + CTR_TSNE_CHUNK_ - 1) / CTR_TSNE_CHUNK_, ctr_tsne_force_job_, t);
+    for (i = 0; i < t->n; i++) z += t->force[i * 5 + 4];
+    t->speed[0] = z;
+    ctr_parallel_(t->ctx, t->n, ctr_tsne_divergence_job_, t);
+    for (i = 0; i < t->n; i++) sum += t->force[5 * i];
+    return sum;
+}
+
+/* The two first principal coordinates, shrunk so that the first has a deviation of 1e-4. */
+CTR_PRIVATE_ int ctr_tsne_start_(ctr_tsne_ *t, ctr_bag_ *bag, double spread)
+{
+    ctr_points points = ctr_points_make(t->n, t->d, t->x, NULL);
+    int k = t->d > 1 ? 2 : 1, c;
+    ctr_real *mean = ctr_bag_real_(bag, t->d, 1), *axes = ctr_bag_real_(bag, 2, t->d);
+    ctr_real *y = ctr_bag_real_(bag, t->n, 2);
+    double variance[2] = { 0, 0 }, scale;
+    int64_t i;
+    if (!y || !ctr_pca_fit(t->ctx, &points, k, mean, axes, variance, NULL) ||
+        !ctr_pca_apply(t->ctx, &points, k, mean, axes, y))
+        return 0;
+    scale = spread > 0 && variance[0] > 0 ? spread / sqrt(variance[0]) : 1;
+    for (i = 0; i < t->n; i++)
+        for (c = 0; c < 2; c++)
+            (c ? t->y1 : t->y0)[i] = c < k ? (ctr_real)(scale * (double)y[i * k + c]) : CTR_R(0.0);
+    return 1;
+}
+
+/* Takes the memory, copies the points: centred, because distances are computed from products. */
+CTR_PRIVATE_ int ctr_tsne_open_(ctr_tsne_ *t, ctr_bag_ *bag, const ctr_points *data, int unit_rows)
+{
+    double *inverse, *mean;
+    int64_t i, j, n = data->n, d = data->d;
+    memset(t, 0, sizeof *t);
+    t->ctx = bag->ctx;
+    t->n = n;
+    t->d = d;
+    inverse = ctr_bag_double_(bag, n, 1);
+    mean = ctr_bag_double_(bag, d, 1);
+    t->x = ctr_bag_real_(bag, n, d);
+    t->p = ctr_bag_real_(bag, n, n);
+    t->square = ctr_bag_double_(bag, n, 1);
+    t->y0 = ctr_bag_real_(bag, n, 1);
+    t->y1 = ctr_bag_real_(bag, n, 1);
+    t->force = ctr_bag_double_(bag, n, 5);
+    t->speed = ctr_bag_double_(bag, n, 2);
+    t->gain = ctr_bag_double_(bag, n, 2);
+    if (!ctr_eval_rows_scan_(t->ctx, "tsne", "points", n, d, data->x, inverse)) return 0;
+    for (i = 0; i < n && !unit_rows; i++) inverse[i] = 1;
+    ctr_eval_rows_unit_(t->ctx, n, d, data->x, inverse, t->x);
+    ctr_eval_moments_(t->ctx, n, d, t->x, mean, NULL);
+    for (i = 0; i < n; i++)
+        for (j = 0; j < d; j++) t->x[i * d + j] = (ctr_real)((double)t->x[i * d + j] - mean[j]);
+    for (i = 0; i < 2 * n; i++) {
+        t->speed[i] = 0;
+        t->gain[i] = 1;
+    }
+    return 1;
+}
+
+CTR_API void ctr_tsne_config_init(ctr_tsne_config *config)
+{
+    config->perplexity = 30;
+    config->iterations = 750;
+    config->exaggerated = 250;
+    config->exaggeration = 12;
+    config->rate = 0;
+    config->unit_rows = 1;
+}
+
+CTR_API ctr_tsne_config ctr_tsne_config_default(void)
+{
+    ctr_tsne_config config;
+    ctr_tsne_config_init(&config);
+    return config;
+}
+
+CTR_PRIVATE_ int ctr_tsne_check_(ctr_ctx *ctx, const ctr_points *data, const ctr_tsne_config *c)
+{
+    if (!ctr_points_check_(ctx, "tsne", "points", data, NULL, NULL)) return 0;
+    if (data->n > 16384) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "tsne: at most 16384 points, got %ld: take a part of them",
+                  (long)data->n);
+        return 0;
+    }
+    if (!(c->perplexity >= 2) || c->iterations < 0 || c->exaggerated < 0 ||
+        !(c->exaggeration >= 1) || !(c->rate >= 0)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "tsne: perplexity must be at least 2 (%g), exaggeration at "
+                  "least 1 (%g), iterations, exaggerated and rate at least 0 (%d, %d, %g)",
+                  c->perplexity, c->exaggeration, c->iterations, c->exaggerated, c->rate);
+        return 0;
+    }
+    return 1;
+}
+
+CTR_API int ctr_tsne_map(ctr_ctx *ctx, const ctr_points *data, const ctr_tsne_config *config,
+                         ctr_real *out, double *divergence)
+{
+    ctr_tsne_config c = config ? *config : ctr_tsne_config_default();
+    int few = data->n < 4, it;
+    double rate = c.rate > 0 ? c.rate : CTR_MAX_(50.0, (double)data->n / (4 * c.exaggeration));
+    int64_t i;
+    ctr_tsne_ t;
+    ctr_bag_ bag;
+    if (divergence) *divergence = 0;
+    if (!ctr_tsne_check_(ctx, data, &c)) return 0;
+    ctr_bag_open_(&bag, ctx);
+    if (ctr_tsne_open_(&t, &bag, data, c.unit_rows) &&
+        ctr_tsne_start_(&t, &bag, few ? 0 : 1e-4)) {
+        t.perplexity = CTR_MAX_(1.01, CTR_MIN_(c.perplexity, (double)(t.n - 1) / 3));
+        if (!few) ctr_tsne_neighbours_(&t);
+        for (it = 0; it < c.iterations && !few; it++)
+            ctr_tsne_step_(&t, it < c.exaggerated ? c.exaggeration : 1.0,
+                           it < c.exaggerated ? 0.5 : 0.8, rate);
+        if (divergence && !few) *divergence = ctr_tsne_divergence_(&t);
+        for (i = 0; i < t.n; i++) {
+            out[2 * i] = t.y0[i];
+            out[2 * i + 1] = t.y1[i];
+        }
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>IO
+   ---------------------------------------------------------------------------------------------- */
+
+typedef struct ctr_io_type_ {
+    const char *name, *npy;   /* in safetensors; in npy, behind the byte order */
+    size_t size;
+} ctr_io_type_;
+
+static const ctr_io_type_ ctr_io_types_[10] = {
+    { "F32", "f4", 4 }, { "F64", "f8", 8 }, { "F16", "f2", 2 }, { "BF16", "", 2 },
+    { "I64", "i8", 8 }, { "I32", "i4", 4 }, { "I16", "i2", 2 }, { "I8", "i1", 1 },
+    { "U8", "u1", 1 },  { "BOOL", "b1", 1 },
+};
+
+CTR_API size_t ctr_file_dtype_size(ctr_file_dtype dtype) { return ctr_io_types_[dtype].size; }
+CTR_API const char *ctr_file_dtype_name(ctr_file_dtype dtype) { return ctr_io_types_[dtype].name; }
+
+/* The type of ctr_real. */
+CTR_PRIVATE_ ctr_file_dtype ctr_io_real_(void)
+{
+    return CTR_REAL_IS_FLOAT_ ? CTR_FILE_F32 : CTR_FILE_F64;
+}
+
+CTR_PRIVATE_ int ctr_io_little_(void)
+{
+    const uint16_t one = 1;
+    uint8_t first;
+    memcpy(&first, &one, 1);
+    return first == 1;
+}
+
+/* Reverses the bytes of each of n numbers. */
+CTR_PRIVATE_ void ctr_io_swap_(uint8_t *p, size_t n, size_t size)
+{
+    size_t i, j;
+    for (i = 0; i < n; i++, p += size)
+        for (j = 0; j < size / 2; j++) {
+            uint8_t t = p[j];
+            p[j] = p[size - 1 - j];
+            p[size - 1 - j] = t;
+        }
+}
+
+/* Bytes of a shape's numbers; 0 and *ok = 0 where that is negative or cannot be addressed. */
+CTR_PRIVATE_ size_t ctr_io_bytes_(size_t size, int rank, const int64_t *shape, int64_t *count,
+                                  int *ok)
+{
+    const int64_t limit = (int64_t)(SIZE_MAX / 16);
+    int i;
+    *count = 1;
+    *ok = rank >= 0 && rank <= 4;
+    for (i = 0; *ok && i < rank; i++) {
+        if (shape[i] < 0 || (shape[i] && *count > limit / shape[i])) *ok = 0;
+        else *count *= shape[i];
+    }
+    if (!*ok) *count = 0;
+    return (size_t)*count * size;
+}
+
+/* Is it UTF-8 without zero bytes? Overlong forms and surrogates are not. */
+CTR_PRIVATE_ int ctr_io_utf8_(const char *text)
+{
+    const uint8_t *p = (const uint8_t *)text;
+    while (*p) {
+        uint32_t c = *p++, low;
+        int more = c < 0x80 ? 0 : (c & 0xe0) == 0xc0 ? 1 : (c & 0xf0) == 0xe0 ? 2
+                 : (c & 0xf8) == 0xf0 ? 3 : -1;
+        if (more < 0) return 0;
+        if (more == 0) continue;
+        low = more == 1 ? 0x80u : more == 2 ? 0x800u : 0x10000u;
+        c &= 0x3fu >> more;
+        for (; more; more--) {
+            if ((*p & 0xc0) != 0x80) return 0;
+            c = c << 6 | (*p++ & 0x3fu);
+        }
+        if (c < low || c > 0x10ffffu || (c >= 0xd800u && c < 0xe000u)) return 0;
+    }
+    return 1;
+}
+
+/* ---- writing ------------------------------------------------------------------------------------- */
+
+/* Text that grows. After an error it does nothing. */
+typedef struct ctr_io_text_ {
+    ctr_ctx *ctx;
+    char *text;
+    size_t used, room;
+} ctr_io_text_;
+
+CTR_PRIVATE_ void ctr_io_put_(ctr_io_text_ *t, const char *text, size_t length)
+{
+    void *block = t->text;
+    int ok = t->ctx->status == CTR_OK && length <= SIZE_MAX / 4 &&
+             ctr_file_grow_(t->ctx, &block, &t->room, 1, t->used + length);
+    t->text = (char *)block;
+    if (!ok) return;
+    memcpy(t->text + t->used, text, length);
+    t->used += length;
+}
+
+CTR_PRIVATE_ void ctr_io_puts_(ctr_io_text_ *t, const char *text)
+{
+    ctr_io_put_(t, text, strlen(text));
+}
+
+CTR_PRIVATE_ void ctr_io_put_number_(ctr_io_text_ *t, uint64_t x)
+{
+    char digits[24];
+    snprintf(digits, sizeof digits, "%llu", (unsigned long long)x);
+    ctr_io_puts_(t, digits);
+}
+
+/* A JSON string: quotes, backslashes and control characters are escaped. */
+CTR_PRIVATE_ void ctr_io_put_string_(ctr_io_text_ *t, const char *text)
+{
+    char escape[8];
+    const char *p = text, *from = text;
+    ctr_io_puts_(t, "\"");
+    for (; *p; p++) {
+        uint8_t c = (uint8_t)*p;
+        if (c >= 32 && c != '"' && c != '\\') continue;
+        ctr_io_put_(t, from, (size_t)(p - from));
+        if (c < 32) snprintf(escape, sizeof escape, "\\u%04x", c);
+        else snprintf(escape, sizeof escape, "\\%c", c);
+        ctr_io_puts_(t, escape);
+        from = p + 1;
+    }
+    ctr_io_put_(t, from, (size_t)(p - from));
+    ctr_io_puts_(t, "\"");
+}
+
+/* n numbers of `size` bytes in little-endian order to a hash or to a file, whichever is not NULL. */
+CTR_PRIVATE_ void ctr_io_emit_(ctr_file_hash_ *hash, ctr_file_writer_ *writer, const void *data,
+                               size_t n, size_t size)
+{
+    const uint8_t *p = (const uint8_t *)data;
+    uint8_t part[1024];
+    if (ctr_io_little_() || size == 1) {
+        if (hash && n) ctr_file_hash_put_(hash, p, n * size);
+        if (writer) ctr_file_writer_put_(writer, p, n * size);
+        return;
+    }
+    while (n) {
+        size_t m = CTR_MIN_(n, sizeof part / size);
+        memcpy(part, p, m * size);
+        ctr_io_swap_(part, m, size);
+        if (hash) ctr_file_hash_put_(hash, part, m * size);
+        if (writer) ctr_file_writer_put_(writer, part, m * size);
+        p += m * size;
+        n -= m;
+    }
+}
+
+/* ---- npy: magic, version, header length, a Python dictionary as text, the numbers ---------------- */
+
+CTR_API int ctr_npy_save(ctr_ctx *ctx, const char *path, ctr_file_dtype dtype, int rank,
+                         const int64_t *shape, const void *data)
+{
+    ctr_file_writer_ w;
+    char head[256], dims[100];
+    size_t at = 0, length;
+    int64_t count;
+    int i, ok;
+    if (ctx->status != CTR_OK) return 0;
+    ctr_io_bytes_(8, rank, shape, &count, &ok);
+    if (!ok || (unsigned)dtype > CTR_FILE_BOOL || dtype == CTR_FILE_BF16 || (count && !data)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "cannot write '%s': %s", ctr_file_tail_(path),
+                  !ok ? "the shape is negative, too large or not of 0 to 4 dimensions"
+                  : count && !data ? "no data" : "npy has no such type");
+        return 0;
+    }
+    dims[0] = 0;
+    for (i = 0; i < rank; i++)
+        at += (size_t)snprintf(dims + at, sizeof dims - at, i ? ", %lld" : "%lld",
+                               (long long)shape[i]);
+    snprintf(head + 10, sizeof head - 10, "{'descr': '%s%s', 'fortran_order': False, 'shape': (%s%s), }",
+             ctr_io_types_[dtype].size == 1 ? "|" : "<", ctr_io_types_[dtype].npy, dims,
+             rank == 1 ? "," : "");
+    length = 10 + strlen(head + 10);
+    while ((length + 1) % 64) head[length++] = ' '; /* the numbers start on a 64-byte boundary */
+    head[length++] = '\n';
+    memcpy(head, "\x93NUMPY\x01\x00", 8);
+    head[8] = (char)(length - 10);
+    head[9] = 0;
+    if (!ctr_file_writer_open_(ctx, &w, path)) return 0;
+    ctr_file_writer_put_(&w, head, length);
+    ctr_io_emit_(NULL, &w, data, (size_t)count, ctr_io_types_[dtype].size);
+    return ctr_file_writer_commit_(&w);
+}
+
+/* A place in text from a file, and what is wrong with it once something is. */
+typedef struct ctr_io_cursor_ {
+    const uint8_t *start, *at, *end;
+    char *text;               /* decoded strings go here, each with its zero */
+    const char *wrong;
+} ctr_io_cursor_;
+
+CTR_PRIVATE_ int ctr_io_wrong_(ctr_io_cursor_ *c, const char *what)
+{
+    if (!c->wrong) c->wrong = what;
+    return 0;
+}
+
+CTR_PRIVATE_ void ctr_io_space_(ctr_io_cursor_ *c)
+{
+    while (c->at < c->end && (*c->at == ' ' || *c->at == '\n' || *c->at == '\r' || *c->at == '\t'))
+        c->at++;
+}
+
+/* Takes one character, after space, if it is there. */
+CTR_PRIVATE_ int ctr_io_take_(ctr_io_cursor_ *c, char wanted)
+{
+    ctr_io_space_(c);
+    if (c->wrong || c->at == c->end || *c->at != (uint8_t)wanted) return 0;
+    c->at++;
+    return 1;
+}
+
+/* A whole number from 0 to 2^63 - 1, nothing else: no sign, fraction, exponent or leading zero. */
+CTR_PRIVATE_ int ctr_io_number_(ctr_io_cursor_ *c, int64_t *out)
+{
+    const uint8_t *from;
+    int64_t x = 0;
+    ctr_io_space_(c);
+    from = c->at;
+    for (; c->at < c->end && *c->at >= '0' && *c->at <= '9'; c->at++) {
+        int digit = *c->at - '0';
+        if (x > (INT64_MAX - digit) / 10) return ctr_io_wrong_(c, "a number is too large");
+        x = 10 * x + digit;
+    }
+    *out = x;
+    if (c->at == from || (*from == '0' && c->at - from > 1) ||
+        (c->at < c->end && (*c->at == '.' || *c->at == 'e' || *c->at == 'E')))
+        return ctr_io_wrong_(c, "a whole number was expected");
+    return 1;
+}
+
+/* A list of whole numbers up to `close`; the opening bracket was taken. Returns how many or -1. */
+CTR_PRIVATE_ int ctr_io_list_(ctr_io_cursor_ *c, char close, int most, int64_t *out)
+{
+    int n = 0, open = 1;
+    while (!ctr_io_take_(c, close)) {
+        if (!open || n == most) {
+            ctr_io_wrong_(c, n == most ? "a list has too many numbers" : "a list has no comma");
+            return -1;
+        }
+        if (!ctr_io_number_(c, &out[n++])) return -1;
+        open = ctr_io_take_(c, ',');
+    }
+    return c->wrong ? -1 : n;
+}
+
+/* 'word' or "word" without escapes into out[size]. */
+CTR_PRIVATE_ int ctr_io_word_(ctr_io_cursor_ *c, char *out, size_t size)
+{
+    size_t n = 0;
+    char quote = ctr_io_take_(c, '\'') ? '\'' : '"';
+    if (quote == '"' && !ctr_io_take_(c, '"')) return ctr_io_wrong_(c, "a quoted word is missing");
+    while (c->at < c->end && *c->at != (uint8_t)quote && n + 1 < size) out[n++] = (char)*c->at++;
+    out[n] = 0;
+    if (c->at == c->end || *c->at != (uint8_t)quote)
+        return ctr_io_wrong_(c, "a word is too long or has no end");
+    c->at++;
+    return 1;
+}
+
+CTR_PRIVATE_ int ctr_io_literal_(ctr_io_cursor_ *c, const char *word)
+{
+    size_t n = strlen(word);
+    ctr_io_space_(c);
+    if ((size_t)(c->end - c->at) < n || memcmp(c->at, word, n)) return 0;
+    c->at += n;
+    return 1;
+}
+
+/* The type behind a descr such as "<f4"; *swap if the file's byte order is not this machine's. */
+CTR_PRIVATE_ int ctr_io_descr_(ctr_io_cursor_ *c, const char *text, ctr_npy *out, int *swap)
+{
+    int i, big = text[0] == '>';
+    *swap = big == ctr_io_little_();
+    if (text[0] == '<' || text[0] == '|' || big)
+        for (i = 0; i < 10; i++)
+            if (ctr_io_types_[i].npy[0] && !strcmp(text + 1, ctr_io_types_[i].npy)) {
+                out->dtype = (ctr_file_dtype)i;
+                if (text[0] == '|' && ctr_io_types_[i].size > 1) break;
+                return 1;
+            }
+    return ctr_io_wrong_(c, "its type of numbers is not supported (f2 f4 f8 i1 i2 i4 i8 u1 b1 are)");
+}
+
+/* The dictionary: three keys in any order. */
+CTR_PRIVATE_ int ctr_io_npy_head_(ctr_io_cursor_ *c, ctr_npy *out, int *swap)
+{
+    char key[32], value[16];
+    int seen = 0, key_bit = 0, fortran = 0;
+    if (!ctr_io_take_(c, '{')) return ctr_io_wrong_(c, "its header is no dictionary");
+    while (!ctr_io_take_(c, '}')) {
+        if (!ctr_io_word_(c, key, sizeof key)) return 0;
+        if (!ctr_io_take_(c, ':')) return ctr_io_wrong_(c, "a colon is missing");
+        if (!strcmp(key, "descr")) {
+            key_bit = 1;
+            if (!ctr_io_word_(c, value, sizeof value) || !ctr_io_descr_(c, value, out, swap))
+                return 0;
+        } else if (!strcmp(key, "fortran_order")) {
+            key_bit = 2;
+            fortran = ctr_io_literal_(c, "True");
+            if (!fortran && !ctr_io_literal_(c, "False"))
+                return ctr_io_wrong_(c, "fortran_order is neither True nor False");
+        } else if (!strcmp(key, "shape")) {
+            key_bit = 4;
+            if (!ctr_io_take_(c, '(')) return ctr_io_wrong_(c, "shape is no tuple");
+            out->rank = ctr_io_list_(c, ')', 4, out->shape);
+            if (out->rank < 0) return 0;
+        } else {
+            return ctr_io_wrong_(c, "its header has an unknown key");
+        }
+        if (seen & key_bit) return ctr_io_wrong_(c, "its header has a key twice");
+        seen |= key_bit;
+        if (!ctr_io_take_(c, ',') && (c->at == c->end || *c->at != '}'))
+            return ctr_io_wrong_(c, "its header has no end");
+    }
+    ctr_io_space_(c);
+    if (seen != 7) return ctr_io_wrong_(c, "its header lacks descr, fortran_order or shape");
+    if (c->at != c->end) return ctr_io_wrong_(c, "its header has text behind its end");
+    if (fortran && out->rank > 1)
+        return ctr_io_wrong_(c, "it is in Fortran order; save numpy.ascontiguousarray(x)");
+    return 1;
+}
+
+/* Where the numbers start, with everything but data filled in; 0 with c->wrong set. */
+CTR_PRIVATE_ size_t ctr_io_npy_parse_(ctr_io_cursor_ *c, ctr_npy *out, int *swap)
+{
+    const uint8_t *p = c->start;
+    size_t size = (size_t)(c->end - c->start), at, length, need;
+    int i, ok;
+    out->dtype = CTR_FILE_F32;
+    *swap = 0;
+    for (i = 0; i < 4; i++) out->shape[i] = 1;
+    if (size < 12 || memcmp(p, "\x93NUMPY", 6)) return (size_t)ctr_io_wrong_(c, "it is no npy file");
+    if (p[6] < 1 || p[6] > 3) return (size_t)ctr_io_wrong_(c, "its version is not 1, 2 or 3");
+    at = p[6] == 1 ? 10 : 12;
+    length = p[6] == 1 ? (size_t)p[8] | (size_t)p[9] << 8 : ctr_file_u32_(p + 8);
+    if (length > 65535 || length > size - at)
+        return (size_t)ctr_io_wrong_(c, "its header is longer than the file or than 65535 bytes");
+    c->at = p + at;
+    c->end = p + at + length;
+    if (!ctr_io_npy_head_(c, out, swap)) return 0;
+    for (i = out->rank; i < 4; i++) out->shape[i] = 1;
+    need = ctr_io_bytes_(ctr_io_types_[out->dtype].size, out->rank, out->shape, &out->count, &ok);
+    if (!ok) return (size_t)ctr_io_wrong_(c, "its shape is too large");
+    if (need > size - at - length) return (size_t)ctr_io_wrong_(c, "it ends before its numbers do");
+    if (need < size - at - length) return (size_t)ctr_io_wrong_(c, "it goes on behind its numbers");
+    return at + length;
+}
+
+/* Takes over the bytes of a file, whatever comes of it. */
+CTR_PRIVATE_ int ctr_io_npy_take_(ctr_ctx *ctx, ctr_file_bytes_ *b, const char *name, ctr_npy *out)
+{
+    ctr_io_cursor_ c;
+    size_t from, size;
+    int swap;
+    memset(&c, 0, sizeof c);
+    memset(out, 0, sizeof *out);
+    c.start = b->bytes;
+    c.end = b->bytes + b->size;
+    from = ctr_io_npy_parse_(&c, out, &swap);
+    if (c.wrong) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "npy file '%s': %s", ctr_file_tail_(name), c.wrong);
+        ctr_file_bytes_free_(ctx, b);
+        memset(out, 0, sizeof *out);
+        return 0;
+    }
+    size = ctr_io_types_[out->dtype].size;
+    memmove(b->bytes, b->bytes + from, b->size - from); /* to the block's start: aligned */
+    if (swap) ctr_io_swap_(b->bytes, (size_t)out->count, size);
+    out->data = b->bytes;
+    out->held = b->size;
+    return 1;
+}
+
+CTR_API int ctr_npy_load(ctr_ctx *ctx, const char *path, ctr_npy *out)
+{
+    ctr_file_bytes_ b;
+    ctr_note_ note;
+    memset(out, 0, sizeof *out);
+    if (ctx->status != CTR_OK) return 0;
+    memset(&note, 0, sizeof note);
+    if (!ctr_file_read_(ctx, path, UINT64_MAX, &b, &note)) {
+        ctr_note_report_(ctx, &note);
+        return 0;
+    }
+    return ctr_io_npy_take_(ctx, &b, path, out);
+}
+
+CTR_API void ctr_npy_free(ctr_ctx *ctx, ctr_npy *array)
+{
+    if (array->data) ctr_free_host_(ctx, array->data, array->held + 1);
+    memset(array, 0, sizeof *array);
+}
+
+/* ---- safetensors: writing ------------------------------------------------------------------------ */
+
+#define CTR_IO_HEADER_MOST_ 100000000 /* as the format's own reader has it */
+static const char ctr_io_checksum_head_[] = "{\"__metadata__\":{\"xxh64\":\"";
+
+CTR_PRIVATE_ int ctr_io_tensor_compare_(const void *user, int64_t a, int64_t b)
+{
+    const ctr_file_tensor *t = (const ctr_file_tensor *)user;
+    return strcmp(t[a].name, t[b].name);
+}
+
+CTR_PRIVATE_ int ctr_io_meta_compare_(const void *user, int64_t a, int64_t b)
+{
+    const ctr_file_meta *m = (const ctr_file_meta *)user;
+    return strcmp(m[a].key, m[b].key);
+}
+
+/* One tensor's table entry; NULL if all is well. */
+CTR_PRIVATE_ const char *ctr_io_tensor_wrong_(const ctr_file_tensor *t)
+{
+    int64_t count;
+    int ok;
+    if (!t->name || !t->name[0] || !strcmp(t->name, "__metadata__")) return "its name is not allowed";
+    if (!ctr_io_utf8_(t->name)) return "its name is not UTF-8";
+    if ((unsigned)t->dtype > CTR_FILE_BOOL) return "its type is unknown";
+    ctr_io_bytes_(8, t->rank, t->shape, &count, &ok);
+    if (!ok) return "its shape is negative, too large or not of 0 to 4 dimensions";
+    return count && !t->data ? "it has no data" : NULL;
+}
+
+/* The whole table: entries, then names that occur twice. order has room for max(count, metas). */
+CTR_PRIVATE_ int ctr_io_table_ok_(ctr_ctx *ctx, const ctr_file_tensor *t, int64_t n,
+                                  const ctr_file_meta *m, int64_t metas, int64_t *order)
+{
+    int64_t i;
+    for (i = 0; i < n; i++) {
+        const char *wrong = ctr_io_tensor_wrong_(&t[i]);
+        if (!wrong) continue;
+        ctr_fail_(ctx, CTR_E_VALUE, "safetensors: tensor %ld '%.100s': %s", (long)i,
+                  t[i].name ? t[i].name : "", wrong);
+        return 0;
+    }
+    ctr_file_sort_(order, n, ctr_io_tensor_compare_, t);
+    for (i = 1; i < n; i++)
+        if (!strcmp(t[order[i - 1]].name, t[order[i]].name)) {
+            ctr_fail_(ctx, CTR_E_VALUE, "safetensors: two tensors have the name '%.100s'",
+                      t[order[i]].name);
+            return 0;
+        }
+    for (i = 0; i < metas; i++)
+        if (!m[i].key || !m[i].value || !ctr_io_utf8_(m[i].key) || !ctr_io_utf8_(m[i].value) ||
+            !strcmp(m[i].key, "xxh64")) {
+            ctr_fail_(ctx, CTR_E_VALUE, "safetensors: metadata %ld '%.100s' is reserved, NULL or not "
+                      "UTF-8", (long)i, m[i].key ? m[i].key : "");
+            return 0;
+        }
+    ctr_file_sort_(order, metas, ctr_io_meta_compare_, m);
+    for (i = 1; i < metas; i++)
+        if (!strcmp(m[order[i - 1]].key, m[order[i]].key)) {
+            ctr_fail_(ctx, CTR_E_VALUE, "safetensors: two lines of metadata have the key '%.100s'",
+                      m[order[i]].key);
+            return 0;
+        }
+    return 1;
+}
+
+/* The header, checksum still zeros, padded with spaces so that the numbers start on 8 bytes.
+   order: in which the tensors' numbers follow. */
+CTR_PRIVATE_ void ctr_io_header_(ctr_io_text_ *h, const ctr_file_tensor *t, int64_t n,
+                                 const ctr_file_meta *m, int64_t metas, const int64_t *order)
+{
+    uint64_t offset = 0;
+    int64_t i, count;
+    int d, ok;
+    ctr_io_puts_(h, ctr_io_checksum_head_);
+    ctr_io_puts_(h, "0000000000000000\"");
+    for (i = 0; i < metas; i++) {
+        ctr_io_puts_(h, ",");
+        ctr_io_put_string_(h, m[i].key);
+        ctr_io_puts_(h, ":");
+        ctr_io_put_string_(h, m[i].value);
+    }
+    ctr_io_puts_(h, "}");
+    for (i = 0; i < n; i++) {
+        const ctr_file_tensor *one = &t[order[i]];
+        size_t bytes = ctr_io_bytes_(ctr_io_types_[one->dtype].size, one->rank, one->shape, &count,
+                                     &ok);
+        ctr_io_puts_(h, ",");
+        ctr_io_put_string_(h, one->name);
+        ctr_io_puts_(h, ":{\"dtype\":\"");
+        ctr_io_puts_(h, ctr_io_types_[one->dtype].name);
+        ctr_io_puts_(h, "\",\"shape\":[");
+        for (d = 0; d < one->rank; d++) {
+            if (d) ctr_io_puts_(h, ",");
+            ctr_io_put_number_(h, (uint64_t)one->shape[d]);
+        }
+        ctr_io_puts_(h, "],\"data_offsets\":[");
+        ctr_io_put_number_(h, offset);
+        ctr_io_puts_(h, ",");
+        offset += bytes;
+        ctr_io_put_number_(h, offset);
+        ctr_io_puts_(h, "]}");
+    }
+    ctr_io_puts_(h, "}");
+    while (h->used % 8 && h->ctx->status == CTR_OK) ctr_io_puts_(h, " ");
+}
+
+/* Length and header, then the numbers in the order of the offsets, to a hash or to a file. */
+CTR_PRIVATE_ void ctr_io_body_(ctr_file_hash_ *hash, ctr_file_writer_ *w, const ctr_io_text_ *h,
+                               const ctr_file_tensor *t, int64_t n, const int64_t *order)
+{
+    uint8_t length[8];
+    int64_t i, count;
+    int ok;
+    ctr_file_put_u64_(length, h->used);
+    ctr_io_emit_(hash, w, length, 8, 1);
+    ctr_io_emit_(hash, w, h->text, h->used, 1);
+    for (i = 0; i < n; i++) {
+        const ctr_file_tensor *one = &t[order[i]];
+        ctr_io_bytes_(1, one->rank, one->shape, &count, &ok);
+        ctr_io_emit_(hash, w, one->data, (size_t)count, ctr_io_types_[one->dtype].size);
+    }
+}
+
+CTR_API int ctr_safetensors_save(ctr_ctx *ctx, const char *path, const ctr_file_tensor *tensors,
+                                 int64_t count, const ctr_file_meta *meta, int64_t meta_count)
+{
+    ctr_file_writer_ w;
+    ctr_file_hash_ hash;
+    ctr_io_text_ h;
+    int64_t *order, i, at = 0;
+    size_t width, room = (size_t)CTR_MAX_(count, meta_count) * sizeof *order;
+    char digits[20];
+    int ok;
+    if (ctx->status != CTR_OK) return 0;
+    order = (int64_t *)ctr_alloc_(ctx, room);
+    if (!order) return 0;
+    memset(&h, 0, sizeof h);
+    h.ctx = ctx;
+    ok = ctr_io_table_ok_(ctx, tensors, count, meta, meta_count, order);
+    for (width = 8; ok && width; width /= 2) /* wide numbers first: all stay aligned */
+        for (i = 0; i < count; i++)
+            if (ctr_io_types_[tensors[i].dtype].size == width) order[at++] = i;
+    if (ok) ctr_io_header_(&h, tensors, count, meta, meta_count, order);
+    if (ctx->status == CTR_OK && h.used > CTR_IO_HEADER_MOST_)
+        ctr_fail_(ctx, CTR_E_VALUE, "safetensors: names and metadata exceed 100 MB");
+    ok = ctx->status == CTR_OK;
+    if (ok) {
+        ctr_file_hash_init_(&hash);
+        ctr_io_body_(&hash, NULL, &h, tensors, count, order);
+        snprintf(digits, sizeof digits, "%016llx", (unsigned long long)ctr_file_hash_end_(&hash));
+        memcpy(h.text + sizeof ctr_io_checksum_head_ - 1, digits, 16);
+        ok = ctr_file_writer_open_(ctx, &w, path);
+    }
+    if (ok) {
+        ctr_io_body_(NULL, &w, &h, tensors, count, order);
+        ok = ctr_file_writer_commit_(&w);
+    }
+    ctr_free_host_(ctx, h.text, h.room);
+    ctr_free_host_(ctx, order, room);
+    return ok;
+}
+
+/* ---- safetensors: reading ------------------------------------------------------------------------ */
+
+typedef struct ctr_io_entry_ {
+    const char *name;
+    ctr_file_dtype dtype;
+    int rank;
+    int64_t shape[4];
+    int64_t count;
+    int64_t range[2];         /* first byte and the one behind the last, from the data's start */
+} ctr_io_entry_;
+
+struct ctr_safetensors {
+    ctr_file_bytes_ file;
+    size_t data;              /* where the numbers start */
+    char *strings;            /* decoded names and metadata */
+    size_t strings_size;
+    ctr_io_entry_ *entries;
+    size_t count, room;
+    ctr_file_meta *meta;
+    size_t meta_count, meta_room;
+    int64_t *by_name;         /* [count] */
+    const uint8_t *checksum;  /* its sixteen digits in the file, or NULL */
+};
+
+CTR_API void ctr_safetensors_close(ctr_ctx *ctx, ctr_safetensors *f)
+{
+    if (!f) return;
+    ctr_file_bytes_free_(ctx, &f->file);
+    ctr_free_host_(ctx, f->strings, f->strings_size);
+    ctr_free_host_(ctx, f->entries, f->room * sizeof *f->entries);
+    ctr_free_host_(ctx, f->meta, f->meta_room * sizeof *f->meta);
+    ctr_free_host_(ctx, f->by_name, f->count * sizeof *f->by_name);
+    ctr_free_host_(ctx, f, sizeof *f);
+}
+
+/* Four hexadecimal digits, -1 if they are none. */
+CTR_PRIVATE_ int32_t ctr_io_hex4_(ctr_io_cursor_ *c)
+{
+    int32_t x = 0;
+    int i;
+    if (c->end - c->at < 4) return -1;
+    for (i = 0; i < 4; i++) {
+        int d = *c->at++;
+        d = d >= '0' && d <= '9' ? d - '0' : d >= 'a' && d <= 'f' ? d - 'a' + 10
+          : d >= 'A' && d <= 'F' ? d - 'A' + 10 : -1;
+        if (d < 0) return -1;
+        x = x * 16 + d;
+    }
+    return x;
+}
+
+/* \uXXXX, or a pair of them, as UTF-8. */
+CTR_PRIVATE_ int ctr_io_unicode_(ctr_io_cursor_ *c)
+{
+    int32_t x = ctr_io_hex4_(c), y;
+    char *t = c->text;
+    if (x >= 0xd800 && x < 0xdc00 && c->end - c->at >= 2 && c->at[0] == '\\' && c->at[1] == 'u') {
+        c->at += 2;
+        y = ctr_io_hex4_(c);
+        x = y >= 0xdc00 && y < 0xe000 ? 0x10000 + ((x - 0xd800) << 10) + (y - 0xdc00) : -1;
+    }
+    if (x <= 0 || (x >= 0xd800 && x < 0xe000)) return ctr_io_wrong_(c, "a string has a bad escape");
+    if (x < 0x80) {
+        *t++ = (char)x;
+    } else if (x < 0x800) {
+        *t++ = (char)(0xc0 | x >> 6);
+    } else {
+        if (x < 0x10000) {
+            *t++ = (char)(0xe0 | x >> 12);
+        } else {
+            *t++ = (char)(0xf0 | x >> 18);
+            *t++ = (char)(0x80 | (x >> 12 & 63));
+        }
+        *t++ = (char)(0x80 | (x >> 6 & 63));
+    }
+    if (x >= 0x80) *t++ = (char)(0x80 | (x & 63));
+    c->text = t;
+    return 1;
+}
+
+/* A JSON string, decoded to c->text: never longer than its source, whose quotes pay for the zero. */
+CTR_PRIVATE_ const char *ctr_io_string_(ctr_io_cursor_ *c)
+{
+    static const char codes[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
+    const char *start = c->text, *code;
+    if (!ctr_io_take_(c, '"')) {
+        ctr_io_wrong_(c, "a string was expected");
+        return NULL;
+    }
+    while (c->at < c->end && *c->at != '"') {
+        uint8_t x = *c->at++;
+        if (x < 32) {
+            ctr_io_wrong_(c, "a string holds a control character");
+            return NULL;
+        }
+        if (x != '\\') {
+            *c->text++ = (char)x;
+            continue;
+        }
+        x = c->at < c->end ? *c->at++ : 0;
+        code = x ? strchr(codes, x) : NULL;
+        if (code) *c->text++ = values[code - codes];
+        else if (x != 'u' || !ctr_io_unicode_(c)) {
+            ctr_io_wrong_(c, "a string has a bad escape");
+            return NULL;
+        }
+    }
+    if (!ctr_io_take_(c, '"')) {
+        ctr_io_wrong_(c, "a string has no end");
+        return NULL;
+    }
+    *c->text++ = 0;
+    if (ctr_io_utf8_(start)) return start;
+    ctr_io_wrong_(c, "a string is not UTF-8");
+    return NULL;
+}
+
+/* After a member: 1 if another one follows, 0 at the closing brace or with an error. */
+CTR_PRIVATE_ int ctr_io_more_(ctr_io_cursor_ *c)
+{
+    if (ctr_io_take_(c, ',')) return 1;
+    if (!ctr_io_take_(c, '}')) ctr_io_wrong_(c, "a comma or a closing brace is missing");
+    return 0;
+}
+
+/* "key": of the next member. */
+CTR_PRIVATE_ const char *ctr_io_key_(ctr_io_cursor_ *c)
+{
+    const char *key = ctr_io_string_(c);
+    if (!key || ctr_io_take_(c, ':')) return key;
+    ctr_io_wrong_(c, "a colon is missing");
+    return NULL;
+}
+
+CTR_PRIVATE_ void ctr_io_metadata_(ctr_ctx *ctx, ctr_io_cursor_ *c, ctr_safetensors *f)
+{
+    if (!ctr_io_take_(c, '{')) {
+        ctr_io_wrong_(c, "__metadata__ is no object");
+        return;
+    }
+    if (ctr_io_take_(c, '}')) return;
+    do {
+        void *block = f->meta;
+        ctr_file_meta line;
+        line.key = ctr_io_key_(c);
+        ctr_io_space_(c);
+        if (line.key && !strcmp(line.key, "xxh64")) f->checksum = c->at + 1;
+        line.value = line.key ? ctr_io_string_(c) : NULL;
+        if (!line.value) return;
+        if (f->checksum && !strcmp(line.key, "xxh64") &&
+            (c->at - f->checksum != 17 || strlen(line.value) != 16)) {
+            ctr_io_wrong_(c, "the checksum has not sixteen digits");
+            return;
+        }
+        if (!ctr_file_grow_(ctx, &block, &f->meta_room, sizeof *f->meta, f->meta_count + 1)) return;
+        f->meta = (ctr_file_meta *)block;
+        f->meta[f->meta_count++] = line;
+    } while (ctr_io_more_(c));
+}
+
+/* {"dtype": .., "shape": [..], "data_offsets": [a, b]} */
+CTR_PRIVATE_ void ctr_io_entry_parse_(ctr_io_cursor_ *c, ctr_io_entry_ *e)
+{
+    const char *key, *dtype;
+    int seen = 0, bit, i;
+    if (!ctr_io_take_(c, '{')) ctr_io_wrong_(c, "a tensor's description is no object");
+    do {
+        key = c->wrong ? NULL : ctr_io_key_(c);
+        if (!key) return;
+        if (!strcmp(key, "dtype")) {
+            bit = 1;
+            dtype = ctr_io_string_(c);
+            for (i = 0; dtype && i < 10 && strcmp(dtype, ctr_io_types_[i].name); i++) { }
+            if (i == 10) ctr_io_wrong_(c, "a type of numbers is not supported");
+            e->dtype = (ctr_file_dtype)(i % 10);
+        } else if (!strcmp(key, "shape")) {
+            bit = 2;
+            e->rank = ctr_io_take_(c, '[') ? ctr_io_list_(c, ']', 4, e->shape) : -1;
+            if (e->rank < 0) ctr_io_wrong_(c, "a shape is no list");
+        } else if (!strcmp(key, "data_offsets")) {
+            bit = 4;
+            if (!ctr_io_take_(c, '[') || ctr_io_list_(c, ']', 2, e->range) != 2)
+                ctr_io_wrong_(c, "data_offsets are not two numbers");
+        } else {
+            bit = 8;
+            ctr_io_wrong_(c, "a tensor's description has an unknown key");
+        }
+        if (seen & bit) ctr_io_wrong_(c, "a tensor's description has a key twice");
+        seen |= bit;
+    } while (!c->wrong && ctr_io_more_(c));
+    if (seen != 7) ctr_io_wrong_(c, "a tensor's description is incomplete");
+}
+
+CTR_PRIVATE_ void ctr_io_members_(ctr_ctx *ctx, ctr_io_cursor_ *c, ctr_safetensors *f)
+{
+    int metas = 0;
+    if (c->at == c->end || *c->at != '{') ctr_io_wrong_(c, "it does not start with a brace");
+    c->at++;
+    if (c->wrong || ctr_io_take_(c, '}')) return;
+    do {
+        void *block = f->entries;
+        const char *name = ctr_io_key_(c);
+        ctr_io_entry_ e;
+        if (!name) return;
+        if (!strcmp(name, "__metadata__")) {
+            if (metas++) ctr_io_wrong_(c, "__metadata__ is there twice");
+            else ctr_io_metadata_(ctx, c, f);
+            continue;
+        }
+        memset(&e, 0, sizeof e);
+        e.name = name;
+        e.shape[0] = e.shape[1] = e.shape[2] = e.shape[3] = 1;
+        ctr_io_entry_parse_(c, &e);
+        if (c->wrong ||
+            !ctr_file_grow_(ctx, &block, &f->room, sizeof *f->entries, f->count + 1)) return;
+        f->entries = (ctr_io_entry_ *)block;
+        f->entries[f->count++] = e;
+    } while (ctx->status == CTR_OK && !c->wrong && ctr_io_more_(c));
+}
+
+CTR_PRIVATE_ int ctr_io_entry_by_name_(const void *user, int64_t a, int64_t b)
+{
+    const ctr_io_entry_ *e = (const ctr_io_entry_ *)user;
+    return strcmp(e[a].name, e[b].name);
+}
+
+CTR_PRIVATE_ int ctr_io_entry_by_range_(const void *user, int64_t a, int64_t b)
+{
+    const ctr_io_entry_ *x = (const ctr_io_entry_ *)user + a, *y = (const ctr_io_entry_ *)user + b;
+    int i = x->range[0] == y->range[0]; /* empty ones stand before what starts at the same place */
+    return (x->range[i] > y->range[i]) - (x->range[i] < y->range[i]);
+}
+
+/* Shapes against ranges; ranges against each other and the file; names against each other. order
+   [max(count, meta_count)] is left in the order of the names. Returns the offender in *which. */
+CTR_PRIVATE_ const char *ctr_io_verify_(ctr_safetensors *f, int64_t *order, int64_t *meta_order,
+                                        const char **which)
+{
+    int64_t i, n = (int64_t)f->count, at = 0, total = (int64_t)(f->file.size - f->data);
+    for (i = 0; i < n; i++) {
+        ctr_io_entry_ *e = &f->entries[i];
+        int ok;
+        size_t bytes = ctr_io_bytes_(ctr_io_types_[e->dtype].size, e->rank, e->shape, &e->count, &ok);
+        *which = e->name;
+        if (!ok) return "its shape is too large";
+        if (e->range[0] > e->range[1] || e->range[1] > total)
+            return "its bytes lie outside the file";
+        if ((uint64_t)(e->range[1] - e->range[0]) != bytes)
+            return "its shape and type do not fit its bytes";
+    }
+    ctr_file_sort_(order, n, ctr_io_entry_by_range_, f->entries);
+    for (i = 0; i < n; i++) {
+        const ctr_io_entry_ *e = &f->entries[order[i]];
+        *which = e->name;
+        if (e->range[0] != at) return "its bytes overlap another tensor's or leave a gap";
+        at = e->range[1];
+    }
+    *which = "";
+    if (at != total) return "there are bytes that belong to no tensor";
+    ctr_file_sort_(order, n, ctr_io_entry_by_name_, f->entries);
+    for (i = 1; i < n; i++) {
+        *which = f->entries[order[i]].name;
+        if (!strcmp(f->entries[order[i - 1]].name, *which)) return "two tensors have this name";
+    }
+    ctr_file_sort_(meta_order, (int64_t)f->meta_count, ctr_io_meta_compare_, f->meta);
+    for (i = 1; i < (int64_t)f->meta_count; i++) {
+        *which = f->meta[meta_order[i]].key;
+        if (!strcmp(f->meta[meta_order[i - 1]].key, *which))
+            return "two lines of metadata have this key";
+    }
+    return NULL;
+}
+
+/* XXH64 of the file with the digits of the checksum as zeros, against those digits. */
+CTR_PRIVATE_ int ctr_io_checksum_ok_(const ctr_safetensors *f)
+{
+    const uint8_t *end = f->file.bytes + f->file.size;
+    ctr_file_hash_ h;
+    char digits[20];
+    if (!f->checksum) return 1;
+    ctr_file_hash_init_(&h);
+    ctr_file_hash_put_(&h, f->file.bytes, (size_t)(f->checksum - f->file.bytes));
+    ctr_file_hash_put_(&h, "0000000000000000", 16);
+    ctr_file_hash_put_(&h, f->checksum + 16, (size_t)(end - f->checksum - 16));
+    snprintf(digits, sizeof digits, "%016llx", (unsigned long long)ctr_file_hash_end_(&h));
+    return !memcmp(digits, f->checksum, 16);
+}
+
+/* Everything behind the reading of the bytes, which f already owns. 1, or 0 with an error. */
+CTR_PRIVATE_ int ctr_io_safetensors_parse_(ctr_ctx *ctx, ctr_safetensors *f, const char *name)
+{
+    const char *wrong = NULL, *which = "";
+    ctr_io_cursor_ c;
+    int64_t *meta_order;
+    uint64_t length = f->file.size < 8 ? 0 : ctr_file_u64_(f->file.bytes);
+    memset(&c, 0, sizeof c);
+    name = ctr_file_tail_(name);
+    if (length < 2 || length > CTR_IO_HEADER_MOST_ || length > f->file.size - 8) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "safetensors file '%s': %s", name,
+                  length < 2 ? "it is too short or no safetensors file"
+                             : "its header is longer than the file or than 100 MB");
+        return 0;
+    }
+    f->data = 8 + (size_t)length;
+    f->strings_size = (size_t)length + 1;
+    f->strings = (char *)ctr_alloc_(ctx, f->strings_size);
+    if (!f->strings) return 0;
+    c.start = c.at = f->file.bytes + 8;
+    c.end = c.start + length;
+    c.text = f->strings;
+    ctr_io_members_(ctx, &c, f);
+    ctr_io_space_(&c);
+    if (!c.wrong && ctx->status == CTR_OK && c.at != c.end)
+        ctr_io_wrong_(&c, "there is text behind its end");
+    if (c.wrong)
+        ctr_fail_(ctx, CTR_E_FORMAT, "safetensors file '%s': header, byte %ld: %s", name,
+                  (long)(c.at - c.start), c.wrong);
+    if (ctx->status != CTR_OK) return 0;
+    f->by_name = (int64_t *)ctr_alloc_(ctx, f->count * sizeof *f->by_name);
+    meta_order = (int64_t *)ctr_alloc_(ctx, f->meta_count * sizeof *meta_order);
+    if (f->by_name && meta_order) wrong = ctr_io_verify_(f, f->by_name, meta_order, &which);
+    ctr_free_host_(ctx, meta_order, f->meta_count * sizeof *meta_order);
+    if (wrong)
+        ctr_fail_(ctx, CTR_E_FORMAT, "safetensors file '%s': '%.80s': %s", name, which, wrong);
+    else if (ctx->status == CTR_OK && !ctr_io_checksum_ok_(f))
+        ctr_fail_(ctx, CTR_E_FORMAT, "safetensors file '%s': its checksum (metadata xxh64) is wrong: "
+                  "the file is damaged, or was changed by a program that kept the old checksum", name);
+    return ctx->status == CTR_OK;
+}
+
+CTR_API ctr_safetensors *ctr_safetensors_open(ctr_ctx *ctx, const char *path)
+{
+    ctr_safetensors *f;
+    ctr_note_ note;
+    if (ctx->status != CTR_OK) return NULL;
+    f = (ctr_safetensors *)ctr_alloc_zero_(ctx, sizeof *f);
+    if (!f) return NULL;
+    memset(&note, 0, sizeof note);
+    if (!ctr_file_read_(ctx, path, UINT64_MAX, &f->file, &note)) ctr_note_report_(ctx, &note);
+    else if (ctr_io_safetensors_parse_(ctx, f, path)) return f;
+    ctr_safetensors_close(ctx, f);
+    return NULL;
+}
+
+CTR_API int64_t ctr_safetensors_count(const ctr_safetensors *f) { return (int64_t)f->count; }
+
+CTR_API int64_t ctr_safetensors_find(const ctr_safetensors *f, const char *name)
+{
+    size_t low = 0, high = f->count;
+    while (low < high) {
+        size_t mid = low + (high - low) / 2;
+        int order = strcmp(f->entries[f->by_name[mid]].name, name);
+        if (!order) return f->by_name[mid];
+        if (order < 0) low = mid + 1;
+        else high = mid;
+    }
+    return -1;
+}
+
+CTR_API ctr_file_tensor ctr_safetensors_info(const ctr_safetensors *f, int64_t index)
+{
+    const ctr_io_entry_ *e = &f->entries[index];
+    ctr_file_tensor t;
+    t.name = e->name;
+    t.dtype = e->dtype;
+    t.rank = e->rank;
+    memcpy(t.shape, e->shape, sizeof t.shape);
+    t.data = f->file.bytes + f->data + e->range[0];
+    return t;
+}
+
+CTR_API const char *ctr_safetensors_meta(const ctr_safetensors *f, const char *key)
+{
+    size_t i;
+    for (i = 0; i < f->meta_count; i++)
+        if (!strcmp(f->meta[i].key, key)) return f->meta[i].value;
+    return NULL;
+}
+
+CTR_API int64_t ctr_safetensors_meta_count(const ctr_safetensors *f)
+{
+    return (int64_t)f->meta_count;
+}
+
+CTR_API ctr_file_meta ctr_safetensors_meta_at(const ctr_safetensors *f, int64_t index)
+{
+    return f->meta[index];
+}
+
+/* A 16-bit float, one with the exponent of a float, and a float, by their bits. */
+CTR_PRIVATE_ float ctr_io_float_(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+CTR_PRIVATE_ float ctr_io_half_(uint32_t bits)
+{
+    uint32_t sign = (bits & 0x8000u) << 16, e = bits >> 10 & 31, m = bits & 1023;
+    if (e == 31) return ctr_io_float_(sign | 0x7f800000u | m << 13);
+    if (e) return ctr_io_float_(sign | (e + 112) << 23 | m << 13);
+    return (sign ? -1.0f : 1.0f) * (float)m * (1.0f / 16777216.0f); /* m 2^-24 */
+}
+
+/* One whole number of that type. */
+CTR_PRIVATE_ int64_t ctr_io_whole_(ctr_file_dtype dtype, const uint8_t *p)
+{
+    switch (dtype) {
+    case CTR_FILE_I64: return (int64_t)ctr_file_u64_(p);
+    case CTR_FILE_I32: return (int32_t)ctr_file_u32_(p);
+    case CTR_FILE_I16: return (int16_t)(p[0] | p[1] << 8);
+    case CTR_FILE_I8: return (int8_t)p[0];
+    default: return p[0];
+    }
+}
+
+CTR_PRIVATE_ double ctr_io_double_(const uint8_t *p)
+{
+    uint64_t bits = ctr_file_u64_(p);
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* The entry to read from, or NULL with an error. */
+CTR_PRIVATE_ const ctr_io_entry_ *ctr_io_readable_(ctr_ctx *ctx, const ctr_safetensors *f,
+                                                   int64_t index, int64_t count)
+{
+    if (ctx->status != CTR_OK) return NULL;
+    if (index < 0 || index >= (int64_t)f->count) {
+        ctr_fail_(ctx, CTR_E_VALUE, "safetensors: there are %ld tensors, asked for number %ld",
+                  (long)f->count, (long)index);
+        return NULL;
+    }
+    if (f->entries[index].count == count) return &f->entries[index];
+    ctr_fail_(ctx, CTR_E_SHAPE, "safetensors: tensor '%.100s' has %ld numbers, expected %ld",
+              f->entries[index].name, (long)f->entries[index].count, (long)count);
+    return NULL;
+}
+
+CTR_API int ctr_safetensors_read_f32(ctr_ctx *ctx, const ctr_safetensors *f, int64_t index,
+                                     ctr_real *to, int64_t count)
+{
+    const ctr_io_entry_ *e = ctr_io_readable_(ctx, f, index, count);
+    const uint8_t *p;
+    size_t size;
+    int64_t i;
+    if (!e) return 0;
+    p = f->file.bytes + f->data + e->range[0];
+    size = ctr_io_types_[e->dtype].size;
+    for (i = 0; i < count; i++, p += size) {
+        switch (e->dtype) {
+        case CTR_FILE_F32: to[i] = (ctr_real)ctr_io_float_(ctr_file_u32_(p)); break;
+        case CTR_FILE_F64: to[i] = (ctr_real)ctr_io_double_(p); break;
+        case CTR_FILE_F16: to[i] = (ctr_real)ctr_io_half_((uint32_t)p[0] | (uint32_t)p[1] << 8); break;
+        case CTR_FILE_BF16:
+            to[i] = (ctr_real)ctr_io_float_((uint32_t)p[0] << 16 | (uint32_t)p[1] << 24);
+            break;
+        default: to[i] = (ctr_real)ctr_io_whole_(e->dtype, p); break;
+        }
+    }
+    return 1;
+}
+
+CTR_API int ctr_safetensors_read_i64(ctr_ctx *ctx, const ctr_safetensors *f, int64_t index,
+                                     int64_t *to, int64_t count)
+{
+    const ctr_io_entry_ *e = ctr_io_readable_(ctx, f, index, count);
+    const uint8_t *p;
+    int64_t i;
+    if (!e) return 0;
+    if (e->dtype < CTR_FILE_I64) {
+        ctr_fail_(ctx, CTR_E_VALUE, "safetensors: tensor '%.100s' is %s, expected whole numbers",
+                  e->name, ctr_io_types_[e->dtype].name);
+        return 0;
+    }
+    p = f->file.bytes + f->data + e->range[0];
+    for (i = 0; i < count; i++) to[i] = ctr_io_whole_(e->dtype, p + (size_t)i * ctr_io_types_[e->dtype].size);
+    return 1;
+}
+
+/* ---- checkpoints ------------------------------------------------------------------------------- */
+
+enum { CTR_CKPT_META_ = 16, CTR_CKPT_VALUE_ = 256 };
+
+/* Two walks over the state use this: the first counts, the second fills in (to save), or copies
+   from a file that was found to fit (to load). */
+typedef struct ctr_ckpt_ {
+    ctr_ctx *ctx;
+    ctr_file_tensor *table;
+    char (*names)[128];
+    int64_t count, room;
+    size_t bytes;                        /* of all tensors */
+    char *data, *at;
+    ctr_file_meta meta[CTR_CKPT_META_];
+    char values[CTR_CKPT_META_][CTR_CKPT_VALUE_];
+    char keys[CTR_CKPT_META_][64];
+    int metas;
+    const ctr_safetensors *file;
+    int write;                           /* loading: 0 verifies, 1 copies */
+    int64_t found;
+    const char *path;
+} ctr_ckpt_;
+
+CTR_PRIVATE_ const ctr_file_dtype ctr_ckpt_dtype_ = CTR_REAL_IS_FLOAT_ ? CTR_FILE_F32 : CTR_FILE_F64;
+
+/* Between memory's [kh, kw, in, out] and a file's [out, in, kh, kw]; shape is memory's. */
+CTR_PRIVATE_ void ctr_ckpt_layout_(const int64_t *shape, const ctr_real *from, ctr_real *to,
+                                   int to_file)
+{
+    int64_t taps = shape[0] * shape[1], in = shape[2], out = shape[3], t, i, o;
+    for (t = 0; t < taps; t++)
+        for (i = 0; i < in; i++)
+            for (o = 0; o < out; o++) {
+                int64_t memory = (t * in + i) * out + o, file = (o * in + i) * taps + t;
+                if (to_file) to[file] = from[memory];
+                else to[memory] = from[file];
+            }
+}
+
+CTR_PRIVATE_ void ctr_ckpt_shape_(const ctr_tensor *t, int conv, int64_t *shape)
+{
+    int i;
+    for (i = 0; i < 4; i++) shape[i] = t->shape[i];
+    if (!conv) return;
+    shape[0] = t->shape[3];
+    shape[1] = t->shape[2];
+    shape[2] = t->shape[0];
+    shape[3] = t->shape[1];
+}
+
+CTR_PRIVATE_ void ctr_ckpt_count_(void *user, const char *name, ctr_tensor *t, int conv)
+{
+    ctr_ckpt_ *c = (ctr_ckpt_ *)user;
+    (void)name;
+    (void)conv;
+    c->room++;
+    c->bytes += ctr_tensor_bytes_(t);
+}
+
+CTR_PRIVATE_ void ctr_ckpt_skip_number_(void *user, const char *name, int64_t *value)
+{
+    (void)user;
+    (void)name;
+    (void)value;
+}
+
+/* A tensor goes into the table with its numbers in the file's layout. */
+CTR_PRIVATE_ void ctr_ckpt_collect_(void *user, const char *name, ctr_tensor *t, int conv)
+{
+    ctr_ckpt_ *c = (ctr_ckpt_ *)user;
+    ctr_file_tensor *f = &c->table[c->count];
+    size_t bytes = ctr_tensor_bytes_(t);
+    ctr_real *copy = (ctr_real *)c->at;
+    if (c->ctx->status != CTR_OK) return;
+    snprintf(c->names[c->count], sizeof c->names[0], "%s", name);
+    memset(f, 0, sizeof *f);
+    f->name = c->names[c->count++];
+    f->dtype = ctr_ckpt_dtype_;
+    f->rank = t->rank;
+    ctr_ckpt_shape_(t, conv, f->shape);
+    f->data = copy;
+    c->at += bytes;
+    if (conv) {
+        ctr_real *raw = (ctr_real *)ctr_alloc_(c->ctx, bytes);
+        if (!raw) return;
+        ctr_k_download(c->ctx, bytes, t->data, raw);
+        ctr_ckpt_layout_(t->shape, raw, copy, 1);
+        ctr_free_host_(c->ctx, raw, bytes);
+    } else {
+        ctr_k_download(c->ctx, bytes, t->data, copy);
+    }
+}
+
+CTR_PRIVATE_ void ctr_ckpt_meta_(ctr_ckpt_ *c, const char *key, const char *format, ...)
+    CTR_PRINTF_(3, 4);
+CTR_PRIVATE_ void ctr_ckpt_meta_(ctr_ckpt_ *c, const char *key, const char *format, ...)
+{
+    va_list args;
+    if (c->metas == CTR_CKPT_META_) return;
+    snprintf(c->keys[c->metas], sizeof c->keys[0], "%s", key);
+    va_start(args, format);
+    vsnprintf(c->values[c->metas], CTR_CKPT_VALUE_, format, args);
+    va_end(args);
+    c->meta[c->metas].key = c->keys[c->metas];
+    c->meta[c->metas].value = c->values[c->metas];
+    c->metas++;
+}
+
+CTR_PRIVATE_ void ctr_ckpt_number_(void *user, const char *name, int64_t *value)
+{
+    char key[64];
+    snprintf(key, sizeof key, "number.%s", name);
+    ctr_ckpt_meta_((ctr_ckpt_ *)user, key, "%ld", (long)*value);
+}
+
+/* Room for c->room tensors of c->bytes; ctr_ckpt_free_ gives it back. */
+CTR_PRIVATE_ int ctr_ckpt_alloc_(ctr_ckpt_ *c)
+{
+    size_t n = (size_t)CTR_MAX_(c->room, 1);
+    c->table = (ctr_file_tensor *)ctr_alloc_(c->ctx, n * sizeof *c->table);
+    c->names = (char (*)[128])ctr_alloc_(c->ctx, n * sizeof *c->names);
+    c->data = c->at = (char *)ctr_aligned_alloc_(c->ctx, c->bytes);
+    return c->table && c->names && c->data;
+}
+
+CTR_PRIVATE_ void ctr_ckpt_free_(ctr_ckpt_ *c)
+{
+    size_t n = (size_t)CTR_MAX_(c->room, 1);
+    ctr_free_host_(c->ctx, c->table, n * sizeof *c->table);
+    ctr_free_host_(c->ctx, c->names, n * sizeof *c->names);
+    ctr_aligned_free_(c->ctx, c->data, c->bytes);
+    ctr_free_host_(c->ctx, c, sizeof *c);
+}
+
+CTR_PRIVATE_ ctr_ckpt_ *ctr_ckpt_create_(ctr_ctx *ctx, const char *path)
+{
+    ctr_ckpt_ *c = ctx->status == CTR_OK ? (ctr_ckpt_ *)ctr_alloc_zero_(ctx, sizeof *c) : NULL;
+    if (!c) return NULL;
+    c->ctx = ctx;
+    c->path = path;
+    return c;
+}
+
+CTR_API int ctr_checkpoint_save(ctr_method *method, const char *path, const ctr_position *position)
+{
+    ctr_ctx *ctx = method->ctx;
+    ctr_ckpt_ *c = ctr_ckpt_create_(ctx, path);
+    ctr_visitor v;
+    int done = 0;
+    if (!c) return 0;
+    v.user = c;
+    v.tensor_fn = ctr_ckpt_count_;
+    v.number_fn = ctr_ckpt_skip_number_;
+    method->visit_fn(method, &v);
+    if (ctr_ckpt_alloc_(c)) {
+        ctr_ckpt_meta_(c, "format", "contrastive.h 1");
+        method->describe_fn(method, c->values[c->metas], CTR_CKPT_VALUE_);
+        c->meta[c->metas].key = "architecture";
+        c->meta[c->metas].value = c->values[c->metas];
+        c->metas++;
+        ctr_ckpt_meta_(c, "kernels", "%s", ctr_kernels_name(ctx));
+        if (position)
+            ctr_ckpt_meta_(c, "position", "epoch %ld batch %ld step %ld images %ld batch_size %ld "
+                           "epochs %ld seed %lu", (long)position->epoch, (long)position->batch,
+                           (long)position->step, (long)position->images,
+                           (long)position->batch_size, (long)position->epochs,
+                           (unsigned long)position->seed);
+        v.tensor_fn = ctr_ckpt_collect_;
+        v.number_fn = ctr_ckpt_number_;
+        method->visit_fn(method, &v);
+        if (ctx->status == CTR_OK)
+            done = ctr_safetensors_save(ctx, path, c->table, c->count, c->meta, c->metas);
+    }
+    ctr_ckpt_free_(c);
+    return done;
+}
+
+/* Verifies that the file has the tensor, or (c->write) copies it. */
+CTR_PRIVATE_ void ctr_ckpt_take_(void *user, const char *name, ctr_tensor *t, int conv)
+{
+    ctr_ckpt_ *c = (ctr_ckpt_ *)user;
+    ctr_ctx *ctx = c->ctx;
+    int64_t index = ctr_safetensors_find(c->file, name), shape[4];
+    size_t bytes = ctr_tensor_bytes_(t);
+    char a[64], b[64];
+    ctr_real *raw, *copy;
+    int i, same = 1;
+    if (ctx->status != CTR_OK) return;
+    if (index < 0) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "%s: has no tensor %s", ctr_file_tail_(c->path), name);
+        return;
+    }
+    c->found++;
+    ctr_ckpt_shape_(t, conv, shape);
+    if (!c->write) {
+        ctr_file_tensor f = ctr_safetensors_info(c->file, index);
+        for (i = 0; i < 4; i++) same = same && (i >= f.rank ? 1 : f.shape[i]) == shape[i];
+        if (!same || f.rank != t->rank)
+            ctr_fail_(ctx, CTR_E_FORMAT, "%s: tensor %s is %s, expected %s", ctr_file_tail_(c->path),
+                      name, ctr_shape_text_(f.rank, f.shape, a), ctr_shape_text_(t->rank, shape, b));
+        if (bytes > c->bytes) c->bytes = bytes;
+        return;
+    }
+    raw = (ctr_real *)c->data;
+    copy = (ctr_real *)(c->data + ctr_round_(c->bytes));
+    if (!ctr_safetensors_read_f32(ctx, c->file, index, raw, t->size)) return;
+    if (conv) ctr_ckpt_layout_(t->shape, raw, copy, 0);
+    ctr_tensor_write(ctx, t, conv ? copy : raw, t->size);
+}
+
+CTR_PRIVATE_ void ctr_ckpt_take_number_(void *user, const char *name, int64_t *value)
+{
+    ctr_ckpt_ *c = (ctr_ckpt_ *)user;
+    const char *text;
+    char key[64];
+    long number;
+    snprintf(key, sizeof key, "number.%s", name);
+    text = ctr_safetensors_meta(c->file, key);
+    if (!text || sscanf(text, "%ld", &number) != 1)
+        ctr_fail_(c->ctx, CTR_E_FORMAT, "%s: has no number %s", ctr_file_tail_(c->path), name);
+    else if (c->write)
+        *value = number;
+}
+
+/* Architecture, kernels and position. 0 with an error if this is another network's checkpoint. */
+CTR_PRIVATE_ int ctr_ckpt_header_(ctr_method *method, ctr_ckpt_ *c, ctr_position *p)
+{
+    ctr_ctx *ctx = method->ctx;
+    const char *format = ctr_safetensors_meta(c->file, "format");
+    const char *architecture = ctr_safetensors_meta(c->file, "architecture");
+    const char *kernels = ctr_safetensors_meta(c->file, "kernels");
+    const char *text = ctr_safetensors_meta(c->file, "position");
+    char own[CTR_CKPT_VALUE_];
+    long epoch, batch, step, images, size, epochs;
+    unsigned long seed;
+    if (!format || strcmp(format, "contrastive.h 1") || !architecture) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "%s: not a checkpoint of contrastive.h",
+                  ctr_file_tail_(c->path));
+        return 0;
+    }
+    method->describe_fn(method, own, sizeof own);
+    if (strcmp(own, architecture)) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "%s: holds \"%.90s\", expected \"%.90s\"",
+                  ctr_file_tail_(c->path), architecture, own);
+        return 0;
+    }
+    if (kernels && strcmp(kernels, ctr_kernels_name(ctx)))
+        ctr_log_(ctx, CTR_LOG_WARN, "the checkpoint was written with kernels %s, this run has %s: "
+                 "the last bits will differ", kernels, ctr_kernels_name(ctx));
+    if (!p) return 1;
+    memset(p, 0, sizeof *p);
+    if (!text) return 1;
+    if (sscanf(text, "epoch %ld batch %ld step %ld images %ld batch_size %ld epochs %ld seed %lu",
+               &epoch, &batch, &step, &images, &size, &epochs, &seed) != 7 || epoch < 0 ||
+        batch < 0 || step < 0) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "%s: its position is not readable", ctr_file_tail_(c->path));
+        return 0;
+    }
+    p->epoch = epoch;
+    p->batch = batch;
+    p->step = step;
+    p->images = images;
+    p->batch_size = size;
+    p->epochs = epochs;
+    p->seed = seed;
+    return 1;
+}
+
+CTR_API int ctr_checkpoint_load(ctr_method *method, const char *path, ctr_position *position)
+{
+    ctr_ctx *ctx = method->ctx;
+    ctr_ckpt_ *c = ctr_ckpt_create_(ctx, path);
+    ctr_safetensors *file = c ? ctr_safetensors_open(ctx, path) : NULL;
+    ctr_position found;
+    ctr_visitor v;
+    if (c && file) {
+        c->file = file;
+        v.user = c;
+        v.tensor_fn = ctr_ckpt_take_;
+        v.number_fn = ctr_ckpt_take_number_;
+        if (ctr_ckpt_header_(method, c, &found)) method->visit_fn(method, &v);
+        if (ctx->status == CTR_OK && c->found != ctr_safetensors_count(file))
+            ctr_fail_(ctx, CTR_E_FORMAT, "%s: holds %ld tensors, expected %ld",
+                      ctr_file_tail_(path), (long)ctr_safetensors_count(file), (long)c->found);
+        c->bytes = ctr_round_(c->bytes) * 2;
+        if (ctx->status == CTR_OK) c->data = (char *)ctr_aligned_alloc_(ctx, c->bytes);
+        if (c->data) { /* from here on nothing can fail */
+            size_t bytes = c->bytes;
+            c->write = 1;
+            c->bytes = bytes / 2;
+            method->visit_fn(method, &v);
+            ctr_aligned_free_(ctx, c->data, bytes);
+            c->data = NULL;
+            if (position) *position = found;
+        }
+    }
+    ctr_safetensors_close(ctx, file);
+    ctr_free_host_(ctx, c, sizeof *c);
+    return ctx->status == CTR_OK;
+}
+
+/* ---- weights by torchvision's names ------------------------------------------------------------ */
+
+CTR_API int ctr_weights_load(ctr_ctx *ctx, const char *path, ctr_vars *vars, const char *prefix)
+{
+    size_t skip = strlen(prefix), bytes = 0;
+    ctr_ckpt_ *c = ctr_ckpt_create_(ctx, path);
+    ctr_safetensors *file = c ? ctr_safetensors_open(ctx, path) : NULL;
+    int i, pass;
+    for (pass = 0; file && pass < 2; pass++) {
+        c->file = file;
+        c->write = pass;
+        for (i = 0; i < vars->count; i++)
+            if (!strncmp(vars->list[i].name, prefix, skip))
+                ctr_ckpt_take_(c, vars->list[i].name + skip, vars->list[i].value,
+                               vars->list[i].conv);
+        if (ctx->status != CTR_OK || pass) break;
+        bytes = ctr_round_(c->bytes) * 2;
+        c->data = (char *)ctr_aligned_alloc_(ctx, bytes);
+        if (!c->data) break;
+    }
+    if (c) ctr_aligned_free_(ctx, c->data, bytes);
+    ctr_safetensors_close(ctx, file);
+    ctr_free_host_(ctx, c, sizeof *c);
+    return ctx->status == CTR_OK;
+}
+
+CTR_API int ctr_weights_save(ctr_ctx *ctx, const char *path, const ctr_vars *vars,
+                             const char *prefix)
+{
+    size_t skip = strlen(prefix);
+    ctr_ckpt_ *c = ctr_ckpt_create_(ctx, path);
+    int i, pass, done = 0;
+    if (!c) return 0;
+    for (pass = 0; pass < 2; pass++) {
+        for (i = 0; i < vars->count; i++)
+            if (!strncmp(vars->list[i].name, prefix, skip))
+                (pass ? ctr_ckpt_collect_ : ctr_ckpt_count_)(c, vars->list[i].name + skip,
+                                                             vars->list[i].value,
+                                                             vars->list[i].conv);
+        if (!pass && !ctr_ckpt_alloc_(c)) break;
+    }
+    if (ctx->status == CTR_OK)
+        done = ctr_safetensors_save(ctx, path, c->table, c->count, NULL, 0);
+    ctr_ckpt_free_(c);
+    return done;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>FIT
+   ---------------------------------------------------------------------------------------------- */
+
+CTR_API void ctr_fit_config_init(ctr_fit_config *config)
+{
+    memset(config, 0, sizeof *config);
+    config->epochs = 30;
+    config->schedule = CTR_SCHEDULE_COSINE;
+    config->lr = 0.1;
+    config->warmup_epochs = 1;
+}
+
+CTR_API ctr_fit_config ctr_fit_default(void)
+{
+    ctr_fit_config config;
+    ctr_fit_config_init(&config);
+    return config;
+}
+
+CTR_PRIVATE_ ctr_schedule ctr_fit_schedule_(const ctr_fit_config *config, int64_t batches)
+{
+    int64_t total = config->epochs * batches;
+    ctr_schedule s = ctr_schedule_cosine(config->lr, config->end_lr,
+                                         (int64_t)(config->warmup_epochs * (double)batches), total);
+    int i;
+    s.kind = config->schedule;
+    if (s.warmup > total) s.warmup = total;
+    for (i = 0; i < 4; i++) s.milestones[i] = config->milestones[i] * batches;
+    return s;
+}
+
+/* Does the checkpoint belong to this run? Its position means nothing in another one. */
+CTR_PRIVATE_ int ctr_fit_same_run_(ctr_ctx *ctx, const ctr_position *a, const ctr_position *b)
+{
+    if (a->images == b->images && a->batch_size == b->batch_size && a->seed == b->seed &&
+        a->epochs == b->epochs)
+        return 1;
+    ctr_fail_(ctx, CTR_E_VALUE, "resume: the checkpoint is from %ld epochs of %ld images in batches of "
+              "%ld with seed %lu, this run has %ld, %ld, %ld and %lu", (long)a->epochs,
+              (long)a->images, (long)a->batch_size, (unsigned long)a->seed, (long)b->epochs,
+              (long)b->images, (long)b->batch_size, (unsigned long)b->seed);
+    return 0;
+}
+
+/* Effective rank of the representations of a part of the batch, in evaluation mode. */
+CTR_PRIVATE_ double ctr_fit_rank_(ctr_method *method, const ctr_batch *b)
+{
+    ctr_ctx *ctx = method->ctx;
+    int64_t n = CTR_MIN_(b->n, 256);
+    size_t bytes = (size_t)(n * method->features) * sizeof(ctr_real);
+    ctr_real *z = (ctr_real *)ctr_alloc_(ctx, bytes);
+    ctr_health health;
+    double rank = -1;
+    if (!z) return -1;
+    if (ctr_method_represent(method, n, b->h, b->w, b->c, b->pixels, 64, z) &&
+        ctr_health_measure(ctx, n, 1, method->features, z, NULL, &health))
+        rank = health.rank;
+    ctr_free_host_(ctx, z, bytes);
+    return rank;
+}
+
+CTR_PRIVATE_ int ctr_fit_save_(ctr_method *method, const ctr_loader *loader,
+                               const ctr_fit_config *config, ctr_position *p)
+{
+    ctr_loader_tell(loader, &p->epoch, &p->batch);
+    return !config->checkpoint || ctr_checkpoint_save(method, config->checkpoint, p);
+}
+
+/* Steps to the end of the epoch. Returns 1 to go on, 0 to stop. */
+CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config,
+                                const ctr_schedule *schedule, ctr_position *p)
+{
+    ctr_ctx *ctx = method->ctx;
+    ctr_report report;
+    ctr_batch batch;
+    double waited = ctr_loader_seconds(loader), rank = -1;
+    int stop = 0, any = 0;
+    while (!stop && ctr_loader_next(ctx, loader, &batch)) {
+        if (!ctr_method_step(method, &batch, ctr_schedule_at(schedule, p->step), &report)) return 0;
+        report.step = p->step++;
+        report.data_seconds = ctr_loader_seconds(loader) - waited;
+        report.seconds += report.data_seconds;
+        waited = ctr_loader_seconds(loader);
+        any = 1;
+        if (config->epoch_fn && batch.batch + 1 == ctr_loader_batches(loader))
+            rank = ctr_fit_rank_(method, &batch);
+        if (config->step_fn) stop = config->step_fn(config->user, &report);
+        if (config->save_every > 0 && p->step % config->save_every == 0 &&
+            !ctr_fit_save_(method, loader, config, p))
+            return 0;
+    }
+    if (ctx->status != CTR_OK) return 0;
+    if (any && !stop && config->epoch_fn) {
+        report.rank = rank;
+        stop = config->epoch_fn(config->user, &report);
+    }
+    if ((config->save_every <= 0 || stop) && !ctr_fit_save_(method, loader, config, p)) return 0;
+    return !stop;
+}
+
+CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config)
+{
+    ctr_ctx *ctx = method->ctx;
+    ctr_schedule schedule = ctr_fit_schedule_(config, ctr_loader_batches(loader));
+    ctr_position p, saved;
+    int64_t first;
+    if (ctx->status != CTR_OK) return -1;
+    memset(&p, 0, sizeof p);
+    ctr_loader_run_(loader, &p.images, &p.batch_size, &p.seed);
+    p.epochs = config->epochs;
+    ctr_loader_tell(loader, &p.epoch, &p.batch);
+    p.step = p.epoch * ctr_loader_batches(loader) + p.batch;
+    if (config->resume && config->checkpoint && ctr_file_exists_(config->checkpoint)) {
+        if (!ctr_checkpoint_load(method, config->checkpoint, &saved)) return -1;
+        if (!ctr_fit_same_run_(ctx, &saved, &p)) return -1;
+        if (!ctr_loader_seek(ctx, loader, saved.epoch, saved.batch)) return -1;
+        p = saved;
+    }
+    first = p.step;
+    while (p.epoch < config->epochs && ctr_fit_epoch_(method, loader, config, &schedule, &p))
+        ctr_loader_tell(loader, &p.epoch, &p.batch);
+    return ctx->status == CTR_OK ? p.step - first : -1;
 }
 
 #ifdef __cplusplus
