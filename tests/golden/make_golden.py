@@ -1,0 +1,916 @@
+"""Make the golden files golden_*.txt that the tests compare with.
+
+Needs Python 3, numpy, PyTorch and torchvision; the tests themselves need none of them.
+
+    python make_golden.py                 all files, beside this script
+    python make_golden.py loss ops        some of them: loss aug ops optim net step eval
+    python make_golden.py --out DIR       elsewhere
+
+Everything is computed in float64 on the CPU.
+
+FILE FORMAT. ASCII. Lines that begin with '#' are comments. Every other line is one record
+
+    key count v0 v1 ...
+
+with the values in %.17g (golden_aug.txt: %.6g, because it holds whole images).
+
+INPUTS ARE NEVER STORED. They come from a hash that C (golden.h) and Python both implement:
+
+    fnv(name)     32-bit FNV-1a of the ASCII name
+    hash(seed,i)  x = uint32(i * 2654435761 + seed * 0x9E3779B9)
+                  x ^= x >> 16; x *= 0x7feb352d; x ^= x >> 15; x *= 0x846ca68b; x ^= x >> 16
+                  value = 2 * (x >> 8) / 2^24 - 1, in [-1, 1), exact in float and in double
+    fill(name, n, scale)   v[i] = scale * hash(fnv(name), i), i = 0 .. n-1
+
+i runs over the row-major flat index: images and activations are NHWC, convolution weights are OIHW
+and linear weights [out, in], as torchvision stores them. "fill(name)" below means scale 1.
+
+DIGESTS. Of a large output y only this is stored, under its key:
+
+    key 5..8   n  sum(y)  sum(y*y)  dot(y, fill("probe:" + key, n))  y[0] .. y[min(n,4)-1]
+
+WHICH KEYS. Each section below begins with the list of its keys and how its inputs are made; the
+same text stands at the top of the file it writes.
+"""
+import math
+import os
+import sys
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+torch.set_default_dtype(torch.float64)
+torch.manual_seed(0)
+
+M32 = np.uint64(0xFFFFFFFF)
+
+
+# ---------------------------------------------------------------------------------- hash and digest
+def fnv(name):
+    h = 0x811C9DC5
+    for b in name.encode("ascii"):
+        h = ((h ^ b) * 0x01000193) & 0xFFFFFFFF
+    return h
+
+
+def fill(name, n, scale=1.0):
+    """n hash values in [-1, 1) times scale, as a float64 numpy vector."""
+    i = np.arange(n, dtype=np.uint64)
+    x = (i * np.uint64(2654435761) + np.uint64((fnv(name) * 0x9E3779B9) & 0xFFFFFFFF)) & M32
+    x ^= x >> np.uint64(16)
+    x = (x * np.uint64(0x7FEB352D)) & M32
+    x ^= x >> np.uint64(15)
+    x = (x * np.uint64(0x846CA68B)) & M32
+    x ^= x >> np.uint64(16)
+    u = (x >> np.uint64(8)).astype(np.float64) / 16777216.0
+    return scale * (2.0 * u - 1.0)
+
+
+def tfill(name, shape, scale=1.0, grad=False):
+    """fill() as a torch tensor of a shape."""
+    n = int(np.prod(shape)) if len(shape) else 1
+    return torch.from_numpy(fill(name, n, scale)).reshape(shape).requires_grad_(grad)
+
+
+def nhwc(t):
+    """NCHW tensor -> NHWC tensor."""
+    return t.permute(0, 2, 3, 1)
+
+
+def nchw(t):
+    """NHWC tensor -> NCHW tensor."""
+    return t.permute(0, 3, 1, 2)
+
+
+class Golden:
+    """Collects the records of one file."""
+
+    def __init__(self, name, comment, fmt="%.17g"):
+        self.name, self.fmt, self.keys, self.lines = name, fmt, set(), []
+        self.lines += ["# " + line if line else "#" for line in comment.strip().split("\n")]
+        self.lines.append("# made by make_golden.py, PyTorch %s" % torch.__version__.split("+")[0])
+
+    def put(self, key, values):
+        v = values.detach() if torch.is_tensor(values) else values
+        v = np.asarray(v, dtype=np.float64).reshape(-1)
+        assert key not in self.keys and " " not in key, key
+        assert np.isfinite(v).all(), key
+        self.keys.add(key)
+        self.lines.append(" ".join([key, str(len(v))] + [self.fmt % (x + 0.0) for x in v]))
+
+    def digest(self, key, values):
+        v = values.detach().contiguous().numpy() if torch.is_tensor(values) else values
+        v = np.asarray(v, dtype=np.float64).reshape(-1)
+        n = len(v)
+        dot = float(np.dot(v, fill("probe:" + key, n)))
+        self.put(key, [n, math.fsum(v), math.fsum(v * v), dot] + list(v[:4]))
+
+    def write(self, folder):
+        path = os.path.join(folder, self.name)
+        with open(path, "w", newline="\n") as f:
+            f.write("\n".join(self.lines) + "\n")
+        print("%s: %d records, %d bytes" % (self.name, len(self.keys), os.path.getsize(path)))
+
+
+# ------------------------------------------------------------------------------------------- losses
+LOSS = """
+golden_loss.txt: NT-Xent and SupCon.
+
+NT-Xent (Chen et al. 2020). Rows: all of view 1, then all of view 2, ... A row is divided by its
+L2 norm inside the loss; a zero row stays zero and has gradient zero. With s the cosine:
+  loss = mean over the K*n anchors i of
+         mean over the K-1 positives p of -log( exp(s_ip/T) / sum_{j != i} exp(s_ij/T) )
+  ntxent:K:n:d:T:loss  1 value      ntxent:K:n:d:T:dz  digest of d loss / d z, [K*n, d]
+  input z = fill("z:n:d", K*n*d)    T printed with %g
+  ntxent0:...  the same with row 1 of z set to zero
+
+SupCon (Khosla et al. 2020, L_out, no T/T_base factor). Row r has label (r mod n) mod 3; its
+positives are the other rows with its label. An anchor without positives adds nothing and is not
+counted; without any counted anchor the loss is 0.
+  supcon:K:n:d:T:loss, :dz, :count (anchors counted)     same input as ntxent
+
+Known values from angles in degrees, unit vectors in the plane (same losses):
+  angles:ntxent:T      view 1 at 0,40,80,120, view 2 at 10,55,85,140
+  angles:supcon:T      rows at 0,10,20,50,60,80 with labels 0,0,0,1,1,2
+"""
+
+
+def unit_rows(z):
+    norm2 = (z * z).sum(1, keepdim=True)
+    live = norm2 > 0
+    return torch.where(live, z / torch.where(live, norm2, torch.ones_like(norm2)).sqrt(), z * 0)
+
+
+def log_prob(z, temperature):
+    """log of the softmax over the other rows; the diagonal is meaningless and set to 0."""
+    u = unit_rows(z)
+    s = u @ u.t() / temperature
+    eye = torch.eye(len(z), dtype=torch.bool)
+    return (s - torch.logsumexp(s.masked_fill(eye, -math.inf), 1, keepdim=True)).masked_fill(eye, 0)
+
+
+def ntxent(z, views, temperature):
+    lp, rows = log_prob(z, temperature), len(z)
+    ids = torch.arange(rows) % (rows // views)
+    pos = (ids[:, None] == ids[None, :]) & ~torch.eye(rows, dtype=torch.bool)
+    return -((lp * pos).sum(1) / (views - 1)).mean()
+
+
+def supcon(z, labels, temperature):
+    if len(z) < 2:
+        return z.sum() * 0, 0
+    lp = log_prob(z, temperature)
+    pos = (labels[:, None] == labels[None, :]) & ~torch.eye(len(z), dtype=torch.bool)
+    count = pos.sum(1)
+    live = count > 0
+    if not live.any():
+        return z.sum() * 0, 0
+    per = -(lp * pos).sum(1) / count.clamp(min=1)
+    return per[live].mean(), int(live.sum())
+
+
+def cross_entropy_ntxent(z, temperature):
+    """Independent form for two views: cross entropy over similarities with the diagonal cut out."""
+    n = len(z) // 2
+    u = F.normalize(z, dim=1)
+    s = u @ u.t() / temperature
+    rows, targets = [], []
+    for i in range(2 * n):
+        rows.append(torch.cat([s[i, :i], s[i, i + 1:]]))
+        j = (i + n) % (2 * n)
+        targets.append(j - 1 if j > i else j)
+    return F.cross_entropy(torch.stack(rows), torch.tensor(targets))
+
+
+def make_loss():
+    g = Golden("golden_loss.txt", LOSS)
+    sizes = [(n, d) for n in (1, 2, 3, 17) for d in (1, 2, 16, 64)]
+    temps = (0.05, 0.1, 0.5, 1, 10)
+    few = {(2, 2), (3, 16), (17, 64), (1, 16)}
+
+    def one(kind, views, n, d, t, zero=False):
+        z = fill("z:%d:%d" % (n, d), views * n * d).reshape(views * n, d)
+        if zero:
+            z[1] = 0
+        z = torch.from_numpy(z).requires_grad_(True)
+        key = "%s%s:%d:%d:%d:%g" % (kind, "0" if zero else "", views, n, d, t)
+        if kind == "ntxent":
+            loss = ntxent(z, views, t)
+            if views == 2 and not zero:
+                assert abs(loss.item() - cross_entropy_ntxent(z, t).item()) < 1e-12
+        else:
+            loss, count = supcon(z, torch.arange(views * n) % n % 3, t)
+            g.put(key + ":count", [count])
+        loss.backward()
+        # In one dimension, or with a single candidate, the gradient is exactly zero: write it so.
+        dz = z.grad if d > 1 and views * n > 2 else torch.zeros_like(z)
+        assert (z.grad - dz).abs().max() < 1e-13
+        g.put(key + ":loss", [loss.item() if views * n > 2 else 0.0])
+        assert views * n > 2 or abs(loss.item()) < 1e-13
+        g.digest(key + ":dz", dz)
+
+    for n, d in sizes:
+        for t in temps:
+            one("ntxent", 2, n, d, t)
+            one("supcon", 2, n, d, t)
+            if (n, d) in few:
+                one("ntxent", 3, n, d, t)
+                one("supcon", 1, n, d, t)
+    one("ntxent", 4, 3, 16, 0.5)
+    one("ntxent", 2, 3, 16, 0.5, zero=True)
+    one("supcon", 2, 3, 16, 0.5, zero=True)
+
+    def plane(angles):
+        a = torch.tensor(angles) * math.pi / 180
+        return torch.stack([a.cos(), a.sin()], 1)
+
+    z = plane([0., 40, 80, 120, 10, 55, 85, 140])
+    known = {.07: .2311152553, .1: .3752961798, .2: .7181412757, .5: 1.1962715706, 1: 1.4950531827}
+    for t, want in known.items():
+        loss = ntxent(z, 2, t).item()
+        assert abs(loss - want) < 1e-9, (t, loss, want)
+        g.put("angles:ntxent:%g" % t, [loss])
+    loss, count = supcon(plane([0., 10, 20, 50, 60, 80]), torch.tensor([0, 0, 0, 1, 1, 2]), .1)
+    assert count == 5 and abs(loss.item() - .7200604451) < 1e-9, loss
+    g.put("angles:supcon:0.1", [loss.item()])
+    return g
+
+
+# ------------------------------------------------------------------------------------ augmentations
+AUG = """
+golden_aug.txt: torchvision's float image functions (v2.functional) on float64 images in [0, 1].
+Whole results, HWC order, in %.6g. An image is uint8 / 255.
+
+Images (integer arithmetic, h x w x 3):
+  noise   13 x 17   value = (k * 255) >> 24 with k = x >> 8 of hash(fnv("noise"), i), 0 <= k < 2^24,
+                    that is floor((hash + 1) * 127.5); i = flat HWC index
+  smooth  32 x 32   channel 0 = x*255/31, 1 = y*255/31, 2 = (x*x + y*y)*255/1922  (integer division)
+
+Keys IMAGE:op:arguments, IMAGE one of noise, smooth; smooth images only for some ops:
+  gray                   0.2989 R + 0.587 G + 0.114 B in all three channels
+  brightness:f  contrast:f  saturation:f    f >= 0; clamped to [0, 1]. contrast blends with the mean
+                         of the gray image, saturation with the gray image
+  hue:f                  -0.5 <= f <= 0.5, in turns, added to the hue of HSV
+  jitter:ORDER           bcsh or hscb: brightness 1.3, contrast 0.7, saturation 1.4, hue 0.1
+  solarize:t             v >= t ? 1 - v : v, t given as a count of 255ths
+  hflip
+  blur:k:s               k x k Gaussian of sigma s, weights exp(-i*i / (2 s*s)) normalised to sum 1;
+                         edges reflected without repeating the edge pixel
+  resize:MODE:top:left:h:w:H:W   the crop (top, left, h, w) alone, resized to H x W, MODE bilinear
+                         or bicubic, antialiased. Per axis: r = in / out, f = max(r, 1); output o
+                         has its centre at c = (o + 0.5) r; input i of the crop has the weight
+                         k((i + 0.5 - c) / f), weights normalised to sum 1, none outside the crop;
+                         k = triangle max(0, 1 - |t|), or the cubic with a = -0.5 (support 2):
+                           |t| < 1: (a+2)|t|^3 - (a+3)|t|^2 + 1
+                           |t| < 2: a|t|^3 - 5a|t|^2 + 8a|t| - 4a
+                         Bicubic results are not clamped and may leave [0, 1].
+"""
+
+
+def aug_image(name):
+    if name == "noise":
+        h, w = 13, 17
+        k = ((fill("noise", h * w * 3) + 1.0) * 8388608.0).astype(np.int64)
+        v = (k * 255) >> 24
+        assert (v == np.floor((fill("noise", h * w * 3) + 1.0) * 127.5)).all()
+        img = v.reshape(h, w, 3)
+    else:
+        y, x = np.mgrid[0:32, 0:32]
+        img = np.stack([x * 255 // 31, y * 255 // 31, (x * x + y * y) * 255 // 1922], 2)
+    assert img.min() >= 0 and img.max() <= 255
+    return torch.from_numpy(img.astype(np.float64) / 255.0).permute(2, 0, 1)
+
+
+def make_aug():
+    import torchvision
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as T
+    g = Golden("golden_aug.txt", AUG + "torchvision %s" % torchvision.__version__.split("+")[0],
+               "%.6g")
+
+    def put(key, img):
+        if img.shape[0] == 1:
+            img = img.expand(3, -1, -1)
+        g.put(key, img.permute(1, 2, 0).contiguous())
+
+    def colour(name, img, op, factor):
+        fn = {"b": T.adjust_brightness, "c": T.adjust_contrast, "s": T.adjust_saturation,
+              "h": T.adjust_hue}[op[0]]
+        put("%s:%s:%g" % (name, op, factor), fn(img, factor))
+
+    noise, smooth = aug_image("noise"), aug_image("smooth")
+    put("noise:gray", T.rgb_to_grayscale(noise, 3))
+    for op, factors in (("brightness", (0, .3, 1, 1.7)), ("contrast", (0, .3, 1.7)),
+                        ("saturation", (0, .3, 1.7)), ("hue", (-.5, -.13, 0, .05, .2))):
+        for f in factors:
+            colour("noise", noise, op, f)
+    for op, f in (("contrast", 1.4), ("hue", .1)):
+        colour("smooth", smooth, op, f)
+    for order in ("bcsh", "hscb"):
+        out = noise
+        for c in order:
+            out = {"b": lambda v: T.adjust_brightness(v, 1.3),
+                   "c": lambda v: T.adjust_contrast(v, .7),
+                   "s": lambda v: T.adjust_saturation(v, 1.4),
+                   "h": lambda v: T.adjust_hue(v, .1)}[c](out)
+        put("noise:jitter:" + order, out)
+    for t in (64, 128):
+        put("noise:solarize:%d" % t, T.solarize(noise, t / 255.0))
+    put("noise:hflip", T.horizontal_flip(noise))
+    for k, s in ((3, .1), (3, .7), (3, 2), (5, 1), (7, 1.5), (13, 2)):
+        put("noise:blur:%d:%g" % (k, s), T.gaussian_blur(noise, [k, k], [s, s]))
+    put("smooth:blur:5:1.2", T.gaussian_blur(smooth, [5, 5], [1.2, 1.2]))
+    boxes = [("noise", noise, b) for b in ((0, 0, 13, 17, 32, 32), (0, 0, 13, 17, 7, 5),
+                                           (2, 3, 9, 11, 13, 17), (1, 0, 12, 5, 6, 9),
+                                           (0, 0, 13, 17, 13, 17), (4, 5, 1, 1, 3, 2),
+                                           (0, 2, 2, 13, 5, 4))]
+    boxes += [("smooth", smooth, b) for b in ((4, 6, 20, 25, 13, 17), (5, 3, 7, 9, 32, 32),
+                                              (0, 0, 32, 32, 13, 17), (3, 1, 28, 29, 9, 9))]
+    for name, img, (top, left, h, w, oh, ow) in boxes:
+        for mode in ("bilinear", "bicubic"):
+            out = T.resized_crop(img, top, left, h, w, [oh, ow],
+                                 interpolation=InterpolationMode(mode), antialias=True)
+            put("%s:resize:%s:%d:%d:%d:%d:%d:%d" % (name, mode, top, left, h, w, oh, ow), out)
+    return g
+
+
+# ---------------------------------------------------------------------------------------------- ops
+OPS = """
+golden_ops.txt: single operations, value and gradients.
+
+Every input is a fill of its own name; with KEY the part before the last colon of the record's key:
+x = fill("x:KEY") * scale, w = fill("w:KEY"), b = fill("b:KEY"), and the gradient that enters from
+above dy = fill("dy:KEY"). Scale is 1 unless given. Records KEY:y, KEY:dx, KEY:dw, KEY:db are
+digests. Images NHWC.
+
+  gelu:N  sigmoid:N  tanh:N     x scale 4; gelu exact, x * Phi(x) with erf
+  softmax:R:C  log_softmax:R:C  rows; x scale 4 (scale 60 where R = 4)
+  layernorm:R:C                 eps 1e-5, biased variance, weight w and bias b of length C
+  linear:R:I:O                  y = x w^T + b, w [O, I]
+  rownorm:R:C                   rows / L2 norm; rownorm0: the same with row 1 of x set to zero
+                                (its y and dx are zero)
+  bn1:N:H:W:C  bn2:...          batch norm, train mode, eps 1e-5, momentum 0.1, 1 or 2 groups; a
+                                group is a contiguous block of N/groups images with own statistics
+      :mean :var                running statistics afterwards, whole; before: running mean
+                                fill("rm:KEY", C), running variance 1 + 0.5 * fill("rv:KEY", C). The
+                                variance that enters is unbiased. Groups update one after the other
+      :mean_avg :var_avg        bn2 only: one update with the mean of the groups' statistics instead
+  bneval:N:H:W:C                batch norm, eval mode, with those running statistics
+  ce:R:C                        cross entropy; x scale 3; class of row r is (5 r + 3) mod C, but -1
+                                (ignored) where r mod 4 = 1; mean over the rows not ignored;
+                                :loss 1 value, :dx digest; dy = 1
+  cesoft:R:C                    targets softmax(3 * fill("t:KEY")) by rows, mean over rows;
+                                x scale 3; :loss, :dx likewise
+  maxpool:N:H:W:C               3x3, stride 2, padding 1
+  avgpool:N:H:W:C               2x2, stride 2, a last odd row or column is dropped
+  gap:N:H:W:C                   mean over H and W, y [N, C]
+  hash:NAME                     fill(NAME, 100003), digest: checks the hash itself
+  conv:N:H:W:CIN:COUT:K:S:P     K x K, stride S, padding P; x, y, dy NHWC; w, dw OIHW
+"""
+
+
+def make_ops():
+    g = Golden("golden_ops.txt", OPS)
+
+    def run(key, x, y, **others):
+        """Backward with the key's dy; digests of y, dx and the gradients of the named others."""
+        y.backward(tfill("dy:" + key, tuple(y.shape)))
+        g.digest(key + ":y", y)
+        g.digest(key + ":dx", x.grad)
+        for name, t in others.items():
+            g.digest("%s:d%s" % (key, name), t.grad)
+
+    for name, fn in (("gelu", F.gelu), ("sigmoid", torch.sigmoid), ("tanh", torch.tanh)):
+        for n in (1, 37, 257):
+            key = "%s:%d" % (name, n)
+            x = tfill("x:" + key, (n,), 4, True)
+            run(key, x, fn(x))
+    for name, fn in (("softmax", F.softmax), ("log_softmax", F.log_softmax)):
+        for r, c in ((5, 7), (3, 1), (1, 19), (4, 33)):
+            key = "%s:%d:%d" % (name, r, c)
+            x = tfill("x:" + key, (r, c), 60 if r == 4 else 4, True)
+            run(key, x, fn(x, dim=1))
+    for r, c in ((5, 7), (1, 64), (3, 2), (17, 33)):
+        key = "layernorm:%d:%d" % (r, c)
+        x = tfill("x:" + key, (r, c), 1, True)
+        w, b = tfill("w:" + key, (c,), 1, True), tfill("b:" + key, (c,), 1, True)
+        run(key, x, F.layer_norm(x, (c,), w, b, 1e-5), w=w, b=b)
+    for r, i, o in ((1, 1, 1), (5, 7, 3), (17, 64, 33), (8, 16, 16)):
+        key = "linear:%d:%d:%d" % (r, i, o)
+        x, w = tfill("x:" + key, (r, i), 1, True), tfill("w:" + key, (o, i), 1, True)
+        b = tfill("b:" + key, (o,), 1, True)
+        run(key, x, F.linear(x, w, b), w=w, b=b)
+    for r, c in ((5, 7), (3, 1), (17, 64)):
+        for zero in ("", "0"):
+            key = "rownorm%s:%d:%d" % (zero, r, c)
+            x = tfill("x:" + key, (r, c))
+            if zero:
+                x[1] = 0
+            x.requires_grad_(True)
+            run(key, x, unit_rows(x))
+    for dims in ((6, 3, 5, 4), (4, 1, 1, 17), (2, 7, 7, 1), (8, 2, 3, 33)):
+        ops_batch_norm(g, run, dims)
+    for r, c in ((9, 7), (5, 2), (33, 10)):
+        key = "ce:%d:%d" % (r, c)
+        x = tfill("x:" + key, (r, c), 3, True)
+        t = torch.tensor([-1 if i % 4 == 1 else (5 * i + 3) % c for i in range(r)])
+        loss = F.cross_entropy(x, t, ignore_index=-1)
+        loss.backward()
+        g.put(key + ":loss", [loss.item()])
+        g.digest(key + ":dx", x.grad)
+        key = "cesoft:%d:%d" % (r, c)
+        x = tfill("x:" + key, (r, c), 3, True)
+        loss = F.cross_entropy(x, F.softmax(tfill("t:" + key, (r, c), 3), 1))
+        loss.backward()
+        g.put(key + ":loss", [loss.item()])
+        g.digest(key + ":dx", x.grad)
+    pools = (("maxpool", lambda v: F.max_pool2d(v, 3, 2, 1)),
+             ("avgpool", lambda v: F.avg_pool2d(v, 2)))
+    for dims in ((2, 8, 8, 3), (3, 7, 5, 4), (1, 3, 2, 17), (2, 13, 6, 16)):
+        for name, fn in pools:
+            key = "%s:%d:%d:%d:%d" % ((name,) + dims)
+            x = tfill("x:" + key, dims, 1, True)
+            run(key, x, nhwc(fn(nchw(x))))
+        key = "gap:%d:%d:%d:%d" % dims
+        x = tfill("x:" + key, dims, 1, True)
+        run(key, x, nhwc(F.adaptive_avg_pool2d(nchw(x), 1)).reshape(dims[0], dims[3]))
+    for name in ("x", "conv1.weight", "layer4.2.downsample.0.weight"):
+        g.digest("hash:" + name, fill(name, 100003))
+    for case in conv_cases():
+        n, h, wd, ci, co, k, s, p = case
+        key = "conv:" + ":".join(map(str, case))
+        x = tfill("x:" + key, (n, h, wd, ci), 1, True)
+        w = tfill("w:" + key, (co, ci, k, k), 1, True)
+        run(key, x, nhwc(F.conv2d(nchw(x), w, None, s, p)), w=w)
+    return g
+
+
+def conv_cases():
+    """n, h, w, cin, cout, k, s, p: all kernels, strides, pads; channels that leave remainders."""
+    chan = [1, 3, 4, 5, 16, 17]
+    size = [(7, 9), (8, 8), (13, 6), (9, 12), (16, 16), (11, 11)]
+    cases = []
+    for k in (1, 3, 5, 7):
+        for s in (1, 2):
+            for p in range(0, k // 2 + 1):
+                for r in range(4):
+                    pick = fnv("%d:%d:%d:%d" % (k, s, p, r)) >> 4
+                    h, w = size[pick % 6]
+                    if w + 2 * p < k:
+                        h, w = 7, 9
+                    ci, co = chan[pick // 6 % 6], chan[pick // 36 % 6]
+                    cases.append((1 + r % 3, h, w, ci, co, k, s, p))
+    cases += [(2, 8, 8, 16, 16, 3, 1, 1), (2, 8, 12, 32, 16, 3, 1, 1), (1, 6, 10, 16, 48, 3, 1, 1),
+              (3, 4, 4, 64, 64, 3, 1, 1), (2, 5, 7, 16, 32, 3, 1, 1), (2, 8, 8, 16, 32, 3, 2, 1),
+              (2, 9, 7, 16, 32, 3, 2, 1), (2, 8, 8, 16, 32, 1, 2, 0), (2, 7, 9, 32, 16, 1, 2, 0),
+              (2, 16, 16, 3, 16, 3, 1, 1), (2, 15, 17, 3, 16, 7, 2, 3), (2, 18, 16, 3, 32, 7, 2, 3),
+              (1, 1, 1, 16, 16, 3, 1, 1), (1, 2, 2, 5, 17, 3, 2, 1), (1, 1, 5, 3, 4, 5, 1, 2),
+              (2, 3, 3, 17, 5, 1, 1, 0), (2, 6, 6, 4, 4, 3, 1, 3), (1, 5, 5, 3, 5, 1, 2, 1),
+              (1, 12, 12, 128, 32, 3, 1, 1), (1, 4, 4, 130, 20, 3, 1, 1)]
+    seen, out = set(), []
+    for c in cases:
+        if c not in seen:
+            seen.add(c)
+            out.append(c)
+    return out
+
+
+def ops_batch_norm(g, run, dims):
+    n, h, w, c = dims
+    tail = ":%d:%d:%d:%d" % dims
+    for groups in (1, 2, 0):
+        key = ("bn%d" % groups if groups else "bneval") + tail
+        if groups and n * h * w // groups < 2:
+            continue
+        x = tfill("x:" + key, dims, 1, True)
+        wt, b = tfill("w:" + key, (c,), 1, True), tfill("b:" + key, (c,), 1, True)
+        rm, rv = tfill("rm:" + key, (c,)), 1 + tfill("rv:" + key, (c,), .5)
+        rm0, rv0 = rm.clone(), rv.clone()
+        if groups == 0:
+            run(key, x, nhwc(F.batch_norm(nchw(x), rm, rv, wt, b, False, .1, 1e-5)), w=wt, b=b)
+            continue
+        parts = [nchw(part) for part in x.chunk(groups)]
+        y = torch.cat([nhwc(F.batch_norm(part, rm, rv, wt, b, True, .1, 1e-5)) for part in parts])
+        run(key, x, y, w=wt, b=b)
+        g.put(key + ":mean", rm)
+        g.put(key + ":var", rv)
+        if groups > 1:
+            means = torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0)
+            vars_ = torch.stack([part.var((0, 2, 3)) for part in parts]).mean(0)
+            g.put(key + ":mean_avg", .9 * rm0 + .1 * means)
+            g.put(key + ":var_avg", .9 * rv0 + .1 * vars_)
+
+
+# ---------------------------------------------------------------------------- optimisers, schedules
+OPTIM = """
+golden_optim.txt: optimisers and schedules.
+
+Two parameters: weight [7, 5] = fill("p:weight", 35), bias [5] = fill("p:bias", 5). Step t = 1..5
+has gradients fill("g:weight:t", 35) and fill("g:bias:t", 5) and learning rate lr / t, so that a
+rate inside the momentum buffer shows. Records RULE:PARAMETER:t are digests of the parameter after
+step t. Decay applies to the weight only, except where said.
+
+  sgd          lr .1, momentum .9, decay 1e-4; g += wd p; m = .9 m + g (m = g at first); p -= lr m
+  nesterov     the same with p -= lr (g + .9 m)
+  sgd0         lr .1, no momentum, no decay
+  adamw        lr .01, betas .9 .999, eps 1e-8, decay .05: p *= 1 - lr wd; then Adam with bias
+               correction, eps added to sqrt(v / (1 - .999^t))
+  adamw_all    the same with decay on the bias too
+  lars         lr 2, momentum .9, decay 1e-4, eta .001. More than one dimension:
+               trust = eta |p| / |g + wd p| if both norms > 0, else 1; u = trust (g + wd p).
+               One dimension: u = g. m = .9 m + u; p -= lr m
+  lars_tf      the same trust; the rate inside the buffer: v = .9 v + lr trust (g + wd p); p -= v
+  larc         trust = eta |p| / (|g| + wd |p| + 1e-8) with the norm of the raw gradient, if both
+               norms > 0, else 1; u = trust (g + wd p); then as lars. Bias: u = g
+  larc_all     larc with decay and trust on the bias too
+  KEY_zero     lars, lars_tf, larc with a weight that starts at zero (trust 1 at t = 1)
+
+One step from w = (3, 4), g = (.1, .2), decay 1e-4, lr .5, eta .001, no momentum (as if w had two
+dimensions): onestep:lars, onestep:lars_tf, onestep:larc, the new w.
+
+Schedules, the rate of steps 0 .. total-1, whole:
+  cosine:BASE:END:WARMUP:TOTAL   step < WARMUP: BASE (step + 1) / WARMUP; after that
+               END + (BASE - END) (1 + cos(pi (step - WARMUP) / (TOTAL - 1 - WARMUP))) / 2,
+               and END where the divisor is zero
+  steps:BASE:GAMMA:M1:M2:TOTAL   BASE times GAMMA for each milestone M <= step
+  constant:BASE:TOTAL
+"""
+
+
+def larslike(rule, p, g, m, lr, wd, eta, momentum, adapt):
+    """One step of a LARS form on numpy arrays; returns the new p and m."""
+    if not adapt:
+        u = g
+    else:
+        d = g + wd * p
+        pn, gn = np.linalg.norm(p), np.linalg.norm(g)
+        if rule == "larc":
+            below = gn + wd * pn + 1e-8 if gn > 0 else 0
+        else:
+            below = np.linalg.norm(d)
+        u = d * (eta * pn / below if pn > 0 and below > 0 else 1.0)
+    if rule == "lars_tf":
+        m = momentum * m + lr * u
+        return p - m, m
+    m = momentum * m + u
+    return p - lr * m, m
+
+
+def make_optim():
+    g = Golden("golden_optim.txt", OPTIM)
+    shapes = {"weight": (7, 5), "bias": (5,)}
+
+    def start(name, zero=False):
+        return tfill("p:" + name, shapes[name], 0 if zero and name == "weight" else 1)
+
+    def grad(name, t):
+        return tfill("g:%s:%d" % (name, t), shapes[name])
+
+    def with_torch(key, lr, make, decay_bias=False, wd=0.0):
+        ps = {name: nn.Parameter(start(name)) for name in shapes}
+        opt = make([{"params": [ps["weight"]], "weight_decay": wd},
+                    {"params": [ps["bias"]], "weight_decay": wd if decay_bias else 0.0}])
+        for t in range(1, 6):
+            for group in opt.param_groups:
+                group["lr"] = lr / t
+            for name, p in ps.items():
+                p.grad = grad(name, t)
+            opt.step()
+            for name, p in ps.items():
+                g.digest("%s:%s:%d" % (key, name, t), p)
+
+    sgd = torch.optim.SGD
+    adamw = torch.optim.AdamW
+    with_torch("sgd", .1, lambda ps: sgd(ps, lr=.1, momentum=.9), wd=1e-4)
+    with_torch("nesterov", .1, lambda ps: sgd(ps, lr=.1, momentum=.9, nesterov=True), wd=1e-4)
+    with_torch("sgd0", .1, lambda ps: sgd(ps, lr=.1))
+    with_torch("adamw", .01, lambda ps: adamw(ps, lr=.01, betas=(.9, .999), eps=1e-8), wd=.05)
+    with_torch("adamw_all", .01, lambda ps: adamw(ps, lr=.01), True, .05)
+    for key in ("lars", "lars_tf", "larc", "larc_all", "lars_zero", "lars_tf_zero", "larc_zero"):
+        rule = key.replace("_zero", "").replace("_all", "")
+        for name in shapes:
+            p, m = start(name, key.endswith("_zero")).numpy(), 0.0
+            for t in range(1, 6):
+                adapt = p.ndim > 1 or key.endswith("_all")
+                p, m = larslike(rule, p, grad(name, t).numpy(), m, 2.0 / t, 1e-4, 1e-3, .9, adapt)
+                g.digest("%s:%s:%d" % (key, name, t), p)
+    want = {"lars": (2.9988810736, 3.9977643784), "lars_tf": (2.9988810736, 3.9977643784),
+            "larc": (2.9988811139, 3.9977644588)}
+    for rule, v in want.items():
+        w, grads = np.array([3., 4.]), np.array([.1, .2])
+        p, _ = larslike(rule, w, grads, 0.0, .5, 1e-4, 1e-3, 0.0, True)
+        assert np.abs(p - v).max() < 1e-9, (rule, p)
+        g.put("onestep:" + rule, p)
+    for base, end, warm, total in ((.3, .003, 5, 20), (.3, 0, 0, 10), (1, .1, 3, 4), (1, .1, 0, 1),
+                                   (2, 0, 10, 100)):
+        rates = []
+        for step in range(total):
+            left = total - 1 - warm
+            if step < warm:
+                rates.append(base * (step + 1) / warm)
+            elif left <= 0:
+                rates.append(end)
+            else:
+                wave = math.cos(math.pi * (step - warm) / left)
+                rates.append(end + (base - end) * (1 + wave) / 2)
+        g.put("cosine:%g:%g:%d:%d" % (base, end, warm, total), rates)
+    g.put("steps:0.5:0.1:4:7:10", [.5 * .1 ** ((s >= 4) + (s >= 7)) for s in range(10)])
+    g.put("constant:0.25:3", [.25] * 3)
+    return g
+
+
+# ----------------------------------------------------------------------------------------- networks
+NET = """
+golden_net.txt: features of ResNets (global average pool, no classifier), by torchvision's names.
+
+Weights, seeded by their full names (conv1.weight, layer1.0.bn2.bias, layer2.0.downsample.0.weight):
+  two or more dimensions   fill(name, n, sqrt(6 / fan_in) * 0.5), fan_in = n / first dimension
+  norm weight              1 + 0.1 * fill(name)       norm bias           0.1 * fill(name)
+  running_mean             0.1 * fill(name)           running_var         1 + 0.2 * fill(name)
+Input x = fill("x", n*h*w*3), NHWC. Batch norm eps 1e-5, momentum 0.1, running variance unbiased.
+
+  resnet8, resnet20     CIFAR form: 3x3 stem, stride 1, padding 1, 16 channels, no pooling; three
+                        stages of 16, 32, 64 channels, strides 1, 2, 2; basic blocks; projection
+                        shortcut (1x1 conv and norm) where stride or width changes
+  resnet8w              resnet8 with 6, 12, 24 channels
+  resnet18s, resnet34s  torchvision with the small stem: conv1 3x3, stride 1, padding 1; no pooling
+  resnet18, resnet50    torchvision itself (7x7/2, max pool 3x3/2 padding 1; in resnet50 the stride
+                        sits in the 3x3)
+
+Keys NET:N:H:W:MODE:WHAT, MODE eval or train (train: one forward from the same weights):
+  stem                  output of stem and pooling, NHWC, digest
+  stage1 ..             output of the stages, NHWC, digests
+  features              [N, channels], digest
+  NET:N:H:W:running:NAME  train only: every running mean and variance after that forward, digest
+                        (resnet8, resnet8w and resnet18s only)
+"""
+
+
+class Basic(nn.Module):
+    def __init__(self, cin, cout, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(cin, cout, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(cout)
+        self.conv2 = nn.Conv2d(cout, cout, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(cout)
+        self.downsample = None
+        if stride != 1 or cin != cout:
+            self.downsample = nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False),
+                                            nn.BatchNorm2d(cout))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + (self.downsample(x) if self.downsample is not None else x))
+
+
+class CifarResNet(nn.Module):
+    def __init__(self, depth, width=16):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        cin, blocks = width, (depth - 2) // 6
+        for stage in range(3):
+            cout, layer = width << stage, []
+            for block in range(blocks):
+                layer.append(Basic(cin, cout, 2 if stage and not block else 1))
+                cin = cout
+            setattr(self, "layer%d" % (stage + 1), nn.Sequential(*layer))
+        self.stages = 3
+
+    def stem(self, x):
+        return F.relu(self.bn1(self.conv1(x)))
+
+
+def build_net(name):
+    if name.startswith("resnet8") or name == "resnet20":
+        return CifarResNet(8 if name[6] == "8" else 20, 6 if name.endswith("w") else 16)
+    import torchvision
+    small = name.endswith("s")
+    net = getattr(torchvision.models, name[:-1] if small else name)(weights=None)
+    net.fc = nn.Identity()
+    if small:
+        net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        net.maxpool = nn.Identity()
+    net.stages = 4
+    net.stem = lambda x: net.maxpool(F.relu(net.bn1(net.conv1(x))))
+    return net
+
+
+def run_net(net, x, taps=None):
+    """x NHWC -> features; taps collects the outputs on the way, NHWC."""
+    v = net.stem(nchw(x))
+    outs = {"stem": v}
+    for s in range(net.stages):
+        v = getattr(net, "layer%d" % (s + 1))(v)
+        outs["stage%d" % (s + 1)] = v
+    if taps is not None:
+        taps.update({k: nhwc(t) for k, t in outs.items()})
+    return v.mean((2, 3))
+
+
+def fill_module(module, prefix=""):
+    """The weight formula of the comment above."""
+    with torch.no_grad():
+        for name, t in list(module.named_parameters()) + list(module.named_buffers()):
+            full, n = prefix + name, t.numel()
+            if name.endswith("num_batches_tracked"):
+                continue
+            if t.dim() > 1:
+                v = fill(full, n, math.sqrt(6.0 / (n // t.shape[0])) * .5)
+            elif name.endswith("running_var"):
+                v = 1 + fill(full, n, .2)
+            elif name.endswith("weight"):
+                v = 1 + fill(full, n, .1)
+            else:
+                v = fill(full, n, .1)
+            t.copy_(torch.from_numpy(v).reshape(t.shape))
+    return module
+
+
+def make_net():
+    g = Golden("golden_net.txt", NET)
+    for name, n, h, w in (("resnet8", 4, 32, 32), ("resnet8", 3, 28, 28), ("resnet8w", 4, 15, 17),
+                          ("resnet20", 4, 32, 32), ("resnet18s", 4, 32, 32),
+                          ("resnet34s", 2, 16, 16), ("resnet18", 4, 64, 64),
+                          ("resnet18", 2, 75, 61), ("resnet50", 4, 64, 64)):
+        for mode in ("eval", "train"):
+            net = fill_module(build_net(name)).train(mode == "train")
+            taps, key = {}, "%s:%d:%d:%d" % (name, n, h, w)
+            with torch.no_grad():
+                taps["features"] = run_net(net, tfill("x", (n, h, w, 3)), taps)
+            for what, t in taps.items():
+                g.digest("%s:%s:%s" % (key, mode, what), t)
+            if mode == "train" and name in ("resnet8", "resnet8w", "resnet18s"):
+                for what, t in net.named_buffers():
+                    if "running" in what:
+                        g.digest("%s:running:%s" % (key, what), t)
+    return g
+
+
+# ------------------------------------------------------------------------------------- SimCLR steps
+STEP = """
+golden_step.txt: three SimCLR training steps.
+
+  resnet8    N = 6 images of 32 x 32, head 64 -> 64 -> 32      12 rows
+  resnet18s  N = 4 images of 16 x 16, head 512 -> 512 -> 128    8 rows
+Networks and weights as in golden_net.txt, seeded by the full names "encoder.conv1.weight" ... and
+  projector.0.weight [hidden, features]          linear without bias
+  projector.1.weight .bias .running_mean .running_var   batch norm, then ReLU
+  projector.3.weight [out, hidden]               linear without bias
+  projector.4.weight .running_mean .running_var  batch norm with a weight and no bias
+(2-D weights, norm weights, biases and running statistics by the formula of golden_net.txt.)
+Step t = 1, 2, 3 takes views fill("views:t", 2N*H*W*3), NHWC, all of view 1 and then all of view 2,
+train mode, batch norm statistics joint over both views; NT-Xent with T = 0.5; then one optimiser
+step:
+  sgd    lr .1, momentum .9, decay 1e-4
+  lars   lr .3, momentum .9, decay 1e-6, eta .001 (rule "lars" of golden_optim.txt)
+  adamw  lr .001, betas .9 .999, eps 1e-8, decay .01
+Decay (and LARS adaptation) on parameters of more than one dimension only.
+
+  NET:grad:NAME          gradient of step 1, digest (the same for every optimiser)
+  NET:OPT:loss           the three losses
+  NET:OPT:param:NAME     parameter after step 3, digest
+  NET:OPT:buffer:NAME    running mean or variance after step 3, digest
+  NET:OPT:features       features [2N, c] of views fill("views:1") in eval mode after step 3, digest
+"""
+
+
+class SimClr(nn.Module):
+    def __init__(self, name, features, out):
+        super().__init__()
+        self.encoder = build_net(name)
+        bn = nn.BatchNorm1d(out)
+        bn.bias = None
+        self.projector = nn.Sequential(nn.Linear(features, features, bias=False),
+                                       nn.BatchNorm1d(features), nn.ReLU(),
+                                       nn.Linear(features, out, bias=False), bn)
+
+    def forward(self, x):
+        return self.projector(run_net(self.encoder, x))
+
+
+def make_step(nudge=0.0):
+    """nudge scales the first step's views by 1 + nudge: shows how far rounding errors grow."""
+    g = Golden("golden_step.txt", STEP)
+    for name, n, size, features, out in (("resnet8", 6, 32, 64, 32),
+                                         ("resnet18s", 4, 16, 512, 128)):
+        for rule in ("sgd", "lars", "adamw"):
+            net = fill_module(SimClr(name, features, out)).train()
+            ps = list(net.named_parameters())
+            groups = [{"params": [p for _, p in ps if p.dim() > 1], "weight_decay": 1e-4},
+                      {"params": [p for _, p in ps if p.dim() < 2], "weight_decay": 0.0}]
+            opt, losses, m = None, [], {k: 0.0 for k, _ in ps}
+            if rule == "sgd":
+                opt = torch.optim.SGD(groups, lr=.1, momentum=.9)
+            elif rule == "adamw":
+                groups[0]["weight_decay"] = .01
+                opt = torch.optim.AdamW(groups, lr=1e-3, betas=(.9, .999), eps=1e-8)
+            for t in (1, 2, 3):
+                x = tfill("views:%d" % t, (2 * n, size, size, 3), 1 + nudge if t == 1 else 1)
+                net.zero_grad()
+                loss = ntxent(net(x), 2, .5)
+                loss.backward()
+                losses.append(loss.item())
+                if t == 1 and rule == "sgd":
+                    for k, p in ps:
+                        g.digest("%s:grad:%s" % (name, k), p.grad)
+                if opt:
+                    opt.step()
+                    continue
+                for k, p in ps:
+                    new, m[k] = larslike("lars", p.detach().numpy(), p.grad.numpy(), m[k], .3, 1e-6,
+                                         1e-3, .9, p.dim() > 1)
+                    with torch.no_grad():
+                        p.copy_(torch.from_numpy(new))
+            key = "%s:%s:" % (name, rule)
+            g.put(key + "loss", losses)
+            for k, p in ps:
+                g.digest(key + "param:" + k, p)
+            for k, b in net.named_buffers():
+                if "running" in k:
+                    g.digest(key + "buffer:" + k, b)
+            net.eval()
+            with torch.no_grad():
+                f = run_net(net.encoder, tfill("views:1", (2 * n, size, size, 3)))
+            g.digest(key + "features", f)
+    return g
+
+
+# --------------------------------------------------------------------------------------- evaluation
+EVAL = """
+golden_eval.txt: weighted k-NN and PCA.
+
+Set: 60 training and 30 test points, d = 8, 5 classes. Class of training point i is
+(7 i + i / 9) mod 5 (integer division), of test point j (3 j + j / 4) mod 5. Coordinates:
+  train[i][c] = 0.6 * fill("knn.centre", 40)[class * 8 + c] + fill("knn.train", 480)[i * 8 + c]
+  test[j][c]  = 0.6 * fill("knn.centre", 40)[class * 8 + c] + fill("knn.test", 240)[j * 8 + c]
+
+Cosine of unit rows; the k nearest vote exp(s / 0.1) for their class; the largest sum wins.
+  knn:K                30 predicted classes, K = 1, 5, 20, 60
+  knn:K:accuracy       share of right ones, 0..1
+  knn:K:votes          [30, 5] sums of votes, digest
+  knn:K:self           the training points against themselves, self left out by index: 60 classes
+                       (K = 60: all 59 others)
+
+PCA of the matrix fill("pca", 240) as [40, 6], columns scaled by (6, 5, 4, 3, 2, 1), then centred:
+  pca:variance         6 variances along the axes, largest first, divisor 39
+  pca:axes             |components|, [6 axes, 6 columns], absolute values (signs are free)
+  pca:projection       |coordinates| on the first 3 axes, [40, 3], absolute values
+"""
+
+
+def make_eval():
+    g = Golden("golden_eval.txt", EVAL)
+    ytr = np.array([(7 * i + i // 9) % 5 for i in range(60)])
+    yte = np.array([(3 * j + j // 4) % 5 for j in range(30)])
+    centre = fill("knn.centre", 40).reshape(5, 8)
+    train = .6 * centre[ytr] + fill("knn.train", 480).reshape(60, 8)
+    test = .6 * centre[yte] + fill("knn.test", 240).reshape(30, 8)
+
+    def unit(v):
+        return v / np.linalg.norm(v, axis=1, keepdims=True)
+
+    def votes(sim, k):
+        out = np.zeros((len(sim), 5))
+        for r, row in enumerate(sim):
+            order = np.argsort(-row)
+            assert k >= len(row) or row[order[k - 1]] - row[order[k]] > 1e-6
+            for j in order[:k]:
+                out[r, ytr[j]] += math.exp(row[j] / .1) if np.isfinite(row[j]) else 0
+        best = np.sort(out, 1)
+        assert ((best[:, -1] - best[:, -2]) / best[:, -1] > 1e-5).all()
+        return out
+
+    sim, own = unit(test) @ unit(train).T, unit(train) @ unit(train).T
+    np.fill_diagonal(own, -np.inf)
+    for k in (1, 5, 20, 60):
+        v = votes(sim, k)
+        g.put("knn:%d" % k, v.argmax(1))
+        g.put("knn:%d:accuracy" % k, [(v.argmax(1) == yte).mean()])
+        g.digest("knn:%d:votes" % k, v)
+        g.put("knn:%d:self" % k, votes(own, min(k, 59)).argmax(1))
+    x = fill("pca", 240).reshape(40, 6) * np.array([6., 5, 4, 3, 2, 1])
+    x = x - x.mean(0)
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    g.put("pca:variance", s * s / 39)
+    g.put("pca:axes", np.abs(vt))
+    g.put("pca:projection", np.abs((x @ vt.T)[:, :3]))
+    return g
+
+
+def main(argv):
+    folder, names = os.path.dirname(os.path.abspath(__file__)), []
+    while argv:
+        a = argv.pop(0)
+        if a == "--out":
+            folder = argv.pop(0)
+        else:
+            names.append(a)
+    for name in names or ["loss", "aug", "ops", "optim", "net", "step", "eval"]:
+        globals()["make_" + name]().write(folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
