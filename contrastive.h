@@ -1389,8 +1389,8 @@ CTR_API void ctr_share_interval(int64_t correct, int64_t total, double *low, dou
 
 /* Principal components by block power iteration, k = 1..min(d, 128) of them.
    mean [d]; axes [k, d]: unit rows by falling variance, the entry of largest size positive;
-   variance [k] with divisor n - 1. Axes beyond the rank of the data are zero, variance 0. mean, axes
-   and variance must be given; total (NULL allowed) gets the variance of all d together. */
+   variance [k] with divisor n - 1. Axes beyond the rank of the data are zero, variance 0. mean,
+   axes and variance must be given; total (NULL allowed) gets the variance of all d together. */
 CTR_API int ctr_pca_fit(ctr_ctx *ctx, const ctr_points *data, int k, ctr_real *mean,
                         ctr_real *axes, double *variance, double *total);
 /* out [data->n, k] = (x - mean) axes^T */
@@ -1551,6 +1551,19 @@ CTR_API void ctr_fit_config_init(ctr_fit_config *config);
 /* Trains from where the loader or the checkpoint stands to the last epoch. Returns the number of
    steps done in this call, or -1 with an error (a checkpoint of another run, a full disk, ...). */
 CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config);
+
+/* What representations are worth, in one call: percentages, -1 where the labels do not allow one. */
+typedef struct ctr_scores {
+    double knn;           /* weighted k-NN on the test images; without test images leave-one-out */
+    double linear;        /* linear probe */
+    double linear_10;     /* linear probe with ten labels a class */
+    double knn_views;     /* k-NN of each test image seen through one random view */
+} ctr_scores;
+/* clean: usually ctr_aug_none_default; view: the random one; test may be NULL. Without a method (NULL)
+   the pixels are judged. The training points are always the clean ones. 1, or 0 with an error. */
+CTR_API int ctr_scores_measure(ctr_ctx *ctx, ctr_method *method, const ctr_dataset *train,
+                               const ctr_dataset *test, const ctr_aug_config *clean,
+                               const ctr_aug_config *view, uint64_t seed, ctr_scores *out);
 
 #ifdef __cplusplus
 }
@@ -2560,8 +2573,9 @@ CTR_PRIVATE_ const char *ctr_shape_text_(int rank, const int64_t *shape, char *t
     size_t at = 0;
     int i;
     text[at++] = '[';
-    for (i = 0; i < rank && at < 48; i++)
-        at += (size_t)snprintf(text + at, 64 - at, i ? ", %ld" : "%ld", (long)shape[i]);
+    for (i = 0; i < rank && at < 60; i++)
+        at += (size_t)snprintf(text + at, 60 - at, i ? ", %ld" : "%ld", (long)shape[i]);
+    if (at > 60) at = 60; /* what it would have written; absurd shapes are cut */
     text[at++] = ']';
     text[at] = 0;
     return text;
@@ -3483,7 +3497,7 @@ CTR_API void ctr_k_binary(ctr_ctx *ctx, ctr_binary op, int64_t n, const ctr_real
 {
     ctr_vec_ v = ctr_vec_args_(n);
     CTR_VERB_(binary, (ctx, op, n, x, y, z, acc))
-    v.op = op;
+    v.op = (int)op;
     v.acc = acc;
     v.x = x;
     v.x2 = y;
@@ -3508,7 +3522,7 @@ CTR_API void ctr_k_broadcast(ctr_ctx *ctx, ctr_binary op, int64_t outer, int64_t
 {
     ctr_vec_ v = ctr_vec_args_(outer * mid);
     CTR_VERB_(broadcast, (ctx, op, outer, mid, inner, x, s, y, acc))
-    v.op = op;
+    v.op = (int)op;
     v.acc = acc;
     v.mid = mid;
     v.inner = inner;
@@ -3540,7 +3554,7 @@ CTR_API void ctr_k_unary(ctr_ctx *ctx, ctr_unary op, int64_t n, const ctr_real *
 {
     ctr_vec_ v = ctr_vec_args_(n);
     CTR_VERB_(unary, (ctx, op, n, x, y))
-    v.op = op;
+    v.op = (int)op;
     v.x = x;
     v.y = y;
     CTR_VEC_RUN_(ctx, ctr_unary_, &v);
@@ -3581,7 +3595,7 @@ CTR_API void ctr_k_unary_grad(ctr_ctx *ctx, ctr_unary op, int64_t n, const ctr_r
 {
     ctr_vec_ v = ctr_vec_args_(n);
     CTR_VERB_(unary_grad, (ctx, op, n, x, y, dy, dx, acc))
-    v.op = op;
+    v.op = (int)op;
     v.acc = acc;
     v.x = x;
     v.x2 = y;
@@ -8732,7 +8746,7 @@ CTR_PRIVATE_ int ctr_image_gunzip_(ctr_ctx *ctx, const uint8_t *bytes, size_t si
     *out = (uint8_t *)ctr_alloc_(ctx, stated);
     if (!*out) return 0;
     got = stbi_zlib_decode_noheader_buffer((char *)*out, (int)stated, (const char *)bytes + start,
-                                           (int)(size - start - 8));
+                                           (int)(size - start));
     ctr_image_crc_table_(table);
     if (got < 0 || (uint32_t)got != stated ||
         ctr_image_crc_(table, *out, stated) != ctr_image_le32_(bytes + size - 8)) {
@@ -11790,7 +11804,7 @@ CTR_API void ctr_loader_destroy(ctr_ctx *ctx, ctr_loader *l)
 CTR_PRIVATE_ int ctr_loader_config_ok_(ctr_ctx *ctx, const ctr_dataset *d, const ctr_loader_config *c)
 {
     int v;
-    if (c->batch < 2 || c->batch > d->n) {
+    if (c->batch < (c->views > 1 ? 2 : 1) || c->batch > d->n) {
         ctr_fail_(ctx, CTR_E_VALUE, "loader: the batch must be 2..%ld (the images there are), got %ld",
                   (long)d->n, (long)c->batch);
         return 0;
@@ -13277,10 +13291,15 @@ CTR_API void ctr_share_interval(int64_t correct, int64_t total, double *low, dou
 
 /* ---- linear probe ------------------------------------------------------------------------------
 
-   Weights stand as [d + 1, classes], the last row is the bias: features get a column of ones. */
+   Weights stand as [d + 1, classes], the last row is the bias: features get a column of ones.
+   Features are correlated, so plain L-BFGS takes hundreds of steps. It starts here from the inverse
+   of B = Z^T diag(a) Z / m + l2 I, a_i the mean over the classes of p (1 - p): the Hessian, were
+   all classes alike. B is made and factored once for each l2, in blocks, by matrix products. */
 
 #define CTR_PROBE_MEMORY_ 10 /* pairs of steps that L-BFGS remembers */
 #define CTR_PROBE_CHUNK_ 128
+#define CTR_PROBE_BLOCK_ 64  /* side of the blocks of the factored matrix */
+#define CTR_PROBE_ROWS_ 1024 /* points weighted at a time */
 
 typedef struct ctr_probe_ {
     ctr_ctx *ctx;
@@ -13295,6 +13314,10 @@ typedef struct ctr_probe_ {
     ctr_real *logit, *rest; /* [m, c] W x + b, and (softmax - one hot) / count */
     ctr_real *grad;         /* [e, c] */
     double *loss;           /* [m] */
+    ctr_real *chol;         /* [e, e] B, then its lower factor L */
+    ctr_real *turn;         /* [e, c] */
+    ctr_real *weighted;     /* [CTR_PROBE_ROWS_, e] */
+    int64_t first;          /* the point in its first row */
     double *lbfgs;          /* all vectors of the solver */
     int iterations, converged;
     double value;           /* loss of the last fit */
@@ -13363,13 +13386,138 @@ CTR_PRIVATE_ double ctr_eval_dot_(int64_t n, const double *a, const double *b)
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
+/* ---- the factored matrix: B = L L^T ---- */
+
+/* Rows below the diagonal block at `at`: L21 = B21 L11^-T, one row a chunk. */
+typedef struct ctr_probe_panel_ {
+    ctr_real *chol;
+    int64_t e, at, side;
+} ctr_probe_panel_;
+
+CTR_PRIVATE_ void ctr_probe_panel_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_probe_panel_ *b = (const ctr_probe_panel_ *)arg;
+    ctr_real *row = b->chol + (b->at + b->side + chunk) * b->e + b->at;
+    int64_t i, k;
+    (void)worker;
+    for (i = 0; i < b->side; i++) {
+        const ctr_real *pivot = b->chol + (b->at + i) * b->e + b->at;
+        double sum = (double)row[i];
+        for (k = 0; k < i; k++) sum -= (double)row[k] * (double)pivot[k];
+        row[i] = (ctr_real)(sum / (double)pivot[i]);
+    }
+}
+
+/* Cholesky of one diagonal block; a pivot that rounding has eaten becomes floor. */
+CTR_PRIVATE_ void ctr_probe_pivot_(ctr_real *a, int64_t e, int64_t side, double floor)
+{
+    int64_t i, j, k;
+    for (i = 0; i < side; i++)
+        for (j = 0; j <= i; j++) {
+            double sum = (double)a[i * e + j];
+            for (k = 0; k < j; k++) sum -= (double)a[i * e + k] * (double)a[j * e + k];
+            sum = i == j ? sqrt(CTR_MAX_(sum, floor)) : sum / (double)a[j * e + j];
+            a[i * e + j] = (ctr_real)sum;
+        }
+}
+
+/* Row of Z times the root of its mean p (1 - p), from the softmax of the last logits. */
+CTR_PRIVATE_ void ctr_probe_weight_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_probe_ *p = (ctr_probe_ *)arg;
+    int64_t i = p->first + chunk, j;
+    const ctr_real *logit = p->logit + i * p->c, *z = p->z + i * p->e;
+    double sum = 0, square = 0, top = (double)logit[0], root;
+    (void)worker;
+    for (j = 1; j < p->c; j++) top = CTR_MAX_(top, (double)logit[j]);
+    for (j = 0; j < p->c; j++) {
+        double t = exp((double)logit[j] - top);
+        sum += t;
+        square += t * t;
+    }
+    root = 1 - square / (sum * sum);
+    root = sqrt(CTR_MAX_(1e-4, root) / (double)(p->m * p->c));
+    for (j = 0; j < p->e; j++) p->weighted[chunk * p->e + j] = (ctr_real)(root * (double)z[j]);
+}
+
+/* chol = L of B for the last logits and l2. What stands above the diagonal blocks is not used. */
+CTR_PRIVATE_ void ctr_probe_factor_(ctr_probe_ *p)
+{
+    int64_t e = p->e, i;
+    double ridge, mean = 0;
+    ctr_probe_panel_ b;
+    for (p->first = 0; p->first < p->m; p->first += CTR_PROBE_ROWS_) {
+        int64_t rows = CTR_MIN_(CTR_PROBE_ROWS_, p->m - p->first);
+        ctr_parallel_(p->ctx, rows, ctr_probe_weight_job_, p);
+        ctr_gemm_run_(p->ctx, 1, 0, e, e, rows, 1, p->weighted, e, p->weighted, e,
+                      p->first ? CTR_R(1.0) : CTR_R(0.0), p->chol, e);
+    }
+    for (i = 0; i < e; i++) mean += (double)p->chol[i * (e + 1)] / (double)e;
+    ridge = CTR_MAX_(p->l2, 1e-4 * mean); /* keeps floats positive definite */
+    for (i = 0; i < e; i++) p->chol[i * (e + 1)] += (ctr_real)ridge;
+    b.chol = p->chol;
+    b.e = e;
+    for (b.at = 0; b.at < e; b.at += CTR_PROBE_BLOCK_) {
+        int64_t first, row;
+        b.side = CTR_MIN_(CTR_PROBE_BLOCK_, e - b.at);
+        first = b.at + b.side;
+        ctr_probe_pivot_(p->chol + b.at * (e + 1), e, b.side, 0.1 * ridge);
+        ctr_parallel_(p->ctx, e - first, ctr_probe_panel_job_, &b);
+        for (row = first; row < e; row += 4 * CTR_PROBE_BLOCK_) { /* B22 -= L21 L21^T */
+            int64_t rows = CTR_MIN_(4 * CTR_PROBE_BLOCK_, e - row);
+            ctr_gemm_run_(p->ctx, 0, 1, rows, row + rows - first, b.side, -1,
+                          p->chol + row * e + b.at, e, p->chol + first * e + b.at, e, 1,
+                          p->chol + row * e + first, e);
+        }
+    }
+}
+
+/* x [side, c] = L11^-1 x, or L11^-T x if transposed */
+CTR_PRIVATE_ void ctr_probe_small_(const ctr_real *l, int64_t e, int64_t side, int64_t c,
+                                   int transposed, ctr_real *x)
+{
+    int64_t n, i, k, j;
+    for (n = 0; n < side; n++) {
+        i = transposed ? side - 1 - n : n;
+        for (k = transposed ? i + 1 : 0; k < (transposed ? side : i); k++) {
+            ctr_real f = transposed ? l[k * e + i] : l[i * e + k];
+            for (j = 0; j < c; j++) x[i * c + j] -= f * x[k * c + j];
+        }
+        for (j = 0; j < c; j++) x[i * c + j] /= l[i * e + i];
+    }
+}
+
+/* v [e, c] = B^-1 v: down with L, up with its transpose. */
+CTR_PRIVATE_ void ctr_probe_solve_(ctr_probe_ *p, double *v)
+{
+    int64_t e = p->e, c = p->c, last = (e - 1) / CTR_PROBE_BLOCK_ * CTR_PROBE_BLOCK_, at, i;
+    ctr_real *x = p->turn;
+    for (i = 0; i < e * c; i++) x[i] = (ctr_real)v[i];
+    for (at = 0; at < e; at += CTR_PROBE_BLOCK_) {
+        int64_t side = CTR_MIN_(CTR_PROBE_BLOCK_, e - at), below = at + side;
+        ctr_probe_small_(p->chol + at * (e + 1), e, side, c, 0, x + at * c);
+        ctr_gemm_run_(p->ctx, 0, 0, e - below, c, side, -1, p->chol + below * e + at, e,
+                      x + at * c, c, 1, x + below * c, c);
+    }
+    for (at = last; at >= 0; at -= CTR_PROBE_BLOCK_) {
+        int64_t side = CTR_MIN_(CTR_PROBE_BLOCK_, e - at), below = at + side;
+        ctr_gemm_run_(p->ctx, 1, 0, side, c, e - below, -1, p->chol + below * e + at, e,
+                      x + below * c, c, 1, x + at * c, c);
+        ctr_probe_small_(p->chol + at * (e + 1), e, side, c, 1, x + at * c);
+    }
+    for (i = 0; i < e * c; i++) v[i] = (double)x[i];
+}
+
+/* ---- L-BFGS ---- */
+
 /* direction = -H grad, H the L-BFGS estimate of the inverse Hessian from the last pairs s (steps)
-   and y (changes of the gradient), kept in rings of CTR_PROBE_MEMORY_ (Nocedal, 1980). */
-CTR_PRIVATE_ void ctr_probe_direction_(int64_t n, int pairs, int newest, const double *s,
+   and y (changes of the gradient), kept in rings of CTR_PROBE_MEMORY_ (Nocedal, 1980), which
+   correct B^-1. */
+CTR_PRIVATE_ void ctr_probe_direction_(ctr_probe_ *p, int pairs, int newest, const double *s,
                                        const double *y, const double *grad, double *direction)
 {
-    double a[CTR_PROBE_MEMORY_], scale = 1;
-    int64_t i;
+    double a[CTR_PROBE_MEMORY_];
+    int64_t n = p->e * p->c, i;
     int k, at;
     for (i = 0; i < n; i++) direction[i] = -grad[i];
     for (k = 0; k < pairs; k++) {
@@ -13379,10 +13527,8 @@ CTR_PRIVATE_ void ctr_probe_direction_(int64_t n, int pairs, int newest, const d
         yk = y + at * n;
         a[k] = ctr_eval_dot_(n, sk, direction) / ctr_eval_dot_(n, sk, yk);
         for (i = 0; i < n; i++) direction[i] -= a[k] * yk[i];
-        if (k == 0) scale = ctr_eval_dot_(n, sk, yk) / ctr_eval_dot_(n, yk, yk);
     }
-    if (!pairs) scale = 1.0 / sqrt(CTR_MAX_(1e-30, ctr_eval_dot_(n, grad, grad)));
-    for (i = 0; i < n; i++) direction[i] *= scale;
+    ctr_probe_solve_(p, direction);
     for (k = pairs - 1; k >= 0; k--) {
         const double *sk, *yk;
         double b;
@@ -13415,24 +13561,26 @@ CTR_PRIVATE_ double ctr_probe_search_(ctr_probe_ *p, double loss, const double *
     return loss;
 }
 
-/* Fits w [e c] from where it is. With l2 the loss is strongly convex, so loss - least loss is at
-   most |grad|^2 / (2 l2); the fit ends when that is below tolerance * loss, or when steps no longer
-   lower the loss in this number type. */
+/* Fits w [e c] from where it is; B must be factored. Half of what the direction promises,
+   -grad.direction / 2, is what the loss still lies above the least one if H is right. The fit ends
+   when that was below tolerance * loss twice running, or when no step lowers the loss any more. */
 CTR_PRIVATE_ void ctr_probe_fit_(ctr_probe_ *p, double *w, int iterations, double tolerance)
 {
     int64_t size = p->e * p->c, i;
     double *grad = p->lbfgs, *fresh = grad + size, *fresh_grad = fresh + size;
     double *direction = fresh_grad + size, *s = direction + size;
     double *y = s + CTR_PROBE_MEMORY_ * size, loss, now;
-    int pairs = 0, newest = 0, moved, it;
+    int pairs = 0, newest = 0, small = 0, moved, it;
     p->count = 0;
     p->converged = 0;
     for (i = 0; i < p->m; i++) p->count += p->part[i] != p->skip;
     loss = ctr_probe_eval_(p, w, grad);
     for (it = 0; it < iterations; it++) {
-        p->converged = ctr_eval_dot_(size, grad, grad) <= 2 * p->l2 * tolerance * loss;
+        ctr_probe_direction_(p, pairs, newest, s, y, grad, direction);
+        now = -0.5 * ctr_eval_dot_(size, grad, direction);
+        small = now >= 0 && now <= tolerance * loss ? small + 1 : 0;
+        p->converged = small == 2;
         if (p->converged) break;
-        ctr_probe_direction_(size, pairs, newest, s, y, grad, direction);
         now = ctr_probe_search_(p, loss, w, grad, direction, fresh, fresh_grad, &moved);
         p->iterations++;
         if (!moved && !pairs) break;
@@ -13546,28 +13694,30 @@ CTR_PRIVATE_ int ctr_probe_divides_(const ctr_probe_ *p)
     return held > 0 && held < p->m;
 }
 
-/* From the strongest l2 to the weakest, each fit starting from the one before. Ends early when two
-   in a row were worse than the best by both measures. weights [folds, e c]. */
+/* From the strongest l2 to the weakest, each fit starting from the one before. Ends at the first that
+   is no better than the best by both measures: beyond lies only overfitting, and the weakest l2 take
+   the most steps. To compare them a hundred times the tolerance will do. weights [folds, e c]. */
 CTR_PRIVATE_ void ctr_probe_choose_(ctr_probe_ *p, const ctr_probe_config *config,
                                     const double *l2, int folds, double *weights,
                                     ctr_probe_result *out)
 {
     int64_t size = p->e * p->c, i, best = -1;
     double least = 0;
-    int g, f, worse = 0;
+    int g, f;
     for (i = 0; i < folds * size; i++) weights[i] = 0;
-    for (g = 0; g < config->l2_count && worse < 2; g++) {
+    for (g = 0; g < config->l2_count; g++) {
         int64_t held = 0, correct = 0;
         double entropy = 0;
         p->l2 = l2[g];
+        ctr_probe_factor_(p);
         for (f = 0; f < folds; f++) {
             p->skip = f;
             if (!ctr_probe_divides_(p)) continue;
-            ctr_probe_fit_(p, weights + f * size, config->iterations, config->tolerance);
+            ctr_probe_fit_(p, weights + f * size, config->iterations, 100 * config->tolerance);
             ctr_probe_eval_(p, weights + f * size, p->lbfgs);
             held += ctr_probe_judge_(p, 1, &correct, &entropy);
         }
-        worse = best >= 0 && correct <= best && entropy >= least ? worse + 1 : 0;
+        if (best >= 0 && correct <= best && entropy >= least) break;
         if (best < 0 || correct > best || (correct == best && entropy < least)) {
             out->l2 = l2[g];
             out->held_out = held;
@@ -13627,6 +13777,9 @@ CTR_PRIVATE_ int ctr_probe_open_(ctr_probe_ *p, ctr_bag_ *bag, const ctr_points 
                            pick, p->part);
     for (i = 0; i < p->m; i++) p->y[i] = train->labels[pick[i]];
     p->z = ctr_bag_real_(bag, p->m, p->e);
+    p->chol = ctr_bag_real_(bag, p->e, p->e);
+    p->turn = ctr_bag_real_(bag, p->e, p->c);
+    p->weighted = ctr_bag_real_(bag, CTR_MIN_(CTR_PROBE_ROWS_, p->m), p->e);
     p->weight = ctr_bag_real_(bag, p->e, p->c);
     p->grad = ctr_bag_real_(bag, p->e, p->c);
     p->logit = ctr_bag_real_(bag, p->m, p->c);
@@ -13636,6 +13789,7 @@ CTR_PRIVATE_ int ctr_probe_open_(ctr_probe_ *p, ctr_bag_ *bag, const ctr_points 
     if (p->ctx->status != CTR_OK) return 0;
     ctr_probe_moments_(p, train);
     ctr_probe_standard_run_(p, train->x, pick, p->m, p->z);
+    for (i = 0; i < p->m * p->c; i++) p->logit[i] = 0;
     return 1;
 }
 
@@ -13650,7 +13804,7 @@ CTR_API void ctr_probe_config_init(ctr_probe_config *config)
     for (i = 1; i < config->l2_count; i++) config->l2[i] = config->l2[i - 1] * 0.1;
     config->held_out = 0.1;
     config->iterations = 1000;
-    config->tolerance = 1e-5;
+    config->tolerance = 1e-6;
     config->seed = 1;
 }
 
@@ -13684,9 +13838,9 @@ CTR_PRIVATE_ int ctr_probe_config_check_(ctr_ctx *ctx, const ctr_probe_config *c
     return 1;
 }
 
-CTR_PRIVATE_ void ctr_probe_solve_(ctr_probe_ *p, ctr_bag_ *bag, const ctr_points *test,
-                                   const ctr_probe_config *config, const double *l2, int folds,
-                                   int32_t *predicted, ctr_probe_result *out)
+CTR_PRIVATE_ void ctr_probe_all_(ctr_probe_ *p, ctr_bag_ *bag, const ctr_points *test,
+                                 const ctr_probe_config *config, const double *l2, int folds,
+                                 int32_t *predicted, ctr_probe_result *out)
 {
     int64_t size = p->e * p->c, i, correct = 0;
     double entropy = 0;
@@ -13700,6 +13854,7 @@ CTR_PRIVATE_ void ctr_probe_solve_(ctr_probe_ *p, ctr_bag_ *bag, const ctr_point
     for (i = 0; i < size; i++) weights[i] = 0;
     p->skip = -1;
     p->l2 = out->l2;
+    ctr_probe_factor_(p);
     ctr_probe_fit_(p, weights, config->iterations, config->tolerance);
     ctr_probe_eval_(p, weights, p->lbfgs);
     ctr_probe_judge_(p, 0, &correct, &entropy);
@@ -13758,7 +13913,7 @@ CTR_API int ctr_probe_run(ctr_ctx *ctx, const ctr_points *train, const ctr_point
     inverse = ctr_bag_double_(&bag, test->n, 1);
     if (ctr_eval_rows_scan_(ctx, "probe", "test points", test->n, test->d, test->x, inverse) &&
         ctr_probe_open_(&p, &bag, train, &c, parts))
-        ctr_probe_solve_(&p, &bag, test, &c, l2, folds, predicted, out);
+        ctr_probe_all_(&p, &bag, test, &c, l2, folds, predicted, out);
     ctr_bag_close_(&bag);
     if (ctx->status == CTR_OK) ctr_probe_describe_(&c, folds, out);
     return ctx->status == CTR_OK;
@@ -15886,6 +16041,79 @@ CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_co
     while (p.epoch < config->epochs && ctr_fit_epoch_(method, loader, config, &schedule, &p))
         ctr_loader_tell(loader, &p.epoch, &p.batch);
     return ctx->status == CTR_OK ? p.step - first : -1;
+}
+
+/* ---- scores ------------------------------------------------------------------------------------ */
+
+typedef struct ctr_scored_ {              /* a dataset's representations */
+    ctr_points points;
+    ctr_real *x;
+    int32_t *labels;
+    size_t bytes;
+} ctr_scored_;
+
+CTR_PRIVATE_ int ctr_scored_make_(ctr_ctx *ctx, ctr_method *method, const ctr_dataset *data,
+                                  const ctr_aug_config *aug, uint64_t seed, ctr_scored_ *s)
+{
+    int64_t n = ctr_dataset_count(data);
+    int64_t d = method ? method->features
+                       : aug->height * aug->width * ctr_dataset_channels(data);
+    memset(s, 0, sizeof *s);
+    s->bytes = ctr_size_mul_(ctx, (size_t)n, (size_t)d * sizeof(ctr_real));
+    s->x = (ctr_real *)ctr_aligned_alloc_(ctx, s->bytes);
+    if (s->x) s->labels = (int32_t *)ctr_alloc_(ctx, (size_t)n * sizeof *s->labels);
+    if (!s->labels) return 0;
+    s->points = ctr_points_make(n, d, s->x, s->labels);
+    return ctr_method_represent_dataset(ctx, method, data, aug, seed, s->x, s->labels);
+}
+
+CTR_PRIVATE_ void ctr_scored_free_(ctr_ctx *ctx, ctr_scored_ *s)
+{
+    ctr_free_host_(ctx, s->labels, (size_t)s->points.n * sizeof *s->labels);
+    ctr_aligned_free_(ctx, s->x, s->bytes);
+    memset(s, 0, sizeof *s);
+}
+
+/* The three that look at clean test images. */
+CTR_PRIVATE_ void ctr_scores_clean_(ctr_ctx *ctx, const ctr_points *train, const ctr_points *test,
+                                    uint64_t seed, ctr_scores *out)
+{
+    ctr_probe_config config = ctr_probe_config_default();
+    ctr_knn_result knn;
+    ctr_probe_result probe;
+    if (ctr_knn_classify(ctx, train, test, NULL, NULL, &knn) && knn.counted)
+        out->knn = 100 * knn.top1;
+    if (!test) return;
+    config.seed = seed;
+    if (ctr_probe_run(ctx, train, test, &config, NULL, &probe) && probe.counted)
+        out->linear = 100 * probe.top1;
+    config.labels_per_class = 10;
+    if (ctr_probe_run(ctx, train, test, &config, NULL, &probe) && probe.counted)
+        out->linear_10 = 100 * probe.top1;
+}
+
+CTR_API int ctr_scores_measure(ctr_ctx *ctx, ctr_method *method, const ctr_dataset *train,
+                               const ctr_dataset *test, const ctr_aug_config *clean,
+                               const ctr_aug_config *view, uint64_t seed, ctr_scores *out)
+{
+    ctr_scored_ a, b;
+    ctr_knn_result knn;
+    out->knn = out->linear = out->linear_10 = out->knn_views = -1;
+    if (ctx->status != CTR_OK) return 0;
+    memset(&b, 0, sizeof b);
+    if (!ctr_dataset_classes(train) || (test && !ctr_dataset_classes(test))) return 1;
+    if (ctr_scored_make_(ctx, method, train, clean, seed, &a)) {
+        if (!test) ctr_scores_clean_(ctx, &a.points, NULL, seed, out);
+        else if (ctr_scored_make_(ctx, method, test, clean, seed, &b))
+            ctr_scores_clean_(ctx, &a.points, &b.points, seed, out);
+        ctr_scored_free_(ctx, &b);
+        if (test && ctr_scored_make_(ctx, method, test, view, seed, &b) &&
+            ctr_knn_classify(ctx, &a.points, &b.points, NULL, NULL, &knn) && knn.counted)
+            out->knn_views = 100 * knn.top1;
+        ctr_scored_free_(ctx, &b);
+    }
+    ctr_scored_free_(ctx, &a);
+    return ctx->status == CTR_OK;
 }
 
 #ifdef __cplusplus

@@ -1,0 +1,441 @@
+/* example_report.h - what every training example does around its method: it opens the data, judges
+ * pixels and the untrained encoder, shows progress, and at the end writes pictures and one line of
+ * results. Nothing in here trains: a method's idea stands in its own file.
+ *
+ *     ex_run run;
+ *     ex_run_open(&run, &o);                     context, data, augmentation of the evaluation
+ *     ... make a method and a loader ...
+ *     ex_run_before(&run, method);               scores of pixels and of the untrained encoder
+ *     ex_run_train(&run, method, loader, &fit);
+ *     ex_run_after(&run, method);                scores, pictures, the result line
+ *
+ * A mistake of the user's ends the program with one line and code 2, a failure of ours with 1. */
+
+#ifndef EX_REPORT_H
+#define EX_REPORT_H
+
+#include "example.h"
+#include "../contrastive.h"
+
+#define EX_NEIGHBOURS 8
+
+typedef struct ex_run {
+    ex_options *o;
+    ctr_ctx *ctx;
+    ctr_dataset *train, *test;             /* test may be NULL */
+    ctr_aug_config clean, view;            /* of evaluation: nothing random; a random view */
+    ctr_scores pixels, untrained, trained;
+    double *loss, *epoch_loss, *epoch_x;   /* of each step; mean of each epoch */
+    int steps, epochs, step_room;
+    double chance, started, trained_seconds, images;
+    int64_t first_step;
+    ex_progress progress;
+} ex_run;
+
+EX_FN void ex_log(void *user, ctr_log_level level, const char *text)
+{
+    (void)user;
+    fprintf(stderr, "%s: %s\n", level == CTR_LOG_WARN ? "warning" : "note", text);
+}
+
+/* Ends the program if the library has recorded an error. */
+EX_FN void ex_run_check(ex_run *run)
+{
+    ctr_status status = ctr_error(run->ctx);
+    ex_progress_break(&run->progress);
+    if (status == CTR_OK) return;
+    ex_die(run->o, status == CTR_E_MEMORY || status == CTR_E_NUMBER || status == CTR_E_DEVICE ? 1 : 2,
+           "%s", ctr_error_text(run->ctx));
+}
+
+EX_FN void *ex_alloc(ex_run *run, size_t count, size_t size)
+{
+    void *p = calloc(count ? count : 1, size);
+    if (!p) ex_die(run->o, 1, "no memory for %lu x %lu bytes", (unsigned long)count, (unsigned long)size);
+    return p;
+}
+
+/* Context and data. size: of the views in pixels; 0: the images' own, up to 32 small and 96 large. */
+EX_FN void ex_run_open(ex_run *run, ex_options *o, int size)
+{
+    ctr_config config = ctr_config_default();
+    ctr_data_options data = ctr_data_options_default();
+    ctr_image first;
+    memset(run, 0, sizeof *run);
+    run->o = o;
+    run->started = ex_seconds();
+    if (strcmp(o->device, "cpu"))
+        ex_die(o, 2, "--device: this program was built without CUDA, expected cpu, got %s", o->device);
+    config.threads = o->threads;
+    config.seed = o->seed;
+    config.log_fn = ex_log;
+    run->ctx = ctr_ctx_create(&config);
+    if (!run->ctx) ex_die(o, 1, "no context: out of memory, or --threads %d is not 0..64", o->threads);
+    data.short_side = 256;
+    run->train = ctr_dataset_open(run->ctx, o->data, o->test ? NULL : "train", &data);
+    ex_run_check(run);
+    if (o->test) {
+        int tests = ctr_dataset_has_split(run->ctx, o->test, "test");
+        run->test = ctr_dataset_open(run->ctx, o->test, tests ? "test" : NULL, &data);
+    } else if (ctr_dataset_has_split(run->ctx, o->data, "test")) {
+        run->test = ctr_dataset_open(run->ctx, o->data, "test", &data);
+    }
+    ex_run_check(run);
+    if (!size && ctr_dataset_image(run->ctx, run->train, 0, &first)) {
+        int64_t side = first.h < first.w ? first.h : first.w;
+        size = side <= 96 ? (int)side : 96;
+        ctr_image_free(run->ctx, &first);
+    }
+    ex_run_check(run);
+    run->clean = ctr_aug_none_default(size);
+    run->view = ctr_aug_simclr_default(size);
+}
+
+EX_FN void ex_run_scores(ex_run *run, ctr_method *method, const char *who, ctr_scores *scores)
+{
+    ctr_scores_measure(run->ctx, method, run->train, run->test, &run->clean, &run->view, run->o->seed,
+                       scores);
+    ex_run_check(run);
+    if (scores->knn >= 0)
+        printf("%-18s k-NN %5.1f %%   probe %5.1f %%   probe, 10 labels a class %5.1f %%   "
+               "k-NN through a view %5.1f %%\n", who, scores->knn, scores->linear, scores->linear_10,
+               scores->knn_views);
+    fflush(stdout);
+}
+
+/* What there is to beat: the pixels themselves, and the encoder before it has learnt anything. */
+EX_FN void ex_run_before(ex_run *run, ctr_method *method)
+{
+    printf("%s: %ld images of %s", run->o->method, (long)ctr_dataset_count(run->train), run->o->data);
+    if (run->test) printf(", %ld to test", (long)ctr_dataset_count(run->test));
+    printf("; %d threads, %s kernels\n", ctr_threads(run->ctx), ctr_kernels_name(run->ctx));
+    ex_run_scores(run, NULL, "raw pixels", &run->pixels);
+    ex_run_scores(run, method, "untrained encoder", &run->untrained);
+}
+
+EX_FN int ex_run_step(void *user, const ctr_report *report)
+{
+    ex_run *run = (ex_run *)user;
+    if (run->steps == 0) {
+        run->first_step = report->step;
+        ex_progress_begin(&run->progress, run->progress.epochs, run->progress.steps,
+                          run->progress.images, (long)report->step);
+    }
+    if (run->steps < run->step_room) run->loss[run->steps++] = report->loss;
+    run->chance = report->chance;
+    ex_progress_step(&run->progress, (int)report->epoch, (int)report->batch, report->loss);
+    return 0;
+}
+
+EX_FN int ex_run_epoch(void *user, const ctr_report *report)
+{
+    ex_run *run = (ex_run *)user;
+    int i, n = run->steps < run->progress.steps ? run->steps : run->progress.steps;
+    double sum = 0;
+    for (i = 0; i < n; i++) sum += run->loss[run->steps - 1 - i];
+    run->epoch_loss[run->epochs] = n ? sum / n : 0;
+    run->epoch_x[run->epochs++] = (double)(run->first_step + run->steps) - 0.5 * n;
+    ex_progress_break(&run->progress);
+    printf("epoch %3ld  loss %.4f (chance %.4f)  top-1 %5.1f %%  cosine + %.2f - %.2f  "
+           "std %.3f of %.3f  rank %.1f\n", (long)report->epoch + 1, n ? sum / n : 0, report->chance,
+           100 * report->accuracy, report->positive, report->negative, report->std,
+           report->std_reference, report->rank);
+    fflush(stdout);
+    return 0;
+}
+
+/* Trains from the start or, with --resume, from the checkpoint in the --out folder. */
+EX_FN void ex_run_train(ex_run *run, ctr_method *method, ctr_loader *loader, ctr_fit_config fit)
+{
+    static char path[EX_PATH];
+    int64_t batches = ctr_loader_batches(loader);
+    double start = ex_seconds();
+    ex_out_make(run->o);
+    run->step_room = (int)(batches * fit.epochs);
+    run->loss = (double *)ex_alloc(run, (size_t)run->step_room, sizeof(double));
+    run->epoch_loss = (double *)ex_alloc(run, (size_t)fit.epochs, sizeof(double));
+    run->epoch_x = (double *)ex_alloc(run, (size_t)fit.epochs, sizeof(double));
+    run->progress.epochs = (int)fit.epochs;
+    run->progress.steps = (int)batches;
+    run->progress.images = run->o->batch;
+    fit.checkpoint = ex_out_path(run->o, "checkpoint.safetensors", path);
+    fit.save_every = run->o->save_every;
+    fit.resume = run->o->resume;
+    fit.user = run;
+    fit.step_fn = ex_run_step;
+    fit.epoch_fn = ex_run_epoch;
+    if (ctr_fit(method, loader, &fit) < 0) ex_run_check(run);
+    run->trained_seconds = ex_seconds() - start;
+    run->images = (double)run->steps * run->o->batch;
+}
+
+/* ---- pictures ---------------------------------------------------------------------------------- */
+
+/* Numbers back to bytes, undoing the normalisation; gray stays gray. */
+EX_FN void ex_bytes_of(const ctr_aug_config *aug, const ctr_real *x, int64_t c, unsigned char *out)
+{
+    int64_t i, n = aug->height * aug->width * c;
+    for (i = 0; i < n; i++) {
+        double v = (double)x[i] * aug->std[i % c] + aug->mean[i % c];
+        out[i] = (unsigned char)(v < 0 ? 0 : v > 1 ? 255 : v * 255 + 0.5);
+    }
+}
+
+/* Image `index` through an augmentation, as bytes [height, width, c]. */
+EX_FN void ex_render(ex_run *run, const ctr_dataset *data, int64_t index, const ctr_aug_config *aug,
+                     int view, unsigned char *out)
+{
+    ctr_image image;
+    ctr_aug_params params;
+    ctr_rng rng;
+    ctr_real *x = (ctr_real *)ex_alloc(run, (size_t)(aug->height * aug->width * 3), sizeof *x);
+    if (ctr_dataset_image(run->ctx, data, index, &image)) {
+        ctr_rng_init(&rng, run->o->seed, CTR_STREAM_USER, 0, index, view);
+        ctr_aug_sample(aug, &rng, image.h, image.w, &params);
+        ctr_aug_view(run->ctx, aug, &params, image.pixels, image.h, image.w, image.c, x);
+        ex_bytes_of(aug, x, image.c, out);
+        ctr_image_free(run->ctx, &image);
+    }
+    free(x);
+    ex_run_check(run);
+}
+
+EX_FN ex_images ex_images_make(ex_run *run, const ctr_dataset *data, const ctr_aug_config *aug,
+                               int count)
+{
+    ex_images images;
+    images.count = count;
+    images.height = (int)aug->height;
+    images.width = (int)aug->width;
+    images.channels = (int)ctr_dataset_channels(data);
+    images.pixels = (unsigned char *)ex_alloc(
+        run, (size_t)count, (size_t)(images.height * images.width * images.channels));
+    return images;
+}
+
+EX_FN unsigned char *ex_image_at(ex_images images, int i)
+{
+    return (unsigned char *)(size_t)(const void *)images.pixels +
+           (size_t)i * (size_t)(images.height * images.width * images.channels);
+}
+
+/* views.png: what the network gets to see, six views each of a few images. */
+EX_FN void ex_draw_views(ex_run *run, const ctr_dataset *data, const ctr_aug_config *view,
+                         const ctr_aug_config *clean, const char *name, const char *title)
+{
+    int rows = (int)(ctr_dataset_count(data) < 8 ? ctr_dataset_count(data) : 8), k = 6, i, j;
+    ex_images originals = ex_images_make(run, data, clean, rows);
+    ex_images views = ex_images_make(run, data, view, rows * k);
+    char path[EX_PATH];
+    for (i = 0; i < rows; i++) {
+        ex_render(run, data, i, clean, 0, ex_image_at(originals, i));
+        for (j = 0; j < k; j++) ex_render(run, data, i, view, j, ex_image_at(views, i * k + j));
+    }
+    ex_sheet_views(ex_out_path(run->o, name, path), title, originals, views, k, NULL);
+    free(ex_image_at(originals, 0));
+    free(ex_image_at(views, 0));
+}
+
+/* The colour pictures beside the default data, if they are there: gray ones show no colour jitter. */
+EX_FN void ex_draw_colour_views(ex_run *run)
+{
+    char path[EX_PATH + 16];
+    ctr_dataset *pictures;
+    ctr_aug_config clean = ctr_aug_none_default(96), view = ctr_aug_simclr_default(96);
+    if (ctr_dataset_channels(run->train) != 1) return;
+    snprintf(path, sizeof path, "%s/pictures", run->o->data);
+    if (access(path, R_OK)) return;
+    pictures = ctr_dataset_open(run->ctx, path, NULL, NULL);
+    ex_run_check(run);
+    ex_draw_views(run, pictures, &view, &clean, "views_colour.png",
+                  "SimCLR's augmentations at 96 pixels: crop, flip, colour jitter, gray, blur");
+    ctr_dataset_destroy(run->ctx, pictures);
+}
+
+/* loss.svg: every step thin, the epochs' means on top, the value at chance dashed. */
+EX_FN void ex_draw_loss(ex_run *run)
+{
+    ex_series series[2];
+    ex_panel panel;
+    char path[EX_PATH], title[96], label[64];
+    double *x = (double *)ex_alloc(run, (size_t)run->steps, sizeof *x);
+    int i;
+    for (i = 0; i < run->steps; i++) x[i] = (double)(run->first_step + i + 1);
+    memset(series, 0, sizeof series);
+    memset(&panel, 0, sizeof panel);
+    series[0].name = "mean of the epoch";
+    series[0].x = run->epoch_x;
+    series[0].y = run->epoch_loss;
+    series[0].count = run->epochs;
+    series[1].name = "each step";
+    series[1].x = x;
+    series[1].y = run->loss;
+    series[1].count = run->steps;
+    series[1].faint = 1;
+    panel.x_title = "step";
+    panel.y_title = "loss";
+    panel.series = series;
+    panel.count = 2;
+    panel.chance = run->chance;
+    snprintf(label, sizeof label, "at chance: %.2f", run->chance);
+    panel.chance_label = label;
+    snprintf(title, sizeof title, "%s: loss while training", run->o->method);
+    ex_svg_curve(ex_out_path(run->o, "loss.svg", path), title, &panel, 1);
+    free(x);
+}
+
+typedef struct ex_embedded {       /* a dataset's representations */
+    int64_t n, d;
+    ctr_real *x;
+    int32_t *labels;
+} ex_embedded;
+
+EX_FN ex_embedded ex_embed(ex_run *run, ctr_method *method, const ctr_dataset *data)
+{
+    ex_embedded e;
+    e.n = ctr_dataset_count(data);
+    e.d = method->features;
+    e.x = (ctr_real *)ex_alloc(run, (size_t)(e.n * e.d), sizeof *e.x);
+    e.labels = (int32_t *)ex_alloc(run, (size_t)e.n, sizeof *e.labels);
+    ctr_method_represent_dataset(run->ctx, method, data, &run->clean, 0, e.x, e.labels);
+    ex_run_check(run);
+    return e;
+}
+
+EX_FN const char **ex_class_names(ex_run *run, const ctr_dataset *data, int *count)
+{
+    int i;
+    const char **names;
+    *count = (int)ctr_dataset_classes(data);
+    names = (const char **)ex_alloc(run, (size_t)*count, sizeof *names);
+    for (i = 0; i < *count; i++) names[i] = ctr_dataset_class_name(data, i);
+    if (*count && !names[0][0]) {
+        free(names);
+        return NULL;
+    }
+    return names;
+}
+
+/* map.svg: t-SNE of up to 2,000 representations, coloured by class. */
+EX_FN void ex_draw_map(ex_run *run, const ex_embedded *e, const char *const *names, int classes)
+{
+    int64_t n = e->n < 2000 ? e->n : 2000;
+    ctr_real *xy = (ctr_real *)ex_alloc(run, (size_t)(2 * n), sizeof *xy);
+    float *plane = (float *)ex_alloc(run, (size_t)(2 * n), sizeof *plane);
+    ctr_points points = ctr_points_make(n, e->d, e->x, e->labels);
+    char path[EX_PATH], title[96];
+    int64_t i;
+    ctr_tsne_map(run->ctx, &points, NULL, xy, NULL);
+    ex_run_check(run);
+    for (i = 0; i < 2 * n; i++) plane[i] = (float)xy[i];
+    snprintf(title, sizeof title, "%s: %ld test images as the encoder sees them", run->o->method,
+             (long)n);
+    ex_svg_map(ex_out_path(run->o, "map.svg", path), title,
+               "t-SNE of the representations; colours are labels that training never saw", plane,
+               classes ? e->labels : NULL, (int)n, names, classes);
+    free(xy);
+    free(plane);
+}
+
+/* neighbours.png: eight test images and the training images that lie nearest. */
+EX_FN void ex_draw_neighbours(ex_run *run, const ex_embedded *gallery, const ex_embedded *queries,
+                              const char *const *names, int classes)
+{
+    enum { ROWS = 8, K = EX_NEIGHBOURS };
+    int rows = (int)(queries->n < ROWS ? queries->n : ROWS), i, j;
+    int64_t index[ROWS * K];
+    ctr_real similarity[ROWS * K];
+    int32_t query[ROWS], nearest[ROWS * K], labels[ROWS * K];
+    float close[ROWS * K];
+    ctr_points a = ctr_points_make(gallery->n, gallery->d, gallery->x, NULL);
+    ctr_points b = ctr_points_make(rows, queries->d, queries->x, NULL);
+    const ctr_dataset *from = run->test ? run->test : run->train;
+    ex_images left = ex_images_make(run, from, &run->clean, rows);
+    ex_images right = ex_images_make(run, run->train, &run->clean, rows * K);
+    ex_neighbours sheet;
+    char path[EX_PATH];
+    ctr_neighbors_find(run->ctx, &a, &b, K, index, similarity);
+    ex_run_check(run);
+    for (i = 0; i < rows; i++) {
+        query[i] = i;
+        ex_render(run, from, i, &run->clean, 0, ex_image_at(left, i));
+        for (j = i * K; j < (i + 1) * K; j++) {
+            nearest[j] = j;
+            close[j] = (float)similarity[j];
+            labels[j] = index[j] >= 0 ? gallery->labels[index[j]] : -1;
+            if (index[j] >= 0)
+                ex_render(run, run->train, index[j], &run->clean, 0, ex_image_at(right, j));
+        }
+    }
+    memset(&sheet, 0, sizeof sheet);
+    sheet.queries = left;
+    sheet.gallery = right;
+    sheet.rows = rows;
+    sheet.k = K;
+    sheet.query = query;
+    sheet.nearest = nearest;
+    sheet.similarity = close;
+    sheet.query_labels = classes ? queries->labels : NULL;
+    sheet.gallery_labels = classes ? labels : NULL;
+    sheet.names = names;
+    sheet.names_count = names ? classes : 0;
+    ex_sheet_neighbours(ex_out_path(run->o, "neighbours.png", path),
+                        "test images and the nearest training images by cosine", &sheet);
+    free(ex_image_at(left, 0));
+    free(ex_image_at(right, 0));
+}
+
+/* Scores, embeddings.npy, pictures, and the one line that scripts read. */
+EX_FN void ex_run_after(ex_run *run, ctr_method *method, const ctr_aug_config *view)
+{
+    const ctr_dataset *judged = run->test ? run->test : run->train;
+    ex_embedded train, test;
+    int64_t shape[2];
+    int classes;
+    const char **names = ex_class_names(run, judged, &classes);
+    char path[EX_PATH];
+    ex_run_scores(run, method, "trained encoder", &run->trained);
+    train = ex_embed(run, method, run->train);
+    test = run->test ? ex_embed(run, method, run->test) : train;
+    shape[0] = test.n;
+    shape[1] = test.d;
+    ctr_npy_save(run->ctx, ex_out_path(run->o, "embeddings.npy", path),
+                 sizeof(ctr_real) == 8 ? CTR_FILE_F64 : CTR_FILE_F32, 2, shape, test.x);
+    ex_run_check(run);
+    ex_draw_views(run, run->train, view, &run->clean, "views.png",
+                  "the image and six of its views: what training pulls together");
+    ex_draw_colour_views(run);
+    if (run->steps) ex_draw_loss(run);
+    ex_draw_map(run, &test, names, classes);
+    ex_draw_neighbours(run, &train, &test, names, classes);
+    printf("written to %s: checkpoint.safetensors embeddings.npy loss.svg views.png map.svg "
+           "neighbours.png\n", run->o->out);
+    printf("result method=%s epochs=%d loss=%.4f knn=%.2f linear=%.2f linear_10=%.2f knn_views=%.2f "
+           "knn_random=%.2f linear_random=%.2f knn_views_random=%.2f knn_pixels=%.2f "
+           "linear_pixels=%.2f knn_views_pixels=%.2f images_per_s=%.0f peak_mb=%.0f seconds=%.1f\n",
+           run->o->method, run->o->epochs, run->epochs ? run->epoch_loss[run->epochs - 1] : 0,
+           run->trained.knn, run->trained.linear, run->trained.linear_10, run->trained.knn_views,
+           run->untrained.knn, run->untrained.linear, run->untrained.knn_views, run->pixels.knn,
+           run->pixels.linear, run->pixels.knn_views,
+           run->trained_seconds > 0 ? run->images / run->trained_seconds : 0, ex_peak_mb(),
+           ex_seconds() - run->started);
+    free(names);
+    free(train.x);
+    free(train.labels);
+    if (run->test) {
+        free(test.x);
+        free(test.labels);
+    }
+}
+
+EX_FN void ex_run_close(ex_run *run)
+{
+    ctr_dataset_destroy(run->ctx, run->train);
+    ctr_dataset_destroy(run->ctx, run->test);
+    ctr_ctx_destroy(run->ctx);
+    free(run->loss);
+    free(run->epoch_loss);
+    free(run->epoch_x);
+}
+
+#endif /* EX_REPORT_H */
