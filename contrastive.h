@@ -1024,6 +1024,10 @@ CTR_API ctr_dataset *ctr_dataset_open(ctr_ctx *ctx, const char *path, const char
                                       const ctr_data_options *options);
 CTR_API void ctr_dataset_destroy(ctr_ctx *ctx, ctr_dataset *dataset); /* NULL is allowed */
 
+/* n of a dataset's images, evenly spread over its order, 1..count. The whole must outlive the part.
+   NULL with an error: CTR_E_VALUE, CTR_E_MEMORY. */
+CTR_API ctr_dataset *ctr_dataset_part(ctr_ctx *ctx, const ctr_dataset *whole, int64_t n);
+
 /* 1 if that path has that split. Without an error, also when the path leads nowhere. */
 CTR_API int ctr_dataset_has_split(ctr_ctx *ctx, const char *path, const char *split);
 
@@ -2603,8 +2607,8 @@ CTR_PRIVATE_ size_t ctr_tensor_shape_(ctr_ctx *ctx, ctr_tensor *t, ctr_dtype dty
             return 0;
         }
         bytes = ctr_size_mul_(ctx, bytes, (size_t)t->shape[i]);
-        t->size *= t->shape[i];
         if (ctx->status != CTR_OK) return 0;
+        t->size *= t->shape[i];
     }
     return bytes;
 }
@@ -6720,13 +6724,14 @@ CTR_API ctr_tensor *ctr_reshape(ctr_ctx *ctx, ctr_tensor *x, int rank, const int
     char a[64], b[64];
     int i, open = -1;
     if (!ctr_check_(ctx, "reshape", x, 0)) return &ctx->poison;
-    for (i = 0; i < rank && rank <= 4; i++) {
+    for (i = 0; i < rank && rank <= 4 && known >= 0; i++) {
         full[i] = shape[i];
         if (shape[i] == -1 && open < 0) open = i;
+        else if (shape[i] < 0 || (known && shape[i] > INT64_MAX / known)) known = -1;
         else known *= shape[i];
     }
-    if (open >= 0) full[open] = known > 0 ? x->size / known : 0;
-    if (rank < 0 || rank > 4 || known * (open >= 0 ? full[open] : 1) != x->size) {
+    if (open >= 0 && known >= 0) full[open] = known > 0 ? x->size / known : 0;
+    if (rank < 0 || rank > 4 || known < 0 || known * (open >= 0 ? full[open] : 1) != x->size) {
         ctr_fail_(ctx, CTR_E_SHAPE, "reshape: %s has %ld numbers and cannot become %s",
                   ctr_shape_text_(x->rank, x->shape, a), (long)x->size,
                   ctr_shape_text_(CTR_MIN_(CTR_MAX_(rank, 0), 4), shape, b));
@@ -10205,6 +10210,7 @@ typedef struct ctr_data_item_ {
 
 struct ctr_dataset {
     char kind[16];
+    const ctr_dataset *whole; /* what this is a part of, or NULL; then only n, c, classes, h, w count */
     int64_t n, c, classes;
     ctr_file_names_ class_names;
     int64_t skipped, cached;
@@ -11486,6 +11492,31 @@ CTR_API ctr_dataset *ctr_dataset_open(ctr_ctx *ctx, const char *path, const char
     return NULL;
 }
 
+CTR_API ctr_dataset *ctr_dataset_part(ctr_ctx *ctx, const ctr_dataset *whole, int64_t n)
+{
+    ctr_dataset *d;
+    if (ctx->status != CTR_OK) return NULL;
+    if (n < 1 || n > whole->n) {
+        ctr_fail_(ctx, CTR_E_VALUE, "dataset_part: n must be 1..%ld, got %ld", (long)whole->n, (long)n);
+        return NULL;
+    }
+    d = (ctr_dataset *)ctr_alloc_zero_(ctx, sizeof *d);
+    if (!d) return NULL;
+    memcpy(d->kind, whole->kind, sizeof d->kind);
+    d->whole = whole;
+    d->n = d->cached = n;
+    d->c = whole->c;
+    d->h = whole->h;
+    d->w = whole->w;
+    d->classes = whole->classes;
+    return d;
+}
+
+CTR_PRIVATE_ int64_t ctr_dataset_at_(const ctr_dataset *part, int64_t index)
+{
+    return index * part->whole->n / part->n;
+}
+
 CTR_API int64_t ctr_dataset_count(const ctr_dataset *d) { return d->n; }
 CTR_API int64_t ctr_dataset_channels(const ctr_dataset *d) { return d->c; }
 CTR_API int64_t ctr_dataset_classes(const ctr_dataset *d) { return d->classes; }
@@ -11495,6 +11526,7 @@ CTR_API int64_t ctr_dataset_cached(const ctr_dataset *d) { return d->cached; }
 
 CTR_API const char *ctr_dataset_class_name(const ctr_dataset *d, int64_t label)
 {
+    if (d->whole) return ctr_dataset_class_name(d->whole, label);
     return label < 0 || label >= (int64_t)d->class_names.count ? ""
                                                                : ctr_file_name_(&d->class_names, label);
 }
@@ -11502,6 +11534,7 @@ CTR_API const char *ctr_dataset_class_name(const ctr_dataset *d, int64_t label)
 CTR_API int32_t ctr_dataset_label(const ctr_dataset *d, int64_t index)
 {
     int32_t label = index < 0 || index >= d->n ? -1
+                    : d->whole                 ? ctr_dataset_label(d->whole, ctr_dataset_at_(d, index))
                     : d->items                 ? d->items[index].label
                     : d->labels                ? d->labels[index]
                                                : -1;
@@ -11510,6 +11543,8 @@ CTR_API int32_t ctr_dataset_label(const ctr_dataset *d, int64_t index)
 
 CTR_API const char *ctr_dataset_path(const ctr_dataset *d, int64_t index)
 {
+    if (d->whole && index >= 0 && index < d->n)
+        return ctr_dataset_path(d->whole, ctr_dataset_at_(d, index));
     if (!d->items || index < 0 || index >= d->n) return "";
     return ctr_file_name_(&d->names, d->items[index].file);
 }
@@ -11520,6 +11555,8 @@ CTR_PRIVATE_ int ctr_dataset_fetch_(ctr_ctx *ctx, const ctr_dataset *d, int64_t 
                                     int *borrowed, ctr_note_ *note)
 {
     const ctr_data_item_ *item = d->items ? &d->items[index] : NULL;
+    if (d->whole)
+        return ctr_dataset_fetch_(ctx, d->whole, ctr_dataset_at_(d, index), out, borrowed, note);
     *borrowed = !item || item->pixels;
     if (!*borrowed) return ctr_data_decode_(ctx, d, item->file, out, note);
     out->h = item ? item->h : d->h;
@@ -11834,7 +11871,8 @@ CTR_PRIVATE_ int ctr_loader_memory_(ctr_ctx *ctx, ctr_loader *l)
 {
     const size_t batch = (size_t)l->config.batch, threads = (size_t)ctx->threads;
     size_t images = batch * (size_t)l->config.views, bytes;
-    int64_t h = l->d->h, w = l->d->w, i;
+    const ctr_dataset *d = l->d->whole ? l->d->whole : l->d;
+    int64_t h = d->h, w = d->w, i;
     int k;
     bytes = ctr_size_mul_(ctx, ctr_size_mul_(ctx, images, l->view_size), sizeof(ctr_real));
     l->scratch = (void **)ctr_alloc_zero_(ctx, threads * sizeof *l->scratch);
@@ -11849,9 +11887,9 @@ CTR_PRIVATE_ int ctr_loader_memory_(ctr_ctx *ctx, ctr_loader *l)
         l->orders[k] = (int64_t *)ctr_alloc_(ctx, (size_t)l->d->n * sizeof *l->orders[k]);
         l->order_epoch[k] = -1;
     }
-    for (i = 0; l->d->items && i < l->d->n; i++) { /* the largest image that is already decoded */
-        h = CTR_MAX_(h, l->d->items[i].h);
-        w = CTR_MAX_(w, l->d->items[i].w);
+    for (i = 0; d->items && i < d->n; i++) { /* the largest image that is already decoded */
+        h = CTR_MAX_(h, d->items[i].h);
+        w = CTR_MAX_(w, d->items[i].w);
     }
     for (k = 0; k < ctx->threads && h && ctx->status == CTR_OK; k++)
         if (!ctr_loader_scratch_(l, k, h, w))

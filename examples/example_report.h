@@ -23,6 +23,7 @@ typedef struct ex_run {
     ex_options *o;
     ctr_ctx *ctx;
     ctr_dataset *train, *test;             /* test may be NULL */
+    ctr_dataset *all_train, *all_test;     /* with --smoke the two above are small parts of these */
     ctr_aug_config clean, view;            /* of evaluation: nothing random; a random view */
     ctr_scores pixels, untrained, trained;
     double *loss, *epoch_loss, *epoch_x;   /* of each step; mean of each epoch */
@@ -55,6 +56,17 @@ EX_FN void *ex_alloc(ex_run *run, size_t count, size_t size)
     return p;
 }
 
+/* --smoke looks at a few hundred images. */
+EX_FN void ex_run_shrink(ex_run *run)
+{
+    int64_t n = ctr_dataset_count(run->train), t = run->test ? ctr_dataset_count(run->test) : 0;
+    run->all_train = run->train;
+    run->all_test = run->test;
+    run->train = ctr_dataset_part(run->ctx, run->train, n < 600 ? n : 600);
+    if (t) run->test = ctr_dataset_part(run->ctx, run->test, t < 200 ? t : 200);
+    ex_run_check(run);
+}
+
 /* Context and data. size: of the views in pixels; 0: the images' own, up to 32 small and 96 large. */
 EX_FN void ex_run_open(ex_run *run, ex_options *o, int size)
 {
@@ -81,6 +93,7 @@ EX_FN void ex_run_open(ex_run *run, ex_options *o, int size)
         run->test = ctr_dataset_open(run->ctx, o->data, "test", &data);
     }
     ex_run_check(run);
+    if (o->smoke) ex_run_shrink(run);
     if (!size && ctr_dataset_image(run->ctx, run->train, 0, &first)) {
         int64_t side = first.h < first.w ? first.h : first.w;
         size = side <= 96 ? (int)side : 96;
@@ -302,18 +315,32 @@ EX_FN ex_embedded ex_embed(ex_run *run, ctr_method *method, const ctr_dataset *d
     return e;
 }
 
-EX_FN const char **ex_class_names(ex_run *run, const ctr_dataset *data, int *count)
+/* What classes are called: by the dataset, or a line each in "classes.txt" beside its files; NULL if
+ * neither knows. text holds the lines. */
+EX_FN const char **ex_class_names(ex_run *run, const ctr_dataset *data, int *count, char text[2048])
 {
-    int i;
     const char **names;
+    char path[EX_PATH + 16];
+    FILE *file;
+    int i;
     *count = (int)ctr_dataset_classes(data);
     names = (const char **)ex_alloc(run, (size_t)*count, sizeof *names);
     for (i = 0; i < *count; i++) names[i] = ctr_dataset_class_name(data, i);
-    if (*count && !names[0][0]) {
-        free(names);
-        return NULL;
+    if (*count && names[0][0]) return names;
+    snprintf(path, sizeof path, "%s/classes.txt", run->o->data);
+    file = fopen(path, "rb");
+    if (file) {
+        text[fread(text, 1, 2047, file)] = 0;
+        fclose(file);
+        for (i = 0; i < *count && *text; i++) {
+            names[i] = text;
+            text += strcspn(text, "\n");
+            if (*text) *text++ = 0;
+        }
+        if (i == *count) return names;
     }
-    return names;
+    free(names);
+    return NULL;
 }
 
 /* map.svg: t-SNE of up to 2,000 representations, coloured by class. */
@@ -392,8 +419,8 @@ EX_FN void ex_run_after(ex_run *run, ctr_method *method, const ctr_aug_config *v
     ex_embedded train, test;
     int64_t shape[2];
     int classes;
-    const char **names = ex_class_names(run, judged, &classes);
-    char path[EX_PATH];
+    char path[EX_PATH], lines[2048];
+    const char **names = ex_class_names(run, judged, &classes, lines);
     ex_run_scores(run, method, "trained encoder", &run->trained);
     train = ex_embed(run, method, run->train);
     test = run->test ? ex_embed(run, method, run->test) : train;
@@ -432,6 +459,8 @@ EX_FN void ex_run_close(ex_run *run)
 {
     ctr_dataset_destroy(run->ctx, run->train);
     ctr_dataset_destroy(run->ctx, run->test);
+    ctr_dataset_destroy(run->ctx, run->all_train);
+    ctr_dataset_destroy(run->ctx, run->all_test);
     ctr_ctx_destroy(run->ctx);
     free(run->loss);
     free(run->epoch_loss);

@@ -106,7 +106,8 @@ int main(int argc, char **argv)
     ex_options_add(&o, "--dim", "N", EX_INT, &dim, 2, 4096, "numbers in an embedding");
     ex_options_add(&o, "--size", "N", EX_INT, &size, 0, 512, "pixels of a view; 0: as the images");
     ex_options_parse(&o, argc, argv);
-    if (o.smoke && !ex_options_given(&o, "--epochs")) o.epochs = 1;
+    if (o.smoke && !ex_options_given(&o, "--epochs")) o.epochs = 2;
+    if (o.smoke && !ex_options_given(&o, "--batch")) o.batch = 64;
     if (o.smoke && !ex_options_given(&o, "--arch")) o.arch = "resnet8-w8";
 
     /* 2. the data, and the loss compared with the one above */
