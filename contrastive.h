@@ -1,6 +1,76 @@
-/* contrastive.h - contrastive learning of visual representations in one C header
-@@MANUAL@@
-*/
+/* contrastive.h - contrastive learning of visual representations in one C header, version 0.1
+
+   In ONE file of your program:          In every other file:
+       #define CONTRASTIVE_IMPLEMENTATION
+       #include "contrastive.h"              #include "contrastive.h"
+
+   Build:  cc -O2 program.c -lm -lpthread      (no other flag; kernels pick AVX2 at run time)
+
+   WHAT IT DOES NOT DO (yet)
+   - Methods: SimCLR and SupCon. The other methods of the field are to come; so is the GPU.
+   - Numbers are float. No mixed precision, no quantisation, no more than four dimensions.
+   - No second derivatives; the tape is spent after one backward pass.
+   - Convolutions have odd kernels, zero padding, no groups, no dilation.
+   - Fast kernels: x86-64 with AVX2 and FMA, gcc or clang. Elsewhere plain C, 10 to 20 times slower.
+   - Pictures: JPEG, PNG and BMP through stb_image if it is found, PNM by itself. No video, no TIFF.
+   - Tested on Linux. POSIX is assumed for threads, folders and mapped files.
+
+   A PROGRAM: your pixels -> training -> representations -> neighbours. See README.md, it is 25 lines;
+   examples/simclr.c is the longer one.
+
+   MAP   sections carry a tag, >>TAG, the same here, in the interface and in the implementation
+       PLATFORM MEMORY THREADS RNG TENSOR FILE      the ground
+       VEC GEMM CONV                                kernels: the scalar reference, then the fast one
+       TAPE OPS NN OPTIM                            autograd, layers, networks, optimisers
+       IMAGE AUG SAMPLE DATA                        pictures, augmentations, batches of views
+       LOSS HEALTH METHOD                           NT-Xent, SupCon; is it alive?; SimCLR
+       EVAL IO FIT                                  k-NN, probe, maps; files; the training driver
+   A section of the implementation calls only those above it. Each level can be used alone: the losses
+   for embeddings of another framework (ctr_loss_nt_xent_flat), the augmentations (ctr_aug_batch), the
+   k-NN classifier (ctr_knn_classify), or ctr_fit for everything.
+
+   ERRORS   stick. The first one is kept in the context with its cause, expected and actual; whatever
+   comes after does nothing and is safe to call. Check once a step:
+       if (ctr_error(ctx)) { puts(ctr_error_text(ctx)); ctr_error_clear(ctx); }
+   Operations return a harmless empty tensor then, constructors NULL, other functions 0. The library
+   never exits, aborts, prints, raises a signal, reads the environment or calls rand(). What it wants
+   to say goes to config.log_fn. A step that fails leaves the model as it was; a save that fails, the
+   old file; a load that fails, the model.
+
+   MEMORY   comes from config.allocator, and free gets the size back. Who frees: what create, open or
+   add made is the caller's, until destroy or close; tensors of operations belong to the step, until
+   ctr_step_end; the rest says so. A steady training step allocates nothing. (Not through the
+   allocator: the C library's FILE and DIR, thread stacks, stb_image's scratch, which is bounded before.)
+
+   THREADS  A context and what hangs off it is used by one thread at a time; two contexts never meet.
+   Each has a pool of config.threads, 0 meaning one for each processor.
+
+   THE SAME BITS  Random numbers are functions of (seed, stream, epoch, position, view, draw). Work is cut
+   by shapes, never by the number of threads. So for one build and one kernel set 1, 2 and 7 threads give
+   the same bytes, and so do a run and one that was killed and resumed.
+
+   SHAPES   The last dimension varies fastest. Images are [n, h, w, c], convolution weights
+   [kh, kw, in, out] in memory and [out, in, kh, kw] in files, linear weights [out, in]. A batch of views
+   is [views * n, ...]: all of view 1, then all of view 2.
+
+   MACROS (define them alike in every file, before the include)
+       CONTRASTIVE_IMPLEMENTATION   in one file: the code as well
+       CONTRASTIVE_STATIC           all functions static: the compiler drops what is not called
+       CONTRASTIVE_NO_THREADS       one thread, no pthread
+       CONTRASTIVE_NO_SIMD          plain C kernels only
+       CONTRASTIVE_STB_IMAGE        the path of stb_image.h, in quotes, if it is not found
+       CONTRASTIVE_NO_STB_IMAGE     no JPEG, PNG, BMP and .gz
+       CONTRASTIVE_REAL             float; double for gradient checks
+
+   TO ADD A LOSS   compose it from operations and it has its gradient (see nt_xent_by_hand in
+   examples/simclr.c). A fused one: write an operation like ctr_contrast_op_ in >>LOSS, whose forward
+   and backward call kernel verbs, and test it against the composed one with ctr_gradient_check.
+   TO ADD A METHOD   see >>METHOD.
+
+   A shared library for other languages:
+       cc -x c -shared -fPIC -O2 -DCONTRASTIVE_IMPLEMENTATION -o libcontrastive.so contrastive.h
+
+   Licence: MIT-0, at the end of this file. */
 #ifndef CONTRASTIVE_H
 #define CONTRASTIVE_H
 
@@ -1202,6 +1272,10 @@ typedef struct ctr_visitor {
     void (*number_fn)(void *user, const char *name, int64_t *value);
 } ctr_visitor;
 
+/* The rate for a batch by a rule, base being that for 256 images (Goyal et al., 2017). */
+typedef enum ctr_lr_rule { CTR_LR_FIXED, CTR_LR_LINEAR, CTR_LR_SQRT } ctr_lr_rule;
+CTR_API double ctr_lr_scaled(double base, ctr_lr_rule rule, int64_t batch);
+
 typedef struct ctr_method ctr_method;
 struct ctr_method {
     const char *name;                 /* "simclr" */
@@ -1209,6 +1283,8 @@ struct ctr_method {
     int views;                        /* of each image */
     const ctr_aug_config *augs;       /* [views] */
     int64_t features, dim;            /* numbers in a representation, in an embedding */
+    double lr;                        /* what the driver takes if it is given none, for a batch ... */
+    ctr_lr_rule lr_rule;              /* ... of 256, and for others by this rule */
     ctr_vars *encoder;                /* the variables of what is kept after training */
     /* what is kept after training: x [n, h, w, c] -> [n, features] */
     ctr_tensor *(*represent_fn)(ctr_method *method, ctr_tensor *x, ctr_norm_mode mode);
@@ -1261,15 +1337,13 @@ typedef struct ctr_simclr_config {
     int split_norm;               /* default 0: batch norm over all views jointly; 1: view by view */
     ctr_aug_config aug;           /* of every view; default ctr_aug_simclr_default(32) */
     ctr_optim_config optim;       /* default LARS, decay 1e-4 */
+    double lr;                    /* for a batch of 256, default 1 (their README for CIFAR-10) */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_LINEAR */
 } ctr_simclr_config;
 CTR_API ctr_simclr_config ctr_simclr_default(void);
 CTR_API void ctr_simclr_config_init(ctr_simclr_config *config);
 /* NULL on error. ctr_method_destroy() gives all of it back. */
 CTR_API ctr_method *ctr_simclr_create(ctr_ctx *ctx, const ctr_simclr_config *config);
-
-/* The rate for a batch by a rule, base being that for 256 images (Goyal et al., 2017). */
-typedef enum ctr_lr_rule { CTR_LR_FIXED, CTR_LR_LINEAR, CTR_LR_SQRT } ctr_lr_rule;
-CTR_API double ctr_lr_scaled(double base, ctr_lr_rule rule, int64_t batch);
 
 /* ------------------------------------------------------------------------------------------------
    >>EVAL  what the embeddings are worth: k-NN, linear probe, retrieval, PCA and t-SNE maps
@@ -1538,7 +1612,7 @@ CTR_API int ctr_weights_save(ctr_ctx *ctx, const char *path, const ctr_vars *var
 typedef struct ctr_fit_config {
     int64_t epochs;               /* default 30 */
     ctr_schedule_kind schedule;   /* default cosine to end_lr */
-    double lr, end_lr;            /* default 0.1 and 0 */
+    double lr, end_lr;            /* default 0 (the method's own, for the loader's batch) and 0 */
     double warmup_epochs;         /* default 1 */
     int64_t milestones[4];        /* epochs, for CTR_SCHEDULE_STEPS with gamma 0.1 */
     const char *checkpoint;       /* file to save to, or NULL */
@@ -12712,6 +12786,8 @@ CTR_API void ctr_simclr_config_init(ctr_simclr_config *config)
     config->views = 2;
     config->aug = ctr_aug_simclr_default(32);
     config->optim = ctr_optim_config_default(CTR_OPTIM_LARS);
+    config->lr = 1.0;
+    config->lr_rule = CTR_LR_LINEAR;
 }
 
 CTR_API ctr_simclr_config ctr_simclr_default(void)
@@ -12813,6 +12889,8 @@ CTR_API ctr_method *ctr_simclr_create(ctr_ctx *ctx, const ctr_simclr_config *con
     ctr_simclr_methods_(&m->base);
     m->base.ctx = ctx;
     m->base.views = config->views;
+    m->base.lr = config->lr;
+    m->base.lr_rule = config->lr_rule;
     for (i = 0; i < config->views; i++) m->augs[i] = config->aug;
     m->base.augs = m->augs;
     ctr_resnet_init(ctx, &m->encoder, &m->vars, "encoder.", &config->encoder);
@@ -15965,7 +16043,6 @@ CTR_API void ctr_fit_config_init(ctr_fit_config *config)
     memset(config, 0, sizeof *config);
     config->epochs = 30;
     config->schedule = CTR_SCHEDULE_COSINE;
-    config->lr = 0.1;
     config->warmup_epochs = 1;
 }
 
@@ -15976,10 +16053,12 @@ CTR_API ctr_fit_config ctr_fit_default(void)
     return config;
 }
 
-CTR_PRIVATE_ ctr_schedule ctr_fit_schedule_(const ctr_fit_config *config, int64_t batches)
+CTR_PRIVATE_ ctr_schedule ctr_fit_schedule_(const ctr_method *method, const ctr_fit_config *config,
+                                            int64_t batches, int64_t batch)
 {
     int64_t total = config->epochs * batches;
-    ctr_schedule s = ctr_schedule_cosine(config->lr, config->end_lr,
+    double lr = config->lr > 0 ? config->lr : ctr_lr_scaled(method->lr, method->lr_rule, batch);
+    ctr_schedule s = ctr_schedule_cosine(lr, config->end_lr,
                                          (int64_t)(config->warmup_epochs * (double)batches), total);
     int i;
     s.kind = config->schedule;
@@ -16060,13 +16139,14 @@ CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader, const ct
 CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config)
 {
     ctr_ctx *ctx = method->ctx;
-    ctr_schedule schedule = ctr_fit_schedule_(config, ctr_loader_batches(loader));
+    ctr_schedule schedule;
     ctr_position p, saved;
     int64_t first;
     if (ctx->status != CTR_OK) return -1;
     memset(&p, 0, sizeof p);
     ctr_loader_run_(loader, &p.images, &p.batch_size, &p.seed);
     p.epochs = config->epochs;
+    schedule = ctr_fit_schedule_(method, config, ctr_loader_batches(loader), p.batch_size);
     ctr_loader_tell(loader, &p.epoch, &p.batch);
     p.step = p.epoch * ctr_loader_batches(loader) + p.batch;
     if (config->resume && config->checkpoint && ctr_file_exists_(config->checkpoint)) {
@@ -16159,3 +16239,21 @@ CTR_API int ctr_scores_measure(ctr_ctx *ctx, ctr_method *method, const ctr_datas
 #endif
 #endif /* CONTRASTIVE_IMPLEMENTED_ */
 #endif /* CONTRASTIVE_IMPLEMENTATION */
+
+/*
+MIT No Attribution
+
+Copyright 2026 the authors of contrastive.h
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+associated documentation files (the "Software"), to deal in the Software without restriction,
+including without limitation the rights to use, copy, modify, merge, publish, distribute,
+sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
+furnished to do so.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
+NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES
+OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN
+CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+*/
