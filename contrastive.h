@@ -1611,6 +1611,7 @@ CTR_API int ctr_weights_save(ctr_ctx *ctx, const char *path, const ctr_vars *var
 
 typedef struct ctr_fit_config {
     int64_t epochs;               /* default 30 */
+    int64_t batch;                /* of ctr_fit_images, default 128 */
     ctr_schedule_kind schedule;   /* default cosine to end_lr */
     double lr, end_lr;            /* default 0 (the method's own, for the loader's batch) and 0 */
     double warmup_epochs;         /* default 1 */
@@ -1629,6 +1630,10 @@ CTR_API void ctr_fit_config_init(ctr_fit_config *config);
 /* Trains from where the loader or the checkpoint stands to the last epoch. Returns the number of
    steps done in this call, or -1 with an error (a checkpoint of another run, a full disk, ...). */
 CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config);
+/* The same with a loader of its own: shuffled batches of config->batch images (or all there are), the
+   context's seed, the last incomplete batch dropped. */
+CTR_API int64_t ctr_fit_images(ctr_method *method, const ctr_dataset *images,
+                               const ctr_fit_config *config);
 
 /* What representations are worth, in one call: percentages, -1 where the labels do not allow one. */
 typedef struct ctr_scores {
@@ -16042,6 +16047,7 @@ CTR_API void ctr_fit_config_init(ctr_fit_config *config)
 {
     memset(config, 0, sizeof *config);
     config->epochs = 30;
+    config->batch = 128;
     config->schedule = CTR_SCHEDULE_COSINE;
     config->warmup_epochs = 1;
 }
@@ -16138,10 +16144,11 @@ CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader, const ct
 
 CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config)
 {
-    ctr_ctx *ctx = method->ctx;
+    ctr_ctx *ctx = method ? method->ctx : NULL;
     ctr_schedule schedule;
     ctr_position p, saved;
     int64_t first;
+    if (!method || !loader) return -1;
     if (ctx->status != CTR_OK) return -1;
     memset(&p, 0, sizeof p);
     ctr_loader_run_(loader, &p.images, &p.batch_size, &p.seed);
@@ -16159,6 +16166,24 @@ CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_co
     while (p.epoch < config->epochs && ctr_fit_epoch_(method, loader, config, &schedule, &p))
         ctr_loader_tell(loader, &p.epoch, &p.batch);
     return ctx->status == CTR_OK ? p.step - first : -1;
+}
+
+CTR_API int64_t ctr_fit_images(ctr_method *method, const ctr_dataset *images,
+                               const ctr_fit_config *config)
+{
+    ctr_loader_config c = ctr_loader_config_default();
+    ctr_loader *loader;
+    int64_t steps;
+    if (!method || !images) return -1; /* their error is in the context */
+    c.batch = CTR_MIN_(config->batch, ctr_dataset_count(images));
+    c.views = method->views;
+    c.augs = method->augs;
+    c.seed = method->ctx->config.seed;
+    loader = ctr_loader_create(method->ctx, images, &c);
+    if (!loader) return -1;
+    steps = ctr_fit(method, loader, config);
+    ctr_loader_destroy(method->ctx, loader);
+    return steps;
 }
 
 /* ---- scores ------------------------------------------------------------------------------------ */
