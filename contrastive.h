@@ -930,7 +930,7 @@ CTR_API void ctr_aug_none_config_init(ctr_aug_config *config, int64_t size);
 /* 1 if every member is in its range, else 0 with an error that names the member. */
 CTR_API int ctr_aug_config_check(ctr_ctx *ctx, const ctr_aug_config *config);
 
-/* One line of text about a config into text[size] (256 is enough); returns text. */
+/* One line of text about a config into text[size] (320 are enough); returns text. */
 CTR_API const char *ctr_aug_describe(const ctr_aug_config *config, char *text, size_t size);
 
 enum { CTR_JITTER_BRIGHTNESS = 0, CTR_JITTER_CONTRAST, CTR_JITTER_SATURATION, CTR_JITTER_HUE };
@@ -1025,7 +1025,7 @@ CTR_API int ctr_aug_resized_crop(ctr_ctx *ctx, const ctr_real *x, int64_t h, int
 typedef enum ctr_last {
     CTR_LAST_DROP = 0,        /* they wait for the next epoch's order */
     CTR_LAST_KEEP,            /* a smaller batch */
-    CTR_LAST_WRAP             /* filled up from the start of the epoch's order, with views of their own */
+    CTR_LAST_WRAP             /* filled up from the start of the epoch's order, with other views */
 } ctr_last;
 
 /* Batches in an epoch of n images. */
@@ -1039,16 +1039,17 @@ CTR_API void ctr_sample_order(uint64_t seed, int64_t epoch, int64_t n, int shuff
    >>DATA  where images come from, and a loader that turns them into batches of views
 
    A dataset is a read-only list of n 8-bit images with optional labels. All have the same number of
-   channels; in a folder they may differ in size. The loader augments them into batches, the next one
-   on the context's threads while the current one is trained on. Its numbers depend on (seed, epoch,
-   position in the epoch's order, view) alone: not on threads, prefetching, caches or resuming.
+   channels; in a folder they may differ in size. The loader augments them into batches, the next
+   one on the context's threads while the current one is trained on. Its numbers depend on (seed,
+   epoch, position in the epoch's order, view) alone: not on threads, prefetching, caches or
+   resuming.
    ---------------------------------------------------------------------------------------------- */
 
 typedef struct ctr_dataset ctr_dataset;
 
 /* Where the decoded images of a folder are kept. No choice changes a single number. */
 typedef enum ctr_cache {
-    CTR_CACHE_MEMORY = 0,     /* decoded when opened, as many as the budget holds; the others each time */
+    CTR_CACHE_MEMORY = 0,     /* decoded when opened, as many as the budget holds; the rest later */
     CTR_CACHE_MAPPED,         /* all of them in the file cache_path, mapped into memory (POSIX) */
     CTR_CACHE_NONE            /* each time */
 } ctr_cache;
@@ -1063,7 +1064,7 @@ typedef enum ctr_corrupt {
 
 typedef struct ctr_data_options {
     int channels;             /* 1, 3, or 0 (default): as in the source; folders: 3 */
-    int64_t short_side;       /* larger images of a folder are shrunk to this short side; 0: never */
+    int64_t short_side;       /* a folder's larger images are shrunk to this short side; 0: never */
     ctr_cache cache;
     uint64_t budget;          /* bytes of decoded images in memory, default 2^30 */
     const char *cache_path;   /* for CTR_CACHE_MAPPED: one file for each split; built if it is not
@@ -1078,7 +1079,8 @@ CTR_API void ctr_data_options_init(ctr_data_options *options);
 /* n images in the caller's memory, pixels [n, h, w, c] with c 1 or 3, and labels [n] or NULL (a
    negative one: unlabelled). Nothing is copied: both must outlive the dataset. */
 CTR_API ctr_dataset *ctr_dataset_from_memory(ctr_ctx *ctx, const uint8_t *pixels, int64_t n,
-                                             int64_t h, int64_t w, int64_t c, const int32_t *labels);
+                                             int64_t h, int64_t w, int64_t c,
+                                             const int32_t *labels);
 
 /* n images of coloured shapes on noise, [n, size, size, 3]: disc, square, triangle, cross, ring and
    bars of any colour, place, size and angle. The label is the shape. size 8..512. */
@@ -1089,10 +1091,10 @@ CTR_API ctr_dataset *ctr_dataset_shapes(ctr_ctx *ctx, int64_t n, int64_t size, u
      file whose name has "labels" and "idx1" instead of "images" and "idx3";
    - a folder with CIFAR-10 or CIFAR-100 binaries (fine labels);
    - a folder of .jpg .jpeg .png .bmp .ppm .pgm .pnm files, also in folders within (16 levels,
-     hidden ones left out), sorted by the bytes of their paths. If no image lies in the folder itself
-     and there are two or more sub-folders with images, these are the classes, numbered in the order
-     of their names. A folder train beside test (or val, valid, validation) is a split; the classes
-     are those of both.
+     hidden ones left out), sorted by the bytes of their paths. If no image lies in the folder
+     itself and there are two or more sub-folders with images, these are the classes, numbered in
+     the order of their names. A folder train beside test (or val, valid, validation) is a split;
+     the classes are those of both.
    split is "train", "test" or NULL (the first, or everything). A source without splits is all
    "train". options NULL means the defaults. IDX and CIFAR are held in memory, within the budget.
    Returns NULL with an error: CTR_E_FILE, CTR_E_FORMAT (nothing fits, wrong content), CTR_E_VALUE,
@@ -1113,10 +1115,12 @@ CTR_API int64_t ctr_dataset_channels(const ctr_dataset *dataset);
 CTR_API int64_t ctr_dataset_classes(const ctr_dataset *dataset); /* 0: no labels */
 CTR_API const char *ctr_dataset_class_name(const ctr_dataset *dataset, int64_t label); /* or "" */
 CTR_API int32_t ctr_dataset_label(const ctr_dataset *dataset, int64_t index);    /* -1: none */
-CTR_API const char *ctr_dataset_path(const ctr_dataset *dataset, int64_t index); /* in the folder; "" */
-CTR_API const char *ctr_dataset_kind(const ctr_dataset *dataset); /* "memory", "IDX", "folder" ... */
-CTR_API int64_t ctr_dataset_skipped(const ctr_dataset *dataset);  /* corrupt files, left out or replaced */
-CTR_API int64_t ctr_dataset_cached(const ctr_dataset *dataset);   /* images that need no decoding */
+/* Of an image: its path below the folder, "" if it has no file. */
+CTR_API const char *ctr_dataset_path(const ctr_dataset *dataset, int64_t index);
+/* "memory", "shapes", "IDX", "CIFAR-10", "CIFAR-100" or "folder" */
+CTR_API const char *ctr_dataset_kind(const ctr_dataset *dataset);
+CTR_API int64_t ctr_dataset_skipped(const ctr_dataset *dataset); /* corrupt, out or replaced */
+CTR_API int64_t ctr_dataset_cached(const ctr_dataset *dataset);  /* images that need no decoding */
 
 /* A copy of one image; the caller's, until ctr_image_free(). 1, or 0 with an error. */
 CTR_API int ctr_dataset_image(ctr_ctx *ctx, const ctr_dataset *dataset, int64_t index,
@@ -1504,11 +1508,11 @@ CTR_API int ctr_tsne_map(ctr_ctx *ctx, const ctr_points *data, const ctr_tsne_co
 /* ------------------------------------------------------------------------------------------------
    >>IO  arrays and tensors in files: npy and safetensors
 
-   Every save goes to "path.tmp" in the same folder, is synced to the disk and then renamed: whatever
-   fails (disk full, no permission) and whenever the program is killed, the old file is there whole
-   or the new one is. Files hold no clock and no path; equal content makes equal bytes. Every load
-   reads the whole file and verifies all of it before it returns: sizes are computed, never believed.
-   Numbers in files are little-endian on every machine.
+   Every save goes to "path.tmp" in the same folder, is synced to the disk and then renamed:
+   whatever fails (disk full, no permission) and whenever the program is killed, the old file is
+   there whole or the new one is. Files hold no clock and no path; equal content makes equal bytes.
+   Every load reads the whole file and verifies all of it before it returns: sizes are computed,
+   never believed. Numbers in files are little-endian on every machine.
    ---------------------------------------------------------------------------------------------- */
 
 /* Types of numbers in files. The library's own tensors are F32 (F64 in the double build). */
@@ -2857,7 +2861,7 @@ CTR_PRIVATE_ const char *ctr_file_tail_(const char *path)
     return n > 140 ? path + n - 140 : path;
 }
 
-/* ---- growing arrays, sorting --------------------------------------------------------------------- */
+/* ---- growing arrays, sorting ----------------------------------------------------------------- */
 
 /* Makes room for `need` items of `item` bytes; *capacity counts items. 0 after an error. */
 CTR_PRIVATE_ int ctr_file_grow_(ctr_ctx *ctx, void **block, size_t *capacity, size_t item,
@@ -2950,7 +2954,7 @@ CTR_PRIVATE_ int ctr_file_names_compare_(const void *user, int64_t a, int64_t b)
     return strcmp(ctr_file_name_(names, a), ctr_file_name_(names, b));
 }
 
-/* ---- the checksum -------------------------------------------------------------------------------- */
+/* ---- the checksum ---------------------------------------------------------------------------- */
 
 /* XXH64 (Collet, 2012) with seed 0, over bytes that may arrive in pieces. It finds damage; it does
    not protect against somebody who wants to deceive. */
@@ -3049,7 +3053,7 @@ CTR_PRIVATE_ uint64_t ctr_file_hash_end_(const ctr_file_hash_ *h)
     return x ^ x >> 32;
 }
 
-/* ---- reading ------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 /* What a path leads to. */
 enum { CTR_FILE_MISSING_, CTR_FILE_PLAIN_, CTR_FILE_FOLDER_, CTR_FILE_OTHER_ };
@@ -3123,8 +3127,9 @@ CTR_PRIVATE_ int ctr_file_read_(ctr_ctx *ctx, const char *path, uint64_t limit,
         return 0;
     }
     if (s.size > limit || s.size > SIZE_MAX / 4) {
-        ctr_note_set_(note, CTR_E_FILE, "cannot read '%s': it has %.0f bytes, at most %.0f are read",
-                      name, (double)s.size, (double)limit);
+        ctr_note_set_(note, CTR_E_FILE,
+                      "cannot read '%s': it has %.0f bytes, at most %.0f are read", name,
+                      (double)s.size, (double)limit);
         return 0;
     }
     f = ctr_file_fault_(ctx, "open", path) ? NULL : fopen(path, "rb");
@@ -3137,7 +3142,8 @@ CTR_PRIVATE_ int ctr_file_read_(ctr_ctx *ctx, const char *path, uint64_t limit,
     if (!out->bytes) {
         ctr_note_set_(note, CTR_E_MEMORY, "cannot read '%s': no memory for its %.0f bytes", name,
                       (double)s.size);
-    } else if (ctr_file_fault_(ctx, "read", path) || fread(out->bytes, 1, out->size, f) < out->size) {
+    } else if (ctr_file_fault_(ctx, "read", path) ||
+               fread(out->bytes, 1, out->size, f) < out->size) {
         ctr_note_set_(note, CTR_E_FILE, "cannot read '%s': it ended before its %.0f bytes", name,
                       (double)s.size);
         ctr_file_bytes_free_(ctx, out);
@@ -3148,7 +3154,7 @@ CTR_PRIVATE_ int ctr_file_read_(ctr_ctx *ctx, const char *path, uint64_t limit,
     return out->bytes != NULL;
 }
 
-/* ---- replacing ----------------------------------------------------------------------------------- */
+/* ---- replacing ------------------------------------------------------------------------------- */
 
 /* Writes "path.tmp" and, once every byte is safe on the disk, gives it the name path. Whatever
    fails before that, and a kill at any moment, leaves the old file as it was. */
@@ -3284,7 +3290,7 @@ CTR_PRIVATE_ int ctr_file_writer_commit_(ctr_file_writer_ *w)
     return ok;
 }
 
-/* ---- mapping, folders ---------------------------------------------------------------------------- */
+/* ---- mapping, folders ------------------------------------------------------------------------ */
 
 /* Maps a file for reading; *size is its length. NULL with an error. */
 CTR_PRIVATE_ const uint8_t *ctr_file_map_(ctr_ctx *ctx, const char *path, size_t *size)
@@ -9163,7 +9169,7 @@ CTR_PRIVATE_ void *ctr_image_regrow_(void *p, size_t size)
 #define STBI_NO_FAILURE_STRINGS /* they would be its only mutable static data in use */
 #define STBI_MAX_DIMENSIONS 65535
 #define STBI_ASSERT(x) ((void)0)
-#define STBI_MALLOC(size) malloc(size)
+#define STBI_MALLOC(size) calloc(1, size) /* what a file leaves out is zero, not chance */
 #define STBI_REALLOC(p, size) ctr_image_regrow_(p, size)
 #define STBI_FREE(p) free(p)
 #if defined(__TINYC__) || defined(CONTRASTIVE_NO_SIMD)
@@ -9387,6 +9393,41 @@ CTR_PRIVATE_ size_t ctr_image_jpeg_skip_(const uint8_t *p, size_t size, size_t a
     return size;
 }
 
+/* Huffman tables: a class and number, how many codes there are of 1..16 bits, their symbols. stb_image
+   up to 2.27 trusts these counts. */
+CTR_PRIVATE_ int ctr_image_jpeg_tables_(const uint8_t *p, size_t size)
+{
+    size_t at = 0, count;
+    int k;
+    while (at < size) {
+        if (size - at < 17) return 0;
+        for (count = 0, k = 1; k <= 16; k++) count += p[at + (size_t)k];
+        if (count > 256 || count > size - at - 17) return 0;
+        at += 17 + count;
+    }
+    return 1;
+}
+
+/* The frame: height, width, components with their sampling factors. stb_image up to 2.27 reads
+   beyond a row whose factor does not divide the greatest one. */
+CTR_PRIVATE_ int ctr_image_jpeg_frame_(const uint8_t *p, size_t size, ctr_image_head_ *head)
+{
+    int n = size >= 6 ? p[5] : 0, i, most_h = 1, most_v = 1;
+    if ((n != 1 && n != 3 && n != 4) || size != 6 + 3 * (size_t)n || p[0] != 8) return 0;
+    for (i = 0; i < n; i++) {
+        most_h = CTR_MAX_(most_h, p[7 + 3 * i] >> 4);
+        most_v = CTR_MAX_(most_v, p[7 + 3 * i] & 15);
+    }
+    for (i = 0; i < n; i++) {
+        int fh = p[7 + 3 * i] >> 4, fv = p[7 + 3 * i] & 15;
+        if (fh < 1 || fv < 1 || fh > 4 || fv > 4 || most_h % fh || most_v % fv) return 0;
+    }
+    head->h = (int64_t)ctr_image_be16_(p + 1);
+    head->w = (int64_t)ctr_image_be16_(p + 3);
+    head->c = n == 1 ? 1 : 3;
+    return 1;
+}
+
 /* Segments from the start marker to the end marker. A progressive file repeats scans, each of which
    costs a pass over the whole picture: more than 100 are an attack. */
 CTR_PRIVATE_ int ctr_image_scan_jpeg_(const uint8_t *p, size_t size, ctr_image_head_ *head,
@@ -9407,13 +9448,13 @@ CTR_PRIVATE_ int ctr_image_scan_jpeg_(const uint8_t *p, size_t size, ctr_image_h
         if (length < 2 || length > size - at)
             return ctr_image_bad_(note, "the JPEG ends inside a segment");
         if (marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC) {
-            if (marker > 0xC2 || length < 8 || p[at + 2] != 8)
-                return ctr_image_bad_(note, "the JPEG is arithmetic, lossless, or not of 8 bits");
+            if (marker > 0xC2) return ctr_image_bad_(note, "the JPEG is arithmetic or lossless");
             if (head->c) return ctr_image_bad_(note, "the JPEG has two frame headers");
-            head->h = (int64_t)ctr_image_be16_(p + at + 3);
-            head->w = (int64_t)ctr_image_be16_(p + at + 5);
-            head->c = p[at + 7] == 1 ? 1 : 3;
+            if (!ctr_image_jpeg_frame_(p + at + 2, length - 2, head))
+                return ctr_image_bad_(note, "the JPEG has a frame header of an unknown kind");
         }
+        if (marker == 0xC4 && !ctr_image_jpeg_tables_(p + at + 2, length - 2))
+            return ctr_image_bad_(note, "the JPEG has a wrong Huffman table");
         at += length;
         if (marker == 0xDA) {
             if (++scans > 100) return ctr_image_bad_(note, "the JPEG has more than 100 scans");
@@ -9423,17 +9464,30 @@ CTR_PRIVATE_ int ctr_image_scan_jpeg_(const uint8_t *p, size_t size, ctr_image_h
     return head->c && scans ? 1 : ctr_image_bad_(note, "the JPEG holds no picture");
 }
 
-/* Uncompressed rows, each padded to four bytes. */
+/* Does every 8-bit index of the rows have one of `entries` colours? */
+CTR_PRIVATE_ int ctr_image_bmp_indices_(const uint8_t *p, size_t row, int64_t h, int64_t w,
+                                        uint64_t entries)
+{
+    int64_t y, x;
+    for (y = 0; y < h; y++, p += row)
+        for (x = 0; x < w; x++)
+            if (p[x] >= entries) return 0;
+    return 1;
+}
+
+/* Uncompressed rows, each padded to four bytes; behind the header a palette, of 3 bytes each in the
+   oldest kind. stb_image shows what is on the stack for an index without a colour. */
 CTR_PRIVATE_ int ctr_image_scan_bmp_(const uint8_t *p, size_t size, ctr_image_head_ *head,
                                      ctr_note_ *note)
 {
-    uint64_t start, row, bits;
+    uint64_t start, row, bits, entries;
     if (size < 54) return ctr_image_bad_(note, "the BMP ends inside its header");
     start = ctr_image_le32_(p + 10);
     if (ctr_image_le32_(p + 14) == 12) {
         head->w = (int64_t)ctr_image_le16_(p + 18);
         head->h = (int64_t)ctr_image_le16_(p + 20);
         bits = ctr_image_le16_(p + 24);
+        entries = start > 26 ? (start - 26) / 3 : 0;
     } else {
         head->w = (int64_t)ctr_image_le32_(p + 18);
         head->h = (int64_t)ctr_image_le32_(p + 22);
@@ -9441,12 +9495,16 @@ CTR_PRIVATE_ int ctr_image_scan_bmp_(const uint8_t *p, size_t size, ctr_image_he
         bits = ctr_image_le16_(p + 28);
         if (ctr_image_le32_(p + 30) == 1 || ctr_image_le32_(p + 30) == 2)
             return ctr_image_bad_(note, "the BMP is run-length compressed");
+        entries = start > 14 + ctr_image_le32_(p + 14) ? (start - 14 - ctr_image_le32_(p + 14)) / 4 : 0;
     }
     head->c = 3;
     if (bits > 32 || head->w > 65535 || head->h > 65535) return 1; /* the limits will speak */
     row = ((uint64_t)head->w * bits + 31) / 32 * 4;
     if (start > size || row * (uint64_t)head->h > size - start)
         return ctr_image_bad_(note, "the BMP ends before its last row");
+    if (bits <= 8 && entries < (uint64_t)1 << bits &&
+        (bits < 8 || !ctr_image_bmp_indices_(p + start, (size_t)row, head->h, head->w, entries)))
+        return ctr_image_bad_(note, "the BMP has pixels without a colour in its palette");
     return 1;
 }
 
@@ -10250,18 +10308,22 @@ CTR_PRIVATE_ int ctr_aug_kernel_(const ctr_aug_config *config)
 CTR_API const char *ctr_aug_describe(const ctr_aug_config *c, char *text, size_t size)
 {
     char crop[96], last[64];
-    snprintf(crop, sizeof crop, c->center_crop ? "centre crop" : "crop %g..%g ratio %.3g..%.3g",
-             c->crop_min, c->crop_max, c->ratio_min, c->ratio_max);
+    if (c->center_crop)
+        snprintf(crop, sizeof crop, "centre crop");
+    else
+        snprintf(crop, sizeof crop, "crop %g..%g ratio %.3g..%.3g", c->crop_min, c->crop_max,
+                 c->ratio_min, c->ratio_max);
     last[0] = 0;
     if (c->solarize_p > 0)
         snprintf(last, sizeof last, ", solarize %g at %g", c->solarize_p, c->solarize_threshold);
-    snprintf(text, size,
-             "%ldx%ld, %s %s, flip %g, jitter %g (%g %g %g %g), gray %g, "
-             "blur %g (%d px, sigma %g..%g)%s",
-             (long)c->width, (long)c->height, crop,
-             c->interp == CTR_INTERP_BICUBIC ? "bicubic" : "bilinear", c->flip_p, c->jitter_p,
-             c->brightness, c->contrast, c->saturation, c->hue, c->gray_p, c->blur_p,
-             ctr_aug_kernel_(c), c->blur_sigma_min, c->blur_sigma_max, last);
+    if (snprintf(text, size,
+                 "%ldx%ld, %s %s, flip %g, jitter %g (%g %g %g %g), gray %g, "
+                 "blur %g (%d px, sigma %g..%g)%s",
+                 (long)c->width, (long)c->height, crop,
+                 c->interp == CTR_INTERP_BICUBIC ? "bicubic" : "bilinear", c->flip_p, c->jitter_p,
+                 c->brightness, c->contrast, c->saturation, c->hue, c->gray_p, c->blur_p,
+                 ctr_aug_kernel_(c), c->blur_sigma_min, c->blur_sigma_max, last) < 0 && size)
+        text[0] = 0;
     return text;
 }
 
@@ -10583,7 +10645,6 @@ CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_taps_u8_avx2_(const uint8_t *from, in
                                                          const ctr_real *weight, int64_t taps,
                                                          int64_t n, ctr_real *to)
 {
-    const ctr_real unit = 1.0f / 255.0f;
     int64_t i, j;
     for (i = 0; i + 8 <= n; i += 8) {
         __m256 sum = _mm256_setzero_ps();
@@ -10592,12 +10653,12 @@ CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_taps_u8_avx2_(const uint8_t *from, in
             __m256 v = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
             sum = _mm256_fmadd_ps(_mm256_broadcast_ss(weight + j), v, sum);
         }
-        _mm256_storeu_ps(to + i, _mm256_mul_ps(sum, _mm256_set1_ps(unit)));
+        _mm256_storeu_ps(to + i, _mm256_div_ps(sum, _mm256_set1_ps(255.0f)));
     }
     for (; i < n; i++) {
         ctr_real sum = 0;
         for (j = 0; j < taps; j++) sum += weight[j] * (ctr_real)from[j * stride + i];
-        to[i] = sum * unit;
+        to[i] = sum / 255.0f;
     }
 }
 
@@ -11368,7 +11429,7 @@ CTR_PRIVATE_ ctr_dataset *ctr_data_new_(ctr_ctx *ctx, const char *kind)
     return d;
 }
 
-/* ---- one block ----------------------------------------------------------------------------------- */
+/* ---- one block ------------------------------------------------------------------------------- */
 
 /* Counts the classes of d->labels, and names them by their numbers while they have no names. */
 CTR_PRIVATE_ void ctr_data_classes_(ctr_ctx *ctx, ctr_dataset *d)
@@ -11451,7 +11512,7 @@ CTR_PRIVATE_ int ctr_data_channels_(ctr_ctx *ctx, ctr_dataset *d, int channels)
     return 1;
 }
 
-/* ---- shapes -------------------------------------------------------------------------------------- */
+/* ---- shapes ---------------------------------------------------------------------------------- */
 
 /* Is the point (u, v) in the shape? All fit into the circle of radius 1 around 0. */
 CTR_PRIVATE_ int ctr_data_inside_(int shape, double u, double v)
@@ -11503,7 +11564,8 @@ CTR_PRIVATE_ void ctr_data_draw_(void *arg, int64_t i, int worker)
         for (x = 0; x < s->size; x++) {
             int hits = 0;
             for (t = 0; t < 9; t++) {
-                double dx = (double)x + (t % 3 + 0.5) / 3 - cx, dy = (double)y + (t / 3 + 0.5) / 3 - cy;
+                double dx = (double)x + (t % 3 + 0.5) / 3 - cx;
+                double dy = (double)y + (t / 3 + 0.5) / 3 - cy;
                 hits += ctr_data_inside_(shape, co * dx + si * dy, co * dy - si * dx);
             }
             for (k = 0; k < 3; k++) {
@@ -11522,8 +11584,9 @@ CTR_API ctr_dataset *ctr_dataset_shapes(ctr_ctx *ctx, int64_t n, int64_t size, u
     int i, ok = 1;
     if (ctx->status != CTR_OK) return NULL;
     if (size < 8 || size > 512 || n < 1) {
-        ctr_fail_(ctx, CTR_E_VALUE, "dataset_shapes: n must be at least 1 and size 8..512, got %ld and "
-                  "%ld", (long)n, (long)size);
+        ctr_fail_(ctx, CTR_E_VALUE,
+                  "dataset_shapes: n must be at least 1 and size 8..512, got %ld and %ld",
+                  (long)n, (long)size);
         return NULL;
     }
     if (!ctr_data_sides_ok_(ctx, "dataset_shapes", n, size, size, 3)) return NULL;
@@ -11547,7 +11610,7 @@ CTR_API ctr_dataset *ctr_dataset_shapes(ctr_ctx *ctx, int64_t n, int64_t size, u
     return d;
 }
 
-/* ---- looking ------------------------------------------------------------------------------------- */
+/* ---- looking --------------------------------------------------------------------------------- */
 
 enum { CTR_DATA_IDX_ = 1, CTR_DATA_CIFAR10_, CTR_DATA_CIFAR100_, CTR_DATA_FOLDER_ };
 
@@ -11585,13 +11648,23 @@ CTR_PRIVATE_ int ctr_data_join_(ctr_ctx *ctx, char *out, const char *folder, con
     size_t n = strlen(folder);
     int slash = n > 0 && folder[n - 1] != '/' && name[0];
     if (n + strlen(name) + 2 > CTR_DATA_PATH_) {
-        ctr_fail_(ctx, CTR_E_FILE, "data: the path '%s/%.80s' is too long", ctr_file_tail_(folder), name);
+        ctr_fail_(ctx, CTR_E_FILE, "data: the path '%s/%.80s' is too long", ctr_file_tail_(folder),
+                  name);
         return 0;
     }
     memmove(out, folder, n);
     if (slash) out[n++] = '/';
     memcpy(out + n, name, strlen(name) + 1);
     return 1;
+}
+
+/* What a path leads to. That nothing is there is an answer; that nobody can tell is an error. */
+CTR_PRIVATE_ ctr_file_stat_ ctr_data_at_(ctr_ctx *ctx, const char *path)
+{
+    ctr_file_stat_ s = ctr_file_look_(ctx, path);
+    if (s.kind == CTR_FILE_MISSING_ && errno != ENOENT && errno != ENOTDIR && errno != ELOOP)
+        ctr_fail_(ctx, CTR_E_FILE, "data: '%s': %s", ctr_file_tail_(path), strerror(errno));
+    return s;
 }
 
 CTR_PRIVATE_ int ctr_data_is_test_(const char *name)
@@ -11606,7 +11679,8 @@ CTR_PRIVATE_ int ctr_data_labels_name_(const char *name, char *out, size_t size)
     size_t at;
     if (!images || !idx || strlen(name) + 1 > size) return 0;
     at = (size_t)(images - name);
-    snprintf(out, size, "%.*s%s%s", (int)at, name, images[0] == 'I' ? "Labels" : "labels", images + 6);
+    snprintf(out, size, "%.*s%s%s", (int)at, name, images[0] == 'I' ? "Labels" : "labels",
+             images + 6);
     at = (size_t)(idx - name);
     if (idx[3] == '3' || idx[3] == '4') out[at + 3] = '1';
     return 1;
@@ -11623,19 +11697,19 @@ CTR_PRIVATE_ int ctr_data_look_idx_(ctr_ctx *ctx, ctr_data_source_ *s, const cha
     if (!ctr_data_join_(ctx, s->path, folder, name)) return 0;
     if (!ctr_data_labels_name_(name, labels, sizeof labels - 4)) return 1;
     if (!ctr_data_join_(ctx, s->other, folder, labels)) return 0;
-    if (ctr_file_look_(ctx, s->other).kind == CTR_FILE_PLAIN_) return 1;
+    if (ctr_data_at_(ctx, s->other).kind == CTR_FILE_PLAIN_) return 1;
     n = strlen(labels);
     if (ctr_data_ends_(labels, ".gz")) labels[n - 3] = 0;
     else memcpy(labels + n, ".gz", 4);
     if (!ctr_data_join_(ctx, s->other, folder, labels)) return 0;
-    if (ctr_file_look_(ctx, s->other).kind != CTR_FILE_PLAIN_) s->other[0] = 0;
-    return 1;
+    if (ctr_data_at_(ctx, s->other).kind != CTR_FILE_PLAIN_) s->other[0] = 0;
+    return ctx->status == CTR_OK;
 }
 
 /* The folder's IDX images of a split: index into names, -1 if there are none, -2 with an error when
    there are several. */
-CTR_PRIVATE_ int64_t ctr_data_pick_idx_(ctr_ctx *ctx, const char *path, const ctr_file_names_ *names,
-                                        const char *split)
+CTR_PRIVATE_ int64_t ctr_data_pick_idx_(ctr_ctx *ctx, const char *path,
+                                        const ctr_file_names_ *names, const char *split)
 {
     int64_t i, found = -1;
     int pass, test = split && !strcmp(split, "test");
@@ -11650,8 +11724,10 @@ CTR_PRIVATE_ int64_t ctr_data_pick_idx_(ctr_ctx *ctx, const char *path, const ct
                 n = CTR_MIN_(strlen(name), strlen(old));
                 if (strncmp(name, old, n) || strcmp(name[n] || old[n] ? ".gz" : "",
                                                     name[n] ? name + n : old + n)) {
-                    ctr_fail_(ctx, CTR_E_FORMAT, "data: '%s' has several sets of IDX images: '%.60s' and "
-                              "'%.60s'; give the path of one", ctr_file_tail_(path), old, name);
+                    ctr_fail_(ctx, CTR_E_FORMAT,
+                              "data: '%s' has several sets of IDX images: '%.60s' and "
+                              "'%.60s'; give the path of one",
+                              ctr_file_tail_(path), old, name);
                     return -2;
                 }
                 if (name[n]) continue;
@@ -11676,7 +11752,7 @@ CTR_PRIVATE_ const char *ctr_data_subfolder_(ctr_ctx *ctx, const char *path,
     char full[CTR_DATA_PATH_];
     for (; *list; list++)
         if (ctr_data_has_(names, *list) && ctr_data_join_(ctx, full, path, *list) &&
-            ctr_file_look_(ctx, full).kind == CTR_FILE_FOLDER_)
+            ctr_data_at_(ctx, full).kind == CTR_FILE_FOLDER_)
             return *list;
     return NULL;
 }
@@ -11698,8 +11774,11 @@ CTR_PRIVATE_ int ctr_data_look_folder_(ctr_ctx *ctx, const char *path, const cha
     int want_test = split && !strcmp(split, "test");
     s->kind = CTR_DATA_FOLDER_;
     s->files = (int64_t)names->count;
-    if (want_test && !test) return ctr_data_no_split_(ctx, path, "IDX files with t10k or test "
-                                                     "in their names, a folder test, val, valid or validation");
+    if (ctx->status != CTR_OK) return 0;
+    if (want_test && !test)
+        return ctr_data_no_split_(ctx, path,
+                                  "IDX files with t10k or test in their names, a folder "
+                                  "test, val, valid or validation");
     if (!want_test && !train) return ctr_data_join_(ctx, s->path, path, "");
     here = want_test ? test : train;
     there = want_test ? train : test;
@@ -11769,18 +11848,20 @@ CTR_API int ctr_dataset_has_split(ctr_ctx *ctx, const char *path, const char *sp
     if (ctx->status != CTR_OK || !path) return 0;
     ok = ctr_data_split_ok_(ctx, split) && ctr_data_look_(ctx, path, split, &s);
     if (ok && (s.kind == CTR_DATA_CIFAR10_ || s.kind == CTR_DATA_CIFAR100_))
-        ok = ctr_data_join_(ctx, file, s.path, s.kind == CTR_DATA_CIFAR100_
-                                                   ? (s.test ? "test.bin" : "train.bin")
-                                                   : (s.test ? "test_batch.bin" : "data_batch_1.bin")) &&
-             ctr_file_look_(ctx, file).kind == CTR_FILE_PLAIN_;
+        ok = ctr_data_join_(ctx, file, s.path,
+                            s.kind == CTR_DATA_CIFAR100_
+                                ? (s.test ? "test.bin" : "train.bin")
+                                : (s.test ? "test_batch.bin" : "data_batch_1.bin")) &&
+             ctr_data_at_(ctx, file).kind == CTR_FILE_PLAIN_;
     ctr_error_clear(ctx);
     return ok;
 }
 
-/* ---- IDX ----------------------------------------------------------------------------------------- */
+/* ---- IDX ------------------------------------------------------------------------------------- */
 
 /* Reads a file, through inflate if it is gzip. */
-CTR_PRIVATE_ int ctr_data_read_(ctr_ctx *ctx, const char *path, uint64_t budget, ctr_file_bytes_ *out)
+CTR_PRIVATE_ int ctr_data_read_(ctr_ctx *ctx, const char *path, uint64_t budget,
+                                ctr_file_bytes_ *out)
 {
     ctr_file_bytes_ packed;
     ctr_note_ note;
@@ -11794,9 +11875,9 @@ CTR_PRIVATE_ int ctr_data_read_(ctr_ctx *ctx, const char *path, uint64_t budget,
     if (out->size < 2 || out->bytes[0] != 0x1f || out->bytes[1] != 0x8b) return 1;
     packed = *out;
     memset(out, 0, sizeof *out);
-    if (ctr_image_gunzip_(ctx, packed.bytes, packed.size, (size_t)CTR_MIN_(budget, SIZE_MAX / 4), &plain,
-                          &size)) {
-        out->bytes = (uint8_t *)ctr_alloc_(ctx, size + 1); /* one more byte, as ctr_file_read_ has */
+    if (ctr_image_gunzip_(ctx, packed.bytes, packed.size, (size_t)CTR_MIN_(budget, SIZE_MAX / 4),
+                          &plain, &size)) {
+        out->bytes = (uint8_t *)ctr_alloc_(ctx, size + 1); /* a byte more, as ctr_file_read_ */
         if (out->bytes) {
             out->size = size;
             memcpy(out->bytes, plain, size);
@@ -11814,15 +11895,18 @@ CTR_PRIVATE_ int64_t ctr_data_be32_(const uint8_t *p)
 
 /* An IDX file: two zeros, the type 8 (unsigned bytes), the rank, the sizes (big-endian), the bytes.
    Fills dims[4], unused ones with 1. Returns the rank, or 0 with an error. */
-CTR_PRIVATE_ int ctr_data_idx_(ctr_ctx *ctx, const char *path, const ctr_file_bytes_ *b, int64_t dims[4])
+CTR_PRIVATE_ int ctr_data_idx_(ctr_ctx *ctx, const char *path, const ctr_file_bytes_ *b,
+                               int64_t dims[4])
 {
     const uint8_t *p = b->bytes;
     int rank = b->size < 4 ? 0 : p[3], i;
     uint64_t total = 1;
     const char *name = ctr_file_tail_(path);
     if (b->size < 4 || p[0] || p[1] || p[2] != 8 || rank < 1 || rank > 4) {
-        ctr_fail_(ctx, CTR_E_FORMAT, "data: '%s' is no IDX file of bytes (nor anything else that is read "
-                  "here: IDX, a folder of images, CIFAR binaries)", name);
+        ctr_fail_(ctx, CTR_E_FORMAT,
+                  "data: '%s' is no IDX file of bytes (nor anything else that is read "
+                  "here: IDX, a folder of images, CIFAR binaries)",
+                  name);
         return 0;
     }
     if (b->size < 4 + 4 * (size_t)rank) {
@@ -11835,14 +11919,16 @@ CTR_PRIVATE_ int ctr_data_idx_(ctr_ctx *ctx, const char *path, const ctr_file_by
                                                                : total * (uint64_t)dims[i];
     }
     if (total != b->size - 4 - 4 * (size_t)rank) {
-        ctr_fail_(ctx, CTR_E_FORMAT, "data: IDX file '%s': its header's sizes do not fit its %.0f bytes",
-                  name, (double)b->size);
+        ctr_fail_(ctx, CTR_E_FORMAT,
+                  "data: IDX file '%s': its header's sizes do not fit its %.0f bytes", name,
+                  (double)b->size);
         return 0;
     }
     return rank;
 }
 
-CTR_PRIVATE_ int ctr_data_idx_labels_(ctr_ctx *ctx, ctr_dataset *d, const char *path, uint64_t budget)
+CTR_PRIVATE_ int ctr_data_idx_labels_(ctr_ctx *ctx, ctr_dataset *d, const char *path,
+                                      uint64_t budget)
 {
     ctr_file_bytes_ b;
     int64_t dims[4], i;
@@ -11850,7 +11936,8 @@ CTR_PRIVATE_ int ctr_data_idx_labels_(ctr_ctx *ctx, ctr_dataset *d, const char *
     if (!ctr_data_read_(ctx, path, budget, &b)) return 0;
     rank = ctr_data_idx_(ctx, path, &b, dims);
     if (rank && (rank != 1 || dims[0] != d->n))
-        ctr_fail_(ctx, CTR_E_FORMAT, "data: IDX file '%s': it must have %ld labels, has %ld (rank %d)",
+        ctr_fail_(ctx, CTR_E_FORMAT,
+                  "data: IDX file '%s': it must have %ld labels, has %ld (rank %d)",
                   ctr_file_tail_(path), (long)d->n, (long)dims[0], rank);
     if (ctx->status == CTR_OK) {
         d->owned_labels_size = (size_t)d->n * sizeof(int32_t);
@@ -11876,11 +11963,13 @@ CTR_PRIVATE_ void ctr_data_open_idx_(ctr_ctx *ctx, ctr_dataset *d, const ctr_dat
     d->owned_size = b.size + 1;
     rank = ctr_data_idx_(ctx, s->path, &b, dims);
     if (!rank) return;
-    if (rank < 3 || dims[0] < 1 || dims[1] < 1 || dims[2] < 1 || dims[1] > 65535 || dims[2] > 65535 ||
-        (dims[3] != 1 && dims[3] != 3)) {
-        ctr_fail_(ctx, CTR_E_FORMAT, "data: IDX file '%s': images are [n, h, w] or [n, h, w, 1 or 3], "
-                  "this is [%ld, %ld, %ld, %ld] of rank %d", ctr_file_tail_(s->path), (long)dims[0],
-                  (long)dims[1], (long)dims[2], (long)dims[3], rank);
+    if (rank < 3 || dims[0] < 1 || dims[1] < 1 || dims[2] < 1 || dims[1] > 65535 ||
+        dims[2] > 65535 || (dims[3] != 1 && dims[3] != 3)) {
+        ctr_fail_(ctx, CTR_E_FORMAT,
+                  "data: IDX file '%s': images are [n, h, w] or [n, h, w, 1 or 3], "
+                  "this is [%ld, %ld, %ld, %ld] of rank %d",
+                  ctr_file_tail_(s->path), (long)dims[0], (long)dims[1], (long)dims[2],
+                  (long)dims[3], rank);
         return;
     }
     d->n = d->cached = dims[0];
@@ -11893,7 +11982,7 @@ CTR_PRIVATE_ void ctr_data_open_idx_(ctr_ctx *ctx, ctr_dataset *d, const ctr_dat
     if (s->other[0]) ctr_data_idx_labels_(ctx, d, s->other, o->budget);
 }
 
-/* ---- CIFAR --------------------------------------------------------------------------------------- */
+/* ---- CIFAR ----------------------------------------------------------------------------------- */
 
 /* A record is its label bytes, the last one the fine label, then 32 x 32 reds, greens and blues. */
 CTR_PRIVATE_ int ctr_data_cifar_file_(ctr_ctx *ctx, ctr_dataset *d, const char *path, int head,
@@ -11916,7 +12005,8 @@ CTR_PRIVATE_ int ctr_data_cifar_file_(ctr_ctx *ctx, ctr_dataset *d, const char *
         uint8_t *to = (uint8_t *)d->owned_block + (at + i) * 3072;
         int label = from[head - 1];
         if (label >= classes) {
-            ctr_fail_(ctx, CTR_E_FORMAT, "data: CIFAR file '%s': label %d of image %ld is not below %d",
+            ctr_fail_(ctx, CTR_E_FORMAT,
+                      "data: CIFAR file '%s': label %d of image %ld is not below %d",
                       ctr_file_tail_(path), label, (long)i, classes);
             break;
         }
@@ -11941,7 +12031,7 @@ CTR_PRIVATE_ void ctr_data_class_file_(ctr_ctx *ctx, ctr_dataset *d, const char 
     const char *p, *end;
     memset(&note, 0, sizeof note);
     if (!ctr_data_join_(ctx, path, folder, name) ||
-        ctr_file_look_(ctx, path).kind != CTR_FILE_PLAIN_ ||
+        ctr_data_at_(ctx, path).kind != CTR_FILE_PLAIN_ ||
         !ctr_file_read_(ctx, path, 1 << 20, &b, &note))
         return;
     for (p = (const char *)b.bytes; *p; p = *end ? end + 1 : end) {
@@ -11959,8 +12049,8 @@ CTR_PRIVATE_ void ctr_data_class_file_(ctr_ctx *ctx, ctr_dataset *d, const char 
 CTR_PRIVATE_ int ctr_data_cifar_path_(ctr_ctx *ctx, const ctr_data_source_ *s, int i, char *out)
 {
     char name[32];
-    if (s->kind == CTR_DATA_CIFAR100_) return ctr_data_join_(ctx, out, s->path, s->test ? "test.bin"
-                                                                                        : "train.bin");
+    if (s->kind == CTR_DATA_CIFAR100_)
+        return ctr_data_join_(ctx, out, s->path, s->test ? "test.bin" : "train.bin");
     if (s->test) return ctr_data_join_(ctx, out, s->path, "test_batch.bin");
     snprintf(name, sizeof name, "data_batch_%d.bin", i + 1);
     return ctr_data_join_(ctx, out, s->path, name);
@@ -11976,29 +12066,31 @@ CTR_PRIVATE_ int ctr_data_cifar_measure_(ctr_ctx *ctx, ctr_dataset *d, const ctr
     for (i = 0; i < most; i++) {
         ctr_file_stat_ st;
         if (!ctr_data_cifar_path_(ctx, s, i, path)) return 0;
-        st = ctr_file_look_(ctx, path);
+        st = ctr_data_at_(ctx, path);
         if (st.kind != CTR_FILE_PLAIN_ && i) break;
         if (st.kind != CTR_FILE_PLAIN_) {
             ctr_fail_(ctx, CTR_E_FILE, "data: CIFAR file '%s' is missing", ctr_file_tail_(path));
             return 0;
         }
         if (st.size == 0 || st.size % (uint64_t)record) {
-            ctr_fail_(ctx, CTR_E_FORMAT, "data: CIFAR file '%s': its %.0f bytes are no multiple of %ld",
+            ctr_fail_(ctx, CTR_E_FORMAT,
+                      "data: CIFAR file '%s': its %.0f bytes are no multiple of %ld",
                       ctr_file_tail_(path), (double)st.size, (long)record);
             return 0;
         }
         counts[i] = (int64_t)(st.size / (uint64_t)record);
         d->n += counts[i];
         if ((uint64_t)d->n > budget / 3072) {
-            ctr_fail_(ctx, CTR_E_VALUE, "data: '%s': its %ld or more images exceed the budget of %.0f "
-                      "bytes", ctr_file_tail_(path), (long)d->n, (double)budget);
+            ctr_fail_(ctx, CTR_E_VALUE,
+                      "data: '%s': its %ld or more images exceed the budget of %.0f bytes",
+                      ctr_file_tail_(path), (long)d->n, (double)budget);
             return 0;
         }
     }
     if (i < most)
         ctr_log_(ctx, CTR_LOG_WARN, "data: '%s' has %d of the 5 CIFAR-10 training files",
                  ctr_file_tail_(s->path), i);
-    return i;
+    return ctx->status == CTR_OK ? i : 0;
 }
 
 CTR_PRIVATE_ void ctr_data_open_cifar_(ctr_ctx *ctx, ctr_dataset *d, const ctr_data_source_ *s,
@@ -12022,7 +12114,7 @@ CTR_PRIVATE_ void ctr_data_open_cifar_(ctr_ctx *ctx, ctr_dataset *d, const ctr_d
     ctr_data_channels_(ctx, d, o->channels);
 }
 
-/* ---- a folder of images --------------------------------------------------------------------------- */
+/* ---- a folder of images ---------------------------------------------------------------------- */
 
 CTR_PRIVATE_ int ctr_data_is_image_(const char *name)
 {
@@ -12057,7 +12149,8 @@ CTR_PRIVATE_ int ctr_data_walk_down_(ctr_data_walk_ *w)
         ctr_file_stat_ st;
         ok = ctr_data_join_(ctx, w->path, w->path, ctr_file_name_(&names, (int64_t)i));
         if (!ok) break;
-        st = ctr_file_look_(ctx, w->path);
+        st = ctr_data_at_(ctx, w->path);
+        ok = ctx->status == CTR_OK;
         if (st.kind == CTR_FILE_PLAIN_ && ctr_data_is_image_(w->path)) {
             ok = ctr_file_names_add_(ctx, w->out, w->path + w->root, strlen(w->path + w->root));
         } else if (st.kind == CTR_FILE_PLAIN_) {
@@ -12086,8 +12179,8 @@ CTR_PRIVATE_ int64_t ctr_data_walk_tree_(ctr_ctx *ctx, const char *folder, ctr_f
     if (!w) return -1;
     w->ctx = ctx;
     w->out = out;
-    w->above[0] = ctr_file_look_(ctx, folder);
-    if (ctr_data_join_(ctx, w->path, folder, "")) {
+    w->above[0] = ctr_data_at_(ctx, folder);
+    if (ctx->status == CTR_OK && ctr_data_join_(ctx, w->path, folder, "")) {
         w->root = strlen(w->path);
         if (w->root && w->path[w->root - 1] != '/') w->root++; /* the slash that join will set */
         if (ctr_data_walk_down_(w)) others = w->others;
@@ -12177,8 +12270,10 @@ CTR_PRIVATE_ int ctr_data_list_(ctr_ctx *ctx, ctr_dataset *d, const ctr_data_sou
     if (others < 0) return 0;
     d->n = (int64_t)d->names.count;
     if (d->n == 0) {
-        ctr_fail_(ctx, CTR_E_FORMAT, "data: '%s' %s: looked for images (.jpg .jpeg .png .bmp .ppm .pgm "
-                  ".pnm, also in sub-folders), IDX (*images*idx3*) and CIFAR (data_batch_1.bin, train.bin)",
+        ctr_fail_(ctx, CTR_E_FORMAT,
+                  "data: '%s' %s: looked for images (.jpg .jpeg .png .bmp .ppm .pgm "
+                  ".pnm, also in sub-folders), IDX (*images*idx3*) and CIFAR (data_batch_1.bin, "
+                  "train.bin)",
                   ctr_file_tail_(s->path), others || s->files ? "holds no images" : "is empty");
         return 0;
     }
@@ -12232,7 +12327,8 @@ CTR_PRIVATE_ int ctr_data_decode_(ctr_ctx *ctx, const ctr_dataset *d, int64_t fi
     side = CTR_MIN_(whole.h, whole.w);
     if (ok && o->short_side && side > o->short_side) {
         double shrink = (double)o->short_side / (double)side;
-        int64_t h = (int64_t)((double)whole.h * shrink + 0.5), w = (int64_t)((double)whole.w * shrink + 0.5);
+        int64_t h = (int64_t)((double)whole.h * shrink + 0.5);
+        int64_t w = (int64_t)((double)whole.w * shrink + 0.5);
         ok = ctr_image_resize_(ctx, &whole, NULL, h, w, CTR_INTERP_BILINEAR, out, &inner);
         ctr_image_free(ctx, &whole);
     } else if (ok) {
@@ -12248,7 +12344,7 @@ CTR_PRIVATE_ int ctr_data_is_corrupt_(const ctr_note_ *note)
     return note->status == CTR_E_FORMAT || note->status == CTR_E_FILE;
 }
 
-/* ---- decoding once ------------------------------------------------------------------------------- */
+/* ---- decoding once --------------------------------------------------------------------------- */
 
 /* A group of files that are decoded side by side. */
 typedef struct ctr_data_group_ {
@@ -12280,7 +12376,7 @@ typedef struct ctr_data_pass_ {
 } ctr_data_pass_;
 
 #define CTR_DATA_ENTRY_ 16    /* bytes: offset (8), height (4), width (4); height 0: corrupt */
-#define CTR_DATA_TAIL_ 64     /* magic, fingerprint, n, channels, bytes of pixels, hash of the table */
+#define CTR_DATA_TAIL_ 64     /* magic, fingerprint, n, channels, pixels' bytes, table's hash */
 
 /* One decoded image; takes it over. */
 CTR_PRIVATE_ void ctr_data_keep_(ctr_ctx *ctx, ctr_dataset *d, ctr_data_pass_ *p, int64_t i,
@@ -12343,8 +12439,8 @@ CTR_PRIVATE_ int ctr_data_apply_(ctr_ctx *ctx, ctr_dataset *d, const ctr_data_pa
     d->skipped = p->bad_count;
     if (!p->bad_count) return 1;
     if (p->bad_count == d->n) {
-        ctr_fail_(ctx, CTR_E_FORMAT, "data: none of %ld files can be read; the first: %s", (long)d->n,
-                  p->first_bad.text);
+        ctr_fail_(ctx, CTR_E_FORMAT, "data: none of %ld files can be read; the first: %s",
+                  (long)d->n, p->first_bad.text);
         return 0;
     }
     ctr_log_(ctx, CTR_LOG_WARN, "data: %ld of %ld files are corrupt and %s; the first: %s",
@@ -12356,7 +12452,8 @@ CTR_PRIVATE_ int ctr_data_apply_(ctr_ctx *ctx, ctr_dataset *d, const ctr_data_pa
         d->n = good;
         return 1;
     }
-    for (i = d->n - 1, j = -1; i >= -d->n; i--) { /* twice round: the next good one may be the first */
+    /* twice round: the next good one may be the first */
+    for (i = d->n - 1, j = -1; i >= -d->n; i--) {
         int64_t at = i < 0 ? i + d->n : i;
         if (!p->bad[at]) {
             j = at;
@@ -12369,7 +12466,7 @@ CTR_PRIVATE_ int ctr_data_apply_(ctr_ctx *ctx, ctr_dataset *d, const ctr_data_pa
     return 1;
 }
 
-/* ---- the mapped cache ---------------------------------------------------------------------------- */
+/* ---- the mapped cache ------------------------------------------------------------------------ */
 
 /* Names, sizes and whatever else decides what the pixels are. */
 CTR_PRIVATE_ uint64_t ctr_data_fingerprint_(ctr_ctx *ctx, const ctr_dataset *d)
@@ -12394,7 +12491,7 @@ CTR_PRIVATE_ uint64_t ctr_data_fingerprint_(ctr_ctx *ctx, const ctr_dataset *d)
     for (i = 0; i < d->n; i++) {
         const char *name = ctr_file_name_(&d->names, d->items[i].file);
         snprintf(path, sizeof path, "%s%s", d->root, name);
-        ctr_file_put_u64_(number, ctr_file_look_(ctx, path).size);
+        ctr_file_put_u64_(number, ctr_data_at_(ctx, path).size);
         ctr_file_hash_put_(&h, name, strlen(name) + 1);
         ctr_file_hash_put_(&h, number, 8);
     }
@@ -12465,19 +12562,16 @@ CTR_PRIVATE_ void ctr_data_build_(ctr_ctx *ctx, ctr_dataset *d, uint64_t fingerp
     ctr_free_host_(ctx, p.bad, (size_t)d->n);
 }
 
-/* Maps the cache, building it first if there is none or an old one, and applies the policy. */
-CTR_PRIVATE_ void ctr_data_open_mapped_(ctr_ctx *ctx, ctr_dataset *d)
+/* Maps the cache, building it first if there is none or an old one. 1, or 0 with an error. */
+CTR_PRIVATE_ int ctr_data_map_(ctr_ctx *ctx, ctr_dataset *d)
 {
     const char *path = d->options.cache_path;
     uint64_t fingerprint = ctr_data_fingerprint_(ctx, d);
     int tries;
-    ctr_data_pass_ p;
-    const uint8_t *table;
-    int64_t i;
     for (tries = 0; tries < 2 && !d->map; tries++) {
         if (tries) ctr_data_build_(ctx, d, fingerprint);
-        if (ctx->status != CTR_OK) return;
-        if (!tries && ctr_file_look_(ctx, path).kind == CTR_FILE_MISSING_) continue;
+        if (ctx->status != CTR_OK) return 0;
+        if (!tries && ctr_data_at_(ctx, path).kind == CTR_FILE_MISSING_) continue;
         d->map = ctr_file_map_(ctx, path, &d->map_size);
         if (d->map && !ctr_data_map_ok_(d, fingerprint, d->map, d->map_size)) {
             ctr_file_unmap_(d->map, d->map_size);
@@ -12485,37 +12579,52 @@ CTR_PRIVATE_ void ctr_data_open_mapped_(ctr_ctx *ctx, ctr_dataset *d)
         }
         if (!tries) ctr_error_clear(ctx); /* what cannot be mapped is built anew */
     }
-    if (!d->map) {
+    if (!d->map)
         ctr_fail_(ctx, CTR_E_FILE, "data: the cache '%s' does not hold what was just written to it",
                   ctr_file_tail_(path));
-        return;
-    }
+    return d->map != NULL;
+}
+
+/* Why a file is marked as corrupt in the cache: it says so again. */
+CTR_PRIVATE_ void ctr_data_why_(ctr_ctx *ctx, const ctr_dataset *d, int64_t file, ctr_note_ *note)
+{
+    ctr_image image;
+    memset(note, 0, sizeof *note);
+    if (!ctr_data_decode_(ctx, d, file, &image, note)) return;
+    ctr_image_free(ctx, &image); /* mended meanwhile, with the same size */
+    ctr_note_set_(note, CTR_E_FORMAT, "data: '%s' was corrupt when '%s' was made; remove that cache",
+                  ctr_file_tail_(ctr_file_name_(&d->names, file)),
+                  ctr_file_tail_(d->options.cache_path));
+}
+
+CTR_PRIVATE_ void ctr_data_open_mapped_(ctr_ctx *ctx, ctr_dataset *d)
+{
+    const size_t n = (size_t)d->n;
+    const uint8_t *entry;
+    ctr_data_pass_ p;
+    ctr_note_ note;
+    int64_t i;
+    if (!ctr_data_map_(ctx, d)) return;
     memset(&p, 0, sizeof p);
-    p.bad = (uint8_t *)ctr_alloc_zero_(ctx, (size_t)d->n);
-    table = d->map + d->map_size - CTR_DATA_TAIL_ - (size_t)d->n * CTR_DATA_ENTRY_;
-    for (i = 0; p.bad && i < d->n && ctx->status == CTR_OK; i++) {
+    p.bad = (uint8_t *)ctr_alloc_zero_(ctx, n);
+    entry = d->map + d->map_size - CTR_DATA_TAIL_ - n * CTR_DATA_ENTRY_;
+    for (i = 0; i < d->n && ctx->status == CTR_OK; i++, entry += CTR_DATA_ENTRY_) {
         ctr_data_item_ *item = &d->items[i];
-        item->h = ctr_file_u32_(table + i * CTR_DATA_ENTRY_ + 8);
-        item->w = ctr_file_u32_(table + i * CTR_DATA_ENTRY_ + 12);
+        item->h = ctr_file_u32_(entry + 8);
+        item->w = ctr_file_u32_(entry + 12);
         if (item->h) {
-            item->pixels = d->map + ctr_file_u64_(table + i * CTR_DATA_ENTRY_);
+            item->pixels = d->map + ctr_file_u64_(entry);
             d->cached++;
-        } else {
-            ctr_image image;
-            ctr_note_ note;
-            memset(&note, 0, sizeof note);
-            if (ctr_data_decode_(ctx, d, item->file, &image, &note)) { /* mended meanwhile */
-                ctr_image_free(ctx, &image);
-                ctr_note_set_(&note, CTR_E_FORMAT, "data: '%s' was corrupt when '%s' was made; remove "
-                              "that cache", ctr_file_tail_(ctr_file_name_(&d->names, item->file)), path);
-            }
-            if (d->options.corrupt == CTR_CORRUPT_FAIL) ctr_note_report_(ctx, &note);
-            if (!p.bad_count++) p.first_bad = note;
-            p.bad[i] = 1;
+            continue;
         }
+        ctr_data_why_(ctx, d, item->file, &note);
+        if (d->options.corrupt == CTR_CORRUPT_FAIL || !ctr_data_is_corrupt_(&note))
+            ctr_note_report_(ctx, &note);
+        if (!p.bad_count++) p.first_bad = note;
+        p.bad[i] = 1;
     }
     if (ctx->status == CTR_OK) ctr_data_apply_(ctx, d, &p);
-    ctr_free_host_(ctx, p.bad, d->items_size / sizeof *d->items);
+    ctr_free_host_(ctx, p.bad, n);
 }
 
 CTR_PRIVATE_ void ctr_data_open_folder_(ctr_ctx *ctx, ctr_dataset *d, const ctr_data_source_ *s,
@@ -12540,18 +12649,21 @@ CTR_PRIVATE_ void ctr_data_open_folder_(ctr_ctx *ctx, ctr_dataset *d, const ctr_
     p.bad = (uint8_t *)ctr_alloc_zero_(ctx, room);
     if (p.bad) ctr_data_pass_all_(ctx, d, &p);
     if (ctx->status == CTR_OK && p.full)
-        ctr_log_(ctx, CTR_LOG_INFO, "data: %ld of %ld images fit into the budget of %.0f bytes; the "
-                 "others are decoded each time", (long)d->cached, (long)d->n, (double)o->budget);
+        ctr_log_(ctx, CTR_LOG_INFO,
+                 "data: %ld of %ld images fit into the budget of %.0f bytes; the "
+                 "others are decoded each time",
+                 (long)d->cached, (long)d->n, (double)o->budget);
     if (ctx->status == CTR_OK) ctr_data_apply_(ctx, d, &p);
     ctr_free_host_(ctx, p.bad, room);
 }
 
-/* ---- opening and asking -------------------------------------------------------------------------- */
+/* ---- opening and asking ---------------------------------------------------------------------- */
 
 CTR_PRIVATE_ int ctr_data_options_ok_(ctr_ctx *ctx, const ctr_data_options *o)
 {
     const char *wrong = NULL;
-    if (o->channels != 0 && o->channels != 1 && o->channels != 3) wrong = "channels must be 0, 1 or 3";
+    if (o->channels != 0 && o->channels != 1 && o->channels != 3)
+        wrong = "channels must be 0, 1 or 3";
     else if (o->short_side < 0 || o->short_side > 65535) wrong = "short_side must be 0..65535";
     else if ((unsigned)o->cache > CTR_CACHE_NONE) wrong = "cache is no CTR_CACHE_ value";
     else if ((unsigned)o->corrupt > CTR_CORRUPT_REPLACE) wrong = "corrupt is no CTR_CORRUPT_ value";
@@ -12625,8 +12737,9 @@ CTR_API int64_t ctr_dataset_cached(const ctr_dataset *d) { return d->cached; }
 CTR_API const char *ctr_dataset_class_name(const ctr_dataset *d, int64_t label)
 {
     if (d->whole) return ctr_dataset_class_name(d->whole, label);
-    return label < 0 || label >= (int64_t)d->class_names.count ? ""
-                                                               : ctr_file_name_(&d->class_names, label);
+    return label < 0 || label >= (int64_t)d->class_names.count
+               ? ""
+               : ctr_file_name_(&d->class_names, label);
 }
 
 CTR_API int32_t ctr_dataset_label(const ctr_dataset *d, int64_t index)
@@ -12647,10 +12760,10 @@ CTR_API const char *ctr_dataset_path(const ctr_dataset *d, int64_t index)
     return ctr_file_name_(&d->names, d->items[index].file);
 }
 
-/* One image for a worker; index is in range. *borrowed: the pixels are the dataset's, else the caller
-   ends it with ctr_image_free. 1, or 0 with a note. */
-CTR_PRIVATE_ int ctr_dataset_fetch_(ctr_ctx *ctx, const ctr_dataset *d, int64_t index, ctr_image *out,
-                                    int *borrowed, ctr_note_ *note)
+/* One image for a worker; index is in range. *borrowed: the pixels are the dataset's, else the
+   caller ends it with ctr_image_free. 1, or 0 with a note. */
+CTR_PRIVATE_ int ctr_dataset_fetch_(ctr_ctx *ctx, const ctr_dataset *d, int64_t index,
+                                    ctr_image *out, int *borrowed, ctr_note_ *note)
 {
     const ctr_data_item_ *item = d->items ? &d->items[index] : NULL;
     if (d->whole)
@@ -12673,8 +12786,8 @@ CTR_API int ctr_dataset_image(ctr_ctx *ctx, const ctr_dataset *d, int64_t index,
     memset(out, 0, sizeof *out);
     if (ctx->status != CTR_OK) return 0;
     if (index < 0 || index >= d->n) {
-        ctr_fail_(ctx, CTR_E_VALUE, "dataset_image: the index must be 0..%ld, got %ld", (long)d->n - 1,
-                  (long)index);
+        ctr_fail_(ctx, CTR_E_VALUE, "dataset_image: the index must be 0..%ld, got %ld",
+                  (long)d->n - 1, (long)index);
         return 0;
     }
     if (!ctr_dataset_fetch_(ctx, d, index, &image, &borrowed, &note)) {
@@ -12690,7 +12803,8 @@ CTR_API int ctr_dataset_image(ctr_ctx *ctx, const ctr_dataset *d, int64_t index,
     return 1;
 }
 
-CTR_API int64_t ctr_dataset_verify(ctr_ctx *ctx, const ctr_dataset *d, ctr_bad_fn bad_fn, void *user)
+CTR_API int64_t ctr_dataset_verify(ctr_ctx *ctx, const ctr_dataset *d, ctr_bad_fn bad_fn,
+                                   void *user)
 {
     ctr_data_group_ *g;
     int64_t i, n, bad = 0;
@@ -12715,7 +12829,7 @@ CTR_API int64_t ctr_dataset_verify(ctr_ctx *ctx, const ctr_dataset *d, ctr_bad_f
     return ctx->status == CTR_OK ? bad : -1;
 }
 
-/* ---- the loader ---------------------------------------------------------------------------------- */
+/* ---- the loader ------------------------------------------------------------------------------ */
 
 /* One batch, finished or being made. */
 typedef struct ctr_loader_slot_ {
@@ -12901,8 +13015,9 @@ CTR_API int ctr_loader_seek(ctr_ctx *ctx, ctr_loader *l, int64_t epoch, int64_t 
 {
     if (ctx->status != CTR_OK) return 0;
     if (epoch < 0 || batch < 0 || batch > l->batches) {
-        ctr_fail_(ctx, CTR_E_VALUE, "loader_seek: epoch must be at least 0 and batch 0..%ld, got %ld and "
-                  "%ld", (long)l->batches, (long)epoch, (long)batch);
+        ctr_fail_(ctx, CTR_E_VALUE,
+                  "loader_seek: epoch must be at least 0 and batch 0..%ld, got %ld and %ld",
+                  (long)l->batches, (long)epoch, (long)batch);
         return 0;
     }
     ctr_loader_wait_(l);
@@ -12936,30 +13051,35 @@ CTR_API void ctr_loader_destroy(ctr_ctx *ctx, ctr_loader *l)
     ctr_free_host_(ctx, l, sizeof *l);
 }
 
-CTR_PRIVATE_ int ctr_loader_config_ok_(ctr_ctx *ctx, const ctr_dataset *d, const ctr_loader_config *c)
+CTR_PRIVATE_ int ctr_loader_config_ok_(ctr_ctx *ctx, const ctr_dataset *d,
+                                       const ctr_loader_config *c)
 {
     int v;
     if (c->batch < (c->views > 1 ? 2 : 1) || c->batch > d->n) {
-        ctr_fail_(ctx, CTR_E_VALUE, "loader: the batch must be 2..%ld (the images there are), got %ld",
-                  (long)d->n, (long)c->batch);
+        ctr_fail_(ctx, CTR_E_VALUE,
+                  "loader: the batch must be 2..%ld (the images there are), got %ld", (long)d->n,
+                  (long)c->batch);
         return 0;
     }
     if (c->views < 1 || c->views > 64 || !c->augs || (unsigned)c->last > CTR_LAST_WRAP) {
-        ctr_fail_(ctx, CTR_E_VALUE, "loader: %s", c->augs ? "views must be 1..64 and last a CTR_LAST_ value"
-                                                          : "augs must point at one config for each view");
+        ctr_fail_(ctx, CTR_E_VALUE, "loader: %s",
+                  c->augs ? "views must be 1..64 and last a CTR_LAST_ value"
+                          : "augs must point at one config for each view");
         return 0;
     }
     for (v = 0; v < c->views; v++) {
         if (!ctr_aug_config_check(ctx, &c->augs[v])) return 0;
         if (c->augs[v].height != c->augs[0].height || c->augs[v].width != c->augs[0].width) {
-            ctr_fail_(ctx, CTR_E_SHAPE, "loader: view %d is %ld x %ld, view 0 %ld x %ld; they must be equal",
-                      v, (long)c->augs[v].height, (long)c->augs[v].width, (long)c->augs[0].height,
+            ctr_fail_(ctx, CTR_E_SHAPE,
+                      "loader: view %d is %ld x %ld, view 0 %ld x %ld; they must be equal", v,
+                      (long)c->augs[v].height, (long)c->augs[v].width, (long)c->augs[0].height,
                       (long)c->augs[0].width);
             return 0;
         }
     }
     if (c->last == CTR_LAST_KEEP && d->n % c->batch == 1)
-        ctr_log_(ctx, CTR_LOG_WARN, "loader: the last batch of each epoch has a single image; batch norm "
+        ctr_log_(ctx, CTR_LOG_WARN,
+                 "loader: the last batch of each epoch has a single image; batch norm "
                  "cannot train on it");
     return 1;
 }
@@ -12991,12 +13111,13 @@ CTR_PRIVATE_ int ctr_loader_memory_(ctr_ctx *ctx, ctr_loader *l)
     }
     for (k = 0; k < ctx->threads && h && ctx->status == CTR_OK; k++)
         if (!ctr_loader_scratch_(l, k, h, w))
-            ctr_fail_(ctx, CTR_E_MEMORY, "loader: no memory to augment images of %ld x %ld", (long)h,
-                      (long)w);
+            ctr_fail_(ctx, CTR_E_MEMORY, "loader: no memory to augment images of %ld x %ld",
+                      (long)h, (long)w);
     return ctx->status == CTR_OK;
 }
 
-CTR_API ctr_loader *ctr_loader_create(ctr_ctx *ctx, const ctr_dataset *d, const ctr_loader_config *config)
+CTR_API ctr_loader *ctr_loader_create(ctr_ctx *ctx, const ctr_dataset *d,
+                                      const ctr_loader_config *config)
 {
     ctr_loader *l;
     if (ctx->status != CTR_OK || !ctr_loader_config_ok_(ctx, d, config)) return NULL;
@@ -14834,11 +14955,12 @@ CTR_PRIVATE_ int ctr_probe_divides_(const ctr_probe_ *p)
     return held > 0 && held < p->m;
 }
 
-/* From the strongest l2 to the weakest, each fit starting from the one before. Ends at the first that
-   is no better than the best by both measures: beyond lies only overfitting, and the weakest l2 take
-   the most steps. To compare them a hundred times the tolerance will do. weights [folds, e c]. */
+/* From the strongest l2 to the weakest, each fit starting from the one before. Ends at the first
+   that is no better than the best by both measures: beyond lies overfitting, and the weakest l2
+   take the most steps. To compare them a hundred times the tolerance will do. weights [folds, e c]
+   is work space; start [e c] gets what one fold has with the chosen l2. */
 CTR_PRIVATE_ void ctr_probe_choose_(ctr_probe_ *p, const ctr_probe_config *config,
-                                    const double *l2, int folds, double *weights,
+                                    const double *l2, int folds, double *weights, double *start,
                                     ctr_probe_result *out)
 {
     int64_t size = p->e * p->c, i, best = -1;
@@ -14864,6 +14986,7 @@ CTR_PRIVATE_ void ctr_probe_choose_(ctr_probe_ *p, const ctr_probe_config *confi
             out->held_out_top1 = held ? (double)correct / (double)held : 0;
             best = correct;
             least = entropy;
+            memcpy(start, weights, (size_t)size * sizeof *start);
         }
     }
 }
@@ -14984,19 +15107,21 @@ CTR_PRIVATE_ void ctr_probe_all_(ctr_probe_ *p, ctr_bag_ *bag, const ctr_points 
 {
     int64_t size = p->e * p->c, i, correct = 0;
     double entropy = 0;
-    double *weights = ctr_bag_double_(bag, folds, size);
+    double *weights = ctr_bag_double_(bag, folds, size), *w = ctr_bag_double_(bag, size, 1);
     ctr_real *z = ctr_bag_real_(bag, 512, p->e);
     if (!z) return;
     out->points = p->m;
     out->l2 = l2[0];
+    for (i = 0; i < size; i++) w[i] = 0;
     if (config->l2_count > 1 && p->m > 1)
-        ctr_probe_choose_(p, config, l2, folds, weights, out);
-    for (i = 0; i < size; i++) weights[i] = 0;
+        ctr_probe_choose_(p, config, l2, folds, weights, w, out);
     p->skip = -1;
     p->l2 = out->l2;
+    p->count = p->m;
+    ctr_probe_eval_(p, w, p->lbfgs); /* the logits that B is made from */
     ctr_probe_factor_(p);
-    ctr_probe_fit_(p, weights, config->iterations, config->tolerance);
-    ctr_probe_eval_(p, weights, p->lbfgs);
+    ctr_probe_fit_(p, w, config->iterations, config->tolerance);
+    ctr_probe_eval_(p, w, p->lbfgs);
     ctr_probe_judge_(p, 0, &correct, &entropy);
     out->train_loss = p->value;
     out->train_top1 = (double)correct / (double)p->m;
@@ -15745,7 +15870,7 @@ CTR_PRIVATE_ int ctr_io_utf8_(const char *text)
     return 1;
 }
 
-/* ---- writing ------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 /* Text that grows. After an error it does nothing. */
 typedef struct ctr_io_text_ {
@@ -15796,7 +15921,7 @@ CTR_PRIVATE_ void ctr_io_put_string_(ctr_io_text_ *t, const char *text)
     ctr_io_puts_(t, "\"");
 }
 
-/* n numbers of `size` bytes in little-endian order to a hash or to a file, whichever is not NULL. */
+/* n numbers of `size` bytes, little-endian, to a hash or to a file, whichever is not NULL. */
 CTR_PRIVATE_ void ctr_io_emit_(ctr_file_hash_ *hash, ctr_file_writer_ *writer, const void *data,
                                size_t n, size_t size)
 {
@@ -15818,7 +15943,7 @@ CTR_PRIVATE_ void ctr_io_emit_(ctr_file_hash_ *hash, ctr_file_writer_ *writer, c
     }
 }
 
-/* ---- npy: magic, version, header length, a Python dictionary as text, the numbers ---------------- */
+/* ---- npy: magic, version, header length, a Python dictionary as text, the numbers ------------ */
 
 CTR_API int ctr_npy_save(ctr_ctx *ctx, const char *path, ctr_file_dtype dtype, int rank,
                          const int64_t *shape, const void *data)
@@ -15840,7 +15965,8 @@ CTR_API int ctr_npy_save(ctr_ctx *ctx, const char *path, ctr_file_dtype dtype, i
     for (i = 0; i < rank; i++)
         at += (size_t)snprintf(dims + at, sizeof dims - at, i ? ", %lld" : "%lld",
                                (long long)shape[i]);
-    snprintf(head + 10, sizeof head - 10, "{'descr': '%s%s', 'fortran_order': False, 'shape': (%s%s), }",
+    snprintf(head + 10, sizeof head - 10,
+             "{'descr': '%s%s', 'fortran_order': False, 'shape': (%s%s), }",
              ctr_io_types_[dtype].size == 1 ? "|" : "<", ctr_io_types_[dtype].npy, dims,
              rank == 1 ? "," : "");
     length = 10 + strlen(head + 10);
@@ -15952,7 +16078,8 @@ CTR_PRIVATE_ int ctr_io_descr_(ctr_io_cursor_ *c, const char *text, ctr_npy *out
                 if (text[0] == '|' && ctr_io_types_[i].size > 1) break;
                 return 1;
             }
-    return ctr_io_wrong_(c, "its type of numbers is not supported (f2 f4 f8 i1 i2 i4 i8 u1 b1 are)");
+    return ctr_io_wrong_(c,
+                         "its type of numbers is not supported (f2 f4 f8 i1 i2 i4 i8 u1 b1 are)");
 }
 
 /* The dictionary: three keys in any order. */
@@ -16003,7 +16130,8 @@ CTR_PRIVATE_ size_t ctr_io_npy_parse_(ctr_io_cursor_ *c, ctr_npy *out, int *swap
     out->dtype = CTR_FILE_F32;
     *swap = 0;
     for (i = 0; i < 4; i++) out->shape[i] = 1;
-    if (size < 12 || memcmp(p, "\x93NUMPY", 6)) return (size_t)ctr_io_wrong_(c, "it is no npy file");
+    if (size < 12 || memcmp(p, "\x93NUMPY", 6))
+        return (size_t)ctr_io_wrong_(c, "it is no npy file");
     if (p[6] < 1 || p[6] > 3) return (size_t)ctr_io_wrong_(c, "its version is not 1, 2 or 3");
     at = p[6] == 1 ? 10 : 12;
     length = p[6] == 1 ? (size_t)p[8] | (size_t)p[9] << 8 : ctr_file_u32_(p + 8);
@@ -16065,7 +16193,7 @@ CTR_API void ctr_npy_free(ctr_ctx *ctx, ctr_npy *array)
     memset(array, 0, sizeof *array);
 }
 
-/* ---- safetensors: writing ------------------------------------------------------------------------ */
+/* ---- safetensors: writing -------------------------------------------------------------------- */
 
 #define CTR_IO_HEADER_MOST_ 100000000 /* as the format's own reader has it */
 static const char ctr_io_checksum_head_[] = "{\"__metadata__\":{\"xxh64\":\"";
@@ -16087,7 +16215,8 @@ CTR_PRIVATE_ const char *ctr_io_tensor_wrong_(const ctr_file_tensor *t)
 {
     int64_t count;
     int ok;
-    if (!t->name || !t->name[0] || !strcmp(t->name, "__metadata__")) return "its name is not allowed";
+    if (!t->name || !t->name[0] || !strcmp(t->name, "__metadata__"))
+        return "its name is not allowed";
     if (!ctr_io_utf8_(t->name)) return "its name is not UTF-8";
     if ((unsigned)t->dtype > CTR_FILE_BOOL) return "its type is unknown";
     ctr_io_bytes_(8, t->rank, t->shape, &count, &ok);
@@ -16117,8 +16246,9 @@ CTR_PRIVATE_ int ctr_io_table_ok_(ctr_ctx *ctx, const ctr_file_tensor *t, int64_
     for (i = 0; i < metas; i++)
         if (!m[i].key || !m[i].value || !ctr_io_utf8_(m[i].key) || !ctr_io_utf8_(m[i].value) ||
             !strcmp(m[i].key, "xxh64")) {
-            ctr_fail_(ctx, CTR_E_VALUE, "safetensors: metadata %ld '%.100s' is reserved, NULL or not "
-                      "UTF-8", (long)i, m[i].key ? m[i].key : "");
+            ctr_fail_(ctx, CTR_E_VALUE,
+                      "safetensors: metadata %ld '%.100s' is reserved, NULL or not UTF-8",
+                      (long)i, m[i].key ? m[i].key : "");
             return 0;
         }
     ctr_file_sort_(order, metas, ctr_io_meta_compare_, m);
@@ -16228,7 +16358,7 @@ CTR_API int ctr_safetensors_save(ctr_ctx *ctx, const char *path, const ctr_file_
     return ok;
 }
 
-/* ---- safetensors: reading ------------------------------------------------------------------------ */
+/* ---- safetensors: reading -------------------------------------------------------------------- */
 
 typedef struct ctr_io_entry_ {
     const char *name;
@@ -16308,7 +16438,8 @@ CTR_PRIVATE_ int ctr_io_unicode_(ctr_io_cursor_ *c)
     return 1;
 }
 
-/* A JSON string, decoded to c->text: never longer than its source, whose quotes pay for the zero. */
+/* A JSON string, decoded to c->text: never longer than its source, whose quotes pay for the
+   zero. */
 CTR_PRIVATE_ const char *ctr_io_string_(ctr_io_cursor_ *c)
 {
     static const char codes[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
@@ -16470,7 +16601,8 @@ CTR_PRIVATE_ const char *ctr_io_verify_(ctr_safetensors *f, int64_t *order, int6
     for (i = 0; i < n; i++) {
         ctr_io_entry_ *e = &f->entries[i];
         int ok;
-        size_t bytes = ctr_io_bytes_(ctr_io_types_[e->dtype].size, e->rank, e->shape, &e->count, &ok);
+        size_t bytes =
+            ctr_io_bytes_(ctr_io_types_[e->dtype].size, e->rank, e->shape, &e->count, &ok);
         *which = e->name;
         if (!ok) return "its shape is too large";
         if (e->range[0] > e->range[1] || e->range[1] > total)
@@ -16553,8 +16685,10 @@ CTR_PRIVATE_ int ctr_io_safetensors_parse_(ctr_ctx *ctx, ctr_safetensors *f, con
     if (wrong)
         ctr_fail_(ctx, CTR_E_FORMAT, "safetensors file '%s': '%.80s': %s", name, which, wrong);
     else if (ctx->status == CTR_OK && !ctr_io_checksum_ok_(f))
-        ctr_fail_(ctx, CTR_E_FORMAT, "safetensors file '%s': its checksum (metadata xxh64) is wrong: "
-                  "the file is damaged, or was changed by a program that kept the old checksum", name);
+        ctr_fail_(ctx, CTR_E_FORMAT,
+                  "safetensors file '%s': its checksum (metadata xxh64) is wrong: "
+                  "the file is damaged, or was changed by a program that kept the old checksum",
+                  name);
     return ctx->status == CTR_OK;
 }
 
@@ -16683,7 +16817,9 @@ CTR_API int ctr_safetensors_read_f32(ctr_ctx *ctx, const ctr_safetensors *f, int
         switch (e->dtype) {
         case CTR_FILE_F32: to[i] = (ctr_real)ctr_io_float_(ctr_file_u32_(p)); break;
         case CTR_FILE_F64: to[i] = (ctr_real)ctr_io_double_(p); break;
-        case CTR_FILE_F16: to[i] = (ctr_real)ctr_io_half_((uint32_t)p[0] | (uint32_t)p[1] << 8); break;
+        case CTR_FILE_F16:
+            to[i] = (ctr_real)ctr_io_half_((uint32_t)p[0] | (uint32_t)p[1] << 8);
+            break;
         case CTR_FILE_BF16:
             to[i] = (ctr_real)ctr_io_float_((uint32_t)p[0] << 16 | (uint32_t)p[1] << 24);
             break;
@@ -16706,7 +16842,8 @@ CTR_API int ctr_safetensors_read_i64(ctr_ctx *ctx, const ctr_safetensors *f, int
         return 0;
     }
     p = f->file.bytes + f->data + e->range[0];
-    for (i = 0; i < count; i++) to[i] = ctr_io_whole_(e->dtype, p + (size_t)i * ctr_io_types_[e->dtype].size);
+    for (i = 0; i < count; i++)
+        to[i] = ctr_io_whole_(e->dtype, p + (size_t)i * ctr_io_types_[e->dtype].size);
     return 1;
 }
 
