@@ -1,0 +1,103 @@
+#!/bin/sh
+# cli.sh SIMCLR - runs the example program as users do, right and wrong, and checks what it says,
+# its exit code and what it leaves behind. Prints "cli: N passed, N failed, N skipped".
+set -u
+prog=$1
+here=$(cd "$(dirname "$0")/.." && pwd)
+case $prog in /*) ;; *) prog=$(pwd)/$prog ;; esac
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+passed=0 failed=0 skipped=0
+
+ok() { passed=$((passed + 1)); echo "  ok: $1"; }
+bad() { failed=$((failed + 1)); echo "  FAILED: $1"; }
+
+# refuse NAME WORD ARGS...: exit code 2, one line on stderr that has WORD, and no out folder
+refuse() {
+    name=$1 word=$2
+    shift 2
+    rm -rf out
+    "$prog" --smoke "$@" >stdout 2>stderr
+    code=$?
+    lines=$(wc -l <stderr)
+    if [ $code -ne 2 ]; then bad "$name: exit code $code, expected 2: $(head -c 200 stderr)"
+    elif [ "$lines" -ne 1 ]; then bad "$name: $lines lines on stderr, expected 1"
+    elif ! grep -q -e "$word" stderr; then bad "$name: no '$word' in: $(cat stderr)"
+    elif [ -e out ]; then bad "$name: it has written something"
+    else ok "$name: $(cut -c1-150 stderr)"
+    fi
+}
+
+be32() { printf "\\$(printf %03o $(($1 >> 24 & 255)))\\$(printf %03o $(($1 >> 16 & 255)))\\$(printf %03o $(($1 >> 8 & 255)))\\$(printf %03o $(($1 & 255)))"; }
+zeros() { head -c "$1" /dev/zero; }
+# idx COUNT HEIGHT WIDTH BYTES: an IDX file of images with that header and so many bytes behind it
+idx() { be32 2051; be32 "$1"; be32 "$2"; be32 "$3"; zeros "$4"; }
+
+refuse "unknown option" "--epoch" --epoch 3
+refuse "number that is none" "--epochs" --epochs three
+refuse "missing path" "nowhere" --data nowhere
+mkdir empty
+refuse "empty folder" "empty" --data empty
+mkdir words && echo hello >words/readme.md
+refuse "folder without images" "words" --data words
+mkdir short && idx 100 28 28 1000 >short/train-images-idx3-ubyte
+refuse "truncated IDX" "idx" --data short
+mkdir huge && idx 2000000000 60000 60000 100 >huge/train-images-idx3-ubyte
+refuse "IDX that lies about its size" "idx" --data huge
+mkdir magic && { be32 1234; zeros 100; } >magic/train-images-idx3-ubyte
+refuse "IDX with a wrong magic number" "idx" --data magic
+mkdir cifar && zeros 5000 >cifar/data_batch_1.bin
+refuse "truncated CIFAR" "data_batch_1" --data cifar
+refuse "batch of one" "batch" --batch 1
+refuse "architecture that does not exist" "resnet9" --arch resnet9
+refuse "no such device" "device" --device tpu
+mkdir pnm && for i in 0 1 2 3 4 5 6 7; do { printf 'P5\n20 20\n255\n'; zeros 400; } >pnm/$i.pgm; done
+{ printf 'P5\n20 20\n255\n'; zeros 100; } >pnm/3.pgm
+refuse "truncated picture" "3.pgm" --data pnm --batch 4
+{ printf 'P5\n200000 200000\n255\n'; zeros 100; } >pnm/3.pgm
+refuse "picture that lies about its size" "3.pgm" --data pnm --batch 4
+if "$prog" --help | grep -q -- --resume; then ok "--help"; else bad "--help"; fi
+if [ "$(id -u)" != 0 ]; then
+    mkdir closed && chmod 500 closed
+    refuse "folder that cannot be written" "closed" --out closed/x
+else
+    echo x >file
+    refuse "--out below a file" "file" --out file/x
+fi
+
+# a run on unlabelled pictures in a flat folder, and one that is resumed
+{ printf 'P5\n20 20\n255\n'; zeros 400; } >pnm/3.pgm
+if "$prog" --smoke --data pnm --batch 4 --epochs 1 --out flat >stdout 2>stderr && [ -s flat/checkpoint.safetensors ]; then
+    ok "a flat folder without labels trains"
+else
+    bad "a flat folder without labels: $(cat stderr)"
+fi
+run() { "$prog" --smoke --data "$here/examples/data" --seed 3 "$@" >stdout 2>stderr; }
+if run --out one --threads 1 && tail -n 1 stdout | grep -q '^result method=simclr epochs=2 loss=[0-9.]* knn='; then
+    ok "$(tail -n 1 stdout)"
+else
+    bad "the result line: $(tail -n 1 stdout) $(cat stderr)"
+fi
+for f in checkpoint.safetensors embeddings.npy loss.svg views.png views_colour.png map.svg neighbours.png; do
+    if [ -s "one/$f" ]; then ok "one/$f is there"; else bad "one/$f is missing"; fi
+done
+run --out two --threads 2 && cmp one/checkpoint.safetensors two/checkpoint.safetensors &&
+    cmp one/embeddings.npy two/embeddings.npy && ok "1 and 2 threads write the same bytes" ||
+    bad "1 and 2 threads differ"
+cp one/checkpoint.safetensors before
+mkdir -p stopped && printf 'garbage' >stopped/checkpoint.safetensors
+run --out stopped --resume
+if [ $? -eq 2 ] && [ "$(cat stopped/checkpoint.safetensors)" = garbage ]; then
+    ok "a checkpoint that is none: $(tail -n 1 stderr)"
+else
+    bad "a checkpoint that is none was taken: $(cat stderr)"
+fi
+run --out one --resume --arch resnet8
+if [ $? -eq 2 ] && cmp -s before one/checkpoint.safetensors; then
+    ok "another architecture's checkpoint: $(tail -n 1 stderr | cut -c1-150)"
+else
+    bad "another architecture's checkpoint was taken"
+fi
+echo "cli: $passed passed, $failed failed, $skipped skipped"
+[ $failed -eq 0 ]
