@@ -1610,8 +1610,10 @@ CTR_API int ctr_checkpoint_save(ctr_method *method, const char *path, const ctr_
 CTR_API int ctr_checkpoint_load(ctr_method *method, const char *path, ctr_position *position);
 
 /* Weights alone, by the names behind the prefix ("encoder."): a torchvision state dict of a ResNet in
-   a safetensors file loads, its classifier (fc.*) and num_batches_tracked are passed over. Every
-   variable with the prefix must be there in its shape, else nothing changes. 1, or 0. */
+   a safetensors file loads. Every variable with the prefix must be there in its shape, else nothing
+   changes. Parts that the table does not have (fc.*) and num_batches_tracked are passed over; another
+   tensor of a part that it has (a block more in layer1.*) is an error: the network is another one.
+   Save writes num_batches_tracked (0) for every norm, as torchvision's files have it. 1, or 0. */
 CTR_API int ctr_weights_load(ctr_ctx *ctx, const char *path, ctr_vars *vars, const char *prefix);
 CTR_API int ctr_weights_save(ctr_ctx *ctx, const char *path, const ctr_vars *vars,
                              const char *prefix);
@@ -1628,7 +1630,7 @@ typedef struct ctr_fit_config {
     double warmup_epochs;         /* default 1 */
     int64_t milestones[4];        /* epochs, for CTR_SCHEDULE_STEPS with gamma 0.1 */
     const char *checkpoint;       /* file to save to, or NULL */
-    int64_t save_every;           /* steps; 0 (default): after each epoch */
+    int64_t save_every;           /* steps; 0 (default): after each epoch; always at the end */
     int resume;                   /* 1: go on from the checkpoint if the file is there */
     void *user;
     /* after each step; not 0: stop here, with a last save. May be NULL */
@@ -4646,13 +4648,14 @@ CTR_INLINE_ void ctr_adamw_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
 {
     const ctr_optim_args *o = v->optim;
     ctr_real b1 = (ctr_real)o->beta1, b2 = (ctr_real)o->beta2, eps = (ctr_real)o->eps;
+    ctr_real c1 = (ctr_real)(1 - o->beta1), c2 = (ctr_real)(1 - o->beta2); /* 1 - b2 loses digits */
     ctr_real keep = (ctr_real)(1 - o->lr * o->decay), step = (ctr_real)(o->lr / o->correct1);
     ctr_real root = (ctr_real)(1 / sqrt(o->correct2)), *w = o->w, *m = o->m, *s = o->v;
     const ctr_real *g = o->g;
     int64_t i;
     for (i = lo; i < hi; i++) {
-        m[i] = b1 * m[i] + (1 - b1) * g[i];
-        s[i] = b2 * s[i] + (1 - b2) * g[i] * g[i];
+        m[i] = b1 * m[i] + c1 * g[i];
+        s[i] = b2 * s[i] + c2 * g[i] * g[i];
         w[i] = w[i] * keep - step * m[i] / (CTR_M_(sqrt)(s[i]) * root + eps);
     }
 }
@@ -7266,6 +7269,7 @@ CTR_API void ctr_plan_begin(ctr_ctx *ctx)
     ctr_step_end(ctx);
     ctx->plan = 1;
     ctx->step++;
+    ctx->plan_peak = ctx->slab.peak;
     ctx->slab.peak = 0;
 }
 
@@ -7276,6 +7280,7 @@ CTR_API size_t ctr_plan_end(ctr_ctx *ctx)
     ctx->plan = 0;
     ctr_step_end(ctx);
     ctx->step++;
+    ctx->slab.peak = ctx->plan_peak; /* what was only planned is not what a step has needed */
     return peak + CTR_ALIGN_;
 }
 
@@ -8578,9 +8583,12 @@ CTR_PRIVATE_ int ctr_vars_alike_(ctr_ctx *ctx, const ctr_vars *a, const ctr_vars
 {
     int i;
     if (ctx->status != CTR_OK) return 0;
-    for (i = 0; i < a->count && i < b->count; i++)
-        if (a->list[i].value->size != b->list[i].value->size || a->list[i].kind != b->list[i].kind)
+    for (i = 0; i < a->count && i < b->count; i++) {
+        const ctr_tensor *x = a->list[i].value, *y = b->list[i].value;
+        if (x->rank != y->rank || memcmp(x->shape, y->shape, sizeof x->shape) ||
+            a->list[i].kind != b->list[i].kind)
             break;
+    }
     if (i == a->count && i == b->count) return 1;
     ctr_fail_(ctx, CTR_E_SHAPE, "vars: the networks differ at variable %d (%s and %s)", i,
               i < a->count ? a->list[i].name : "none", i < b->count ? b->list[i].name : "none");
@@ -8792,13 +8800,27 @@ CTR_PRIVATE_ int ctr_resnet_plan_(int depth, int blocks[4])
     return 3;
 }
 
+/* Digits alone, without a leading zero: sscanf would take blanks and signs. 0 if there are none. */
+CTR_PRIVATE_ int ctr_resnet_number_(const char **at)
+{
+    int n = 0;
+    if (**at == '0') return 0;
+    for (; **at >= '0' && **at <= '9' && n < 100000; (*at)++) n = 10 * n + (**at - '0');
+    return n;
+}
+
 CTR_API int ctr_resnet_config_parse(ctr_resnet_config *config, const char *name)
 {
-    int depth = 0, width = 0, used = 0, plan[4];
-    if (sscanf(name, "resnet%d%n", &depth, &used) != 1) return 0;
-    if (name[used] && (sscanf(name + used, "-w%d%n", &width, &used) != 1 || width < 1 ||
-                       width > 1024 || strchr(name, '-')[used]))
-        return 0;
+    const char *at = name + 6;
+    int depth, width = 0, plan[4];
+    if (strncmp(name, "resnet", 6)) return 0;
+    depth = ctr_resnet_number_(&at);
+    if (*at) {
+        if (strncmp(at, "-w", 2)) return 0;
+        at += 2;
+        width = ctr_resnet_number_(&at);
+        if (*at || width < 1 || width > 1024) return 0;
+    }
     if (!ctr_resnet_plan_(depth, plan)) return 0;
     config->depth = depth;
     config->width = width;
@@ -8855,7 +8877,8 @@ CTR_API void ctr_resnet_init(ctr_ctx *ctx, ctr_resnet *net, ctr_vars *vars, cons
     memset(net, 0, sizeof *net);
     net->config = *config;
     net->stages = ctr_resnet_plan_(config->depth, plan);
-    if (!net->stages || config->width < 0 || config->channels < 1 || config->image_size < 1) {
+    if (!net->stages || config->width < 0 || config->width > 65536 || config->channels < 1 ||
+        config->image_size < 1) {
         ctr_fail_(ctx, CTR_E_VALUE, "resnet: depth must be 8, 14, 20, 32, 44, 56, 18, 34, 50 or 101, "
                   "got %d (width %ld, channels %ld)", config->depth, (long)config->width,
                   (long)config->channels);
@@ -8979,18 +9002,30 @@ CTR_API void ctr_optim_destroy(ctr_ctx *ctx, ctr_optim *optim)
     ctr_free_host_(ctx, optim, sizeof *optim);
 }
 
+/* low <= x < high; NaN by its bits, which -ffast-math cannot argue away. */
+CTR_PRIVATE_ int ctr_optim_in_(double x, double low, double high)
+{
+    return ctr_real_finite_((ctr_real)x) && x >= low && x < high;
+}
+
+CTR_PRIVATE_ int ctr_optim_check_(ctr_ctx *ctx, const ctr_optim_config *c)
+{
+    if (!ctr_optim_in_(c->momentum, 0, 1) || !ctr_optim_in_(c->beta1, 0, 1) ||
+        !ctr_optim_in_(c->beta2, 0, 1) || !ctr_optim_in_(c->decay, 0, 1e30))
+        ctr_fail_(ctx, CTR_E_VALUE, "optim: momentum, beta1, beta2 must be in [0, 1) and decay at "
+                  "least 0; got %g, %g, %g, %g", c->momentum, c->beta1, c->beta2, c->decay);
+    if (c->kind == CTR_OPTIM_LARS && !ctr_optim_in_(c->trust, 1e-30, 1e30))
+        ctr_fail_(ctx, CTR_E_VALUE, "optim: trust must be above 0, got %g", c->trust);
+    if (c->kind == CTR_OPTIM_ADAMW && !ctr_optim_in_(c->eps, 1e-30, 1e30))
+        ctr_fail_(ctx, CTR_E_VALUE, "optim: eps must be above 0, got %g", c->eps);
+    return ctx->status == CTR_OK;
+}
+
 CTR_API ctr_optim *ctr_optim_create(ctr_ctx *ctx, const ctr_optim_config *config, ctr_vars *vars)
 {
     ctr_optim *o;
     int i;
-    if (ctx->status != CTR_OK) return NULL;
-    if (!(config->momentum >= 0 && config->momentum < 1 && config->decay >= 0 &&
-          config->beta1 >= 0 && config->beta1 < 1 && config->beta2 >= 0 && config->beta2 < 1)) {
-        ctr_fail_(ctx, CTR_E_VALUE, "optim: momentum, beta1, beta2 must be in [0, 1) and decay at "
-                  "least 0; got %g, %g, %g, %g", config->momentum, config->beta1, config->beta2,
-                  config->decay);
-        return NULL;
-    }
+    if (ctx->status != CTR_OK || !ctr_optim_check_(ctx, config)) return NULL;
     o = (ctr_optim *)ctr_alloc_zero_(ctx, sizeof *o);
     if (!o) return NULL;
     o->config = *config;
@@ -9020,11 +9055,12 @@ CTR_PRIVATE_ double ctr_optim_decay_(const ctr_optim_config *c, ctr_kind kind)
                ? c->decay : 0;
 }
 
-/* LARC adapts every parameter, LARS the weights alone. */
+/* What decays is adapted, too. */
 CTR_PRIVATE_ int ctr_optim_adapts_(const ctr_optim_config *c, ctr_kind kind)
 {
-    if (c->kind != CTR_OPTIM_LARS) return 0;
-    return kind == CTR_KIND_WEIGHT || kind == CTR_KIND_PROTOTYPE || c->decay_all;
+    if (c->kind != CTR_OPTIM_LARS || kind == CTR_KIND_BUFFER) return 0;
+    return kind == CTR_KIND_WEIGHT || kind == CTR_KIND_PROTOTYPE ||
+           (c->decay_all && kind != CTR_KIND_SCALE);
 }
 
 CTR_API void ctr_optim_step(ctr_ctx *ctx, ctr_optim *optim, double lr)
@@ -13213,7 +13249,7 @@ CTR_PRIVATE_ ctr_tensor *ctr_loss_contrast_(ctr_ctx *ctx, ctr_tensor *z, int vie
                   (long)z->shape[0], views, labels ? 1 : 2);
         return &ctx->poison;
     }
-    if (!(temperature > 0)) {
+    if (!ctr_real_finite_((ctr_real)temperature) || !(temperature > 0)) {
         ctr_fail_(ctx, CTR_E_VALUE, "%s: the temperature must be above 0, got %g", name,
                   temperature);
         return &ctx->poison;
@@ -13801,6 +13837,8 @@ CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double l
     if (batch->views != method->views)
         ctr_fail_(ctx, CTR_E_SHAPE, "step: %s takes %d views of each image, the batch has %d",
                   method->name, method->views, batch->views);
+    if (!ctr_real_finite_((ctr_real)lr))
+        ctr_fail_(ctx, CTR_E_VALUE, "step: the learning rate is not finite");
     ctr_step_begin(ctx);
     ctr_draws_at(ctx, batch->epoch, batch->batch);
     z = method->embed_fn(method, ctr_method_pixels_(ctx, batch));     /* [views * n, dim] */
@@ -14022,7 +14060,8 @@ CTR_API ctr_method *ctr_simclr_create(ctr_ctx *ctx, const ctr_simclr_config *con
     ctr_mlp_config head;
     int i;
     if (ctx->status != CTR_OK) return NULL;
-    if (config->views < 2 || config->views > 64 || !(config->temperature > 0)) {
+    if (config->views < 2 || config->views > 64 ||
+        !ctr_real_finite_((ctr_real)config->temperature) || !(config->temperature > 0)) {
         ctr_fail_(ctx, CTR_E_VALUE, "simclr: views must be 2..64 and the temperature above 0, got %d "
                   "and %g", config->views, config->temperature);
         return NULL;
@@ -14797,7 +14836,7 @@ CTR_PRIVATE_ void ctr_probe_direction_(ctr_probe_ *p, int pairs, int newest, con
         sk = s + at * n;
         yk = y + at * n;
         b = ctr_eval_dot_(n, yk, direction) / ctr_eval_dot_(n, sk, yk);
-        for (i = 0; i < n; i++) direction[i] -= (a[k] + b) * sk[i];
+        for (i = 0; i < n; i++) direction[i] += (a[k] - b) * sk[i];
     }
 }
 
@@ -17065,7 +17104,7 @@ CTR_PRIVATE_ void ctr_ckpt_take_number_(void *user, const char *name, int64_t *v
     long number;
     snprintf(key, sizeof key, "number.%s", name);
     text = ctr_safetensors_meta(c->file, key);
-    if (!text || sscanf(text, "%ld", &number) != 1)
+    if (!text || sscanf(text, "%ld", &number) != 1 || number < 0)
         ctr_fail_(c->ctx, CTR_E_FORMAT, "%s: has no number %s", ctr_file_tail_(c->path), name);
     else if (c->write)
         *value = number;
@@ -17084,6 +17123,11 @@ CTR_PRIVATE_ int ctr_ckpt_header_(ctr_method *method, ctr_ckpt_ *c, ctr_position
     unsigned long seed;
     if (!format || strcmp(format, "contrastive.h 1") || !architecture) {
         ctr_fail_(ctx, CTR_E_FORMAT, "%s: not a checkpoint of contrastive.h",
+                  ctr_file_tail_(c->path));
+        return 0;
+    }
+    if (!ctr_safetensors_meta(c->file, "xxh64")) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "%s: a checkpoint without its checksum",
                   ctr_file_tail_(c->path));
         return 0;
     }
@@ -17115,7 +17159,26 @@ CTR_PRIVATE_ int ctr_ckpt_header_(ctr_method *method, ctr_ckpt_ *c, ctr_position
     return 1;
 }
 
-CTR_API int ctr_checkpoint_load(ctr_method *method, const char *path, ctr_position *position)
+/* Is it a position in this run, of so many batches an epoch? In another one it means nothing. */
+CTR_PRIVATE_ int ctr_ckpt_same_run_(ctr_ctx *ctx, const ctr_position *a, const ctr_position *b,
+                                    int64_t batches)
+{
+    if (a->images != b->images || a->batch_size != b->batch_size || a->seed != b->seed ||
+        a->epochs != b->epochs)
+        ctr_fail_(ctx, CTR_E_VALUE, "resume: the checkpoint is from %ld epochs of %ld images in "
+                  "batches of %ld with seed %lu, this run has %ld, %ld, %ld and %lu",
+                  (long)a->epochs, (long)a->images, (long)a->batch_size, (unsigned long)a->seed,
+                  (long)b->epochs, (long)b->images, (long)b->batch_size, (unsigned long)b->seed);
+    else if (a->epoch > a->epochs || a->batch > batches || a->step != a->epoch * batches + a->batch)
+        ctr_fail_(ctx, CTR_E_VALUE, "resume: the checkpoint's step %ld is not batch %ld of epoch %ld "
+                  "with %ld batches each", (long)a->step, (long)a->batch, (long)a->epoch,
+                  (long)batches);
+    return ctx->status == CTR_OK;
+}
+
+/* run (or NULL) and its batches in an epoch: the run that the position must belong to. */
+CTR_PRIVATE_ int ctr_ckpt_load_(ctr_method *method, const char *path, ctr_position *position,
+                                const ctr_position *run, int64_t batches)
 {
     ctr_ctx *ctx = method->ctx;
     ctr_ckpt_ *c = ctr_ckpt_create_(ctx, path);
@@ -17127,7 +17190,9 @@ CTR_API int ctr_checkpoint_load(ctr_method *method, const char *path, ctr_positi
         v.user = c;
         v.tensor_fn = ctr_ckpt_take_;
         v.number_fn = ctr_ckpt_take_number_;
-        if (ctr_ckpt_header_(method, c, &found)) method->visit_fn(method, &v);
+        if (ctr_ckpt_header_(method, c, &found) &&
+            (!run || ctr_ckpt_same_run_(ctx, &found, run, batches)))
+            method->visit_fn(method, &v);
         if (ctx->status == CTR_OK && c->found != ctr_safetensors_count(file))
             ctr_fail_(ctx, CTR_E_FORMAT, "%s: holds %ld tensors, expected %ld",
                       ctr_file_tail_(path), (long)ctr_safetensors_count(file), (long)c->found);
@@ -17148,7 +17213,43 @@ CTR_API int ctr_checkpoint_load(ctr_method *method, const char *path, ctr_positi
     return ctx->status == CTR_OK;
 }
 
+CTR_API int ctr_checkpoint_load(ctr_method *method, const char *path, ctr_position *position)
+{
+    return ctr_ckpt_load_(method, path, position, NULL, 0);
+}
+
 /* ---- weights by torchvision's names ------------------------------------------------------------ */
+
+/* The variable of a file's name, or with part != 0 any variable of the same part: the same letters up
+   to the first dot. NULL: none. */
+CTR_PRIVATE_ const ctr_var *ctr_weights_find_(const ctr_vars *vars, const char *prefix,
+                                              const char *name, int part)
+{
+    size_t skip = strlen(prefix), n = part ? strcspn(name, ".") + 1 : strlen(name) + 1;
+    int i;
+    for (i = 0; i < vars->count; i++)
+        if (!strncmp(vars->list[i].name, prefix, skip) &&
+            !strncmp(vars->list[i].name + skip, name, n))
+            return &vars->list[i];
+    return NULL;
+}
+
+/* Is this another network's file? The first tensor without its variable tells. */
+CTR_PRIVATE_ void ctr_weights_check_(ctr_ckpt_ *c, const ctr_vars *vars, const char *prefix)
+{
+    static const char counter[] = "num_batches_tracked";
+    int64_t i;
+    if (!c->found)
+        ctr_fail_(c->ctx, CTR_E_VALUE, "weights: no variable's name begins with %s", prefix);
+    for (i = 0; i < ctr_safetensors_count(c->file) && c->ctx->status == CTR_OK; i++) {
+        const char *name = ctr_safetensors_info(c->file, i).name;
+        size_t n = strlen(name);
+        if (n >= sizeof counter - 1 && !strcmp(name + n - (sizeof counter - 1), counter)) continue;
+        if (ctr_weights_find_(vars, prefix, name, 1) && !ctr_weights_find_(vars, prefix, name, 0))
+            ctr_fail_(c->ctx, CTR_E_FORMAT, "%s: holds %s, which this network does not have",
+                      ctr_file_tail_(c->path), name);
+    }
+}
 
 CTR_API int ctr_weights_load(ctr_ctx *ctx, const char *path, ctr_vars *vars, const char *prefix)
 {
@@ -17163,6 +17264,7 @@ CTR_API int ctr_weights_load(ctr_ctx *ctx, const char *path, ctr_vars *vars, con
             if (!strncmp(vars->list[i].name, prefix, skip))
                 ctr_ckpt_take_(c, vars->list[i].name + skip, vars->list[i].value,
                                vars->list[i].conv);
+        if (!pass) ctr_weights_check_(c, vars, prefix);
         if (ctx->status != CTR_OK || pass) break;
         bytes = ctr_round_(c->bytes) * 2;
         c->data = (char *)ctr_aligned_alloc_(ctx, bytes);
@@ -17174,20 +17276,40 @@ CTR_API int ctr_weights_load(ctr_ctx *ctx, const char *path, ctr_vars *vars, con
     return ctx->status == CTR_OK;
 }
 
+/* torchvision's norms also count their batches, for averages that nobody uses: always 0 here. */
+CTR_PRIVATE_ void ctr_weights_counter_(ctr_ckpt_ *c, const char *norm, size_t length)
+{
+    static const int64_t zero = 0;
+    ctr_file_tensor *f = &c->table[c->count];
+    if (c->ctx->status != CTR_OK) return;
+    snprintf(c->names[c->count], sizeof c->names[0], "%.*snum_batches_tracked", (int)length, norm);
+    memset(f, 0, sizeof *f);
+    f->name = c->names[c->count++];
+    f->dtype = CTR_FILE_I64;
+    f->data = &zero;
+}
+
 CTR_API int ctr_weights_save(ctr_ctx *ctx, const char *path, const ctr_vars *vars,
                              const char *prefix)
 {
-    size_t skip = strlen(prefix);
+    size_t skip = strlen(prefix), tail = strlen("running_var"), n;
     ctr_ckpt_ *c = ctr_ckpt_create_(ctx, path);
     int i, pass, done = 0;
     if (!c) return 0;
     for (pass = 0; pass < 2; pass++) {
-        for (i = 0; i < vars->count; i++)
-            if (!strncmp(vars->list[i].name, prefix, skip))
-                (pass ? ctr_ckpt_collect_ : ctr_ckpt_count_)(c, vars->list[i].name + skip,
-                                                             vars->list[i].value,
-                                                             vars->list[i].conv);
-        if (!pass && !ctr_ckpt_alloc_(c)) break;
+        for (i = 0; i < vars->count; i++) {
+            const ctr_var *v = &vars->list[i];
+            const char *name = v->name + skip;
+            if (strncmp(v->name, prefix, skip)) continue;
+            (pass ? ctr_ckpt_collect_ : ctr_ckpt_count_)(c, name, v->value, v->conv);
+            n = strlen(name);
+            if (n < tail || strcmp(name + n - tail, "running_var")) continue;
+            if (pass) ctr_weights_counter_(c, name, n - tail);
+            else c->room++;
+        }
+        if (!c->room)
+            ctr_fail_(ctx, CTR_E_VALUE, "weights: no variable's name begins with %s", prefix);
+        if (ctx->status != CTR_OK || (!pass && !ctr_ckpt_alloc_(c))) break;
     }
     if (ctx->status == CTR_OK)
         done = ctr_safetensors_save(ctx, path, c->table, c->count, NULL, 0);
@@ -17227,19 +17349,6 @@ CTR_PRIVATE_ ctr_schedule ctr_fit_schedule_(const ctr_method *method, const ctr_
     if (s.warmup > total) s.warmup = total;
     for (i = 0; i < 4; i++) s.milestones[i] = config->milestones[i] * batches;
     return s;
-}
-
-/* Does the checkpoint belong to this run? Its position means nothing in another one. */
-CTR_PRIVATE_ int ctr_fit_same_run_(ctr_ctx *ctx, const ctr_position *a, const ctr_position *b)
-{
-    if (a->images == b->images && a->batch_size == b->batch_size && a->seed == b->seed &&
-        a->epochs == b->epochs)
-        return 1;
-    ctr_fail_(ctx, CTR_E_VALUE, "resume: the checkpoint is from %ld epochs of %ld images in batches of "
-              "%ld with seed %lu, this run has %ld, %ld, %ld and %lu", (long)a->epochs,
-              (long)a->images, (long)a->batch_size, (unsigned long)a->seed, (long)b->epochs,
-              (long)b->images, (long)b->batch_size, (unsigned long)b->seed);
-    return 0;
 }
 
 /* Effective rank of the representations of a part of the batch, in evaluation mode. */
@@ -17294,7 +17403,10 @@ CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader, const ct
         report.rank = rank;
         stop = config->epoch_fn(config->user, &report);
     }
-    if ((config->save_every <= 0 || stop) && !ctr_fit_save_(method, loader, config, p)) return 0;
+    ctr_loader_tell(loader, &p->epoch, &p->batch);
+    if ((config->save_every <= 0 || stop || p->epoch >= config->epochs) &&
+        !ctr_fit_save_(method, loader, config, p))
+        return 0;
     return !stop;
 }
 
@@ -17313,8 +17425,8 @@ CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_co
     ctr_loader_tell(loader, &p.epoch, &p.batch);
     p.step = p.epoch * ctr_loader_batches(loader) + p.batch;
     if (config->resume && config->checkpoint && ctr_file_exists_(config->checkpoint)) {
-        if (!ctr_checkpoint_load(method, config->checkpoint, &saved)) return -1;
-        if (!ctr_fit_same_run_(ctx, &saved, &p)) return -1;
+        if (!ctr_ckpt_load_(method, config->checkpoint, &saved, &p, ctr_loader_batches(loader)))
+            return -1;
         if (!ctr_loader_seek(ctx, loader, saved.epoch, saved.batch)) return -1;
         p = saved;
     }
