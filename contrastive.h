@@ -15,8 +15,8 @@
    - Pictures: JPEG, PNG and BMP through stb_image if it is found, PNM by itself. No video, no TIFF.
    - Tested on Linux. POSIX is assumed for threads, folders and mapped files.
 
-   A PROGRAM: your pixels -> training -> representations -> neighbours. See README.md, it is 25 lines;
-   examples/simclr.c is the longer one.
+   A PROGRAM: your pixels -> training -> representations -> neighbours. See README.md, it is 25
+   lines; examples/simclr.c is the longer one.
 
    MAP   sections carry a tag, >>TAG, the same here, in the interface and in the implementation
        PLATFORM MEMORY THREADS RNG TENSOR FILE      the ground
@@ -25,33 +25,34 @@
        IMAGE AUG SAMPLE DATA                        pictures, augmentations, batches of views
        LOSS HEALTH METHOD                           NT-Xent, SupCon; is it alive?; SimCLR
        EVAL IO FIT                                  k-NN, probe, maps; files; the training driver
-   A section of the implementation calls only those above it. Each level can be used alone: the losses
-   for embeddings of another framework (ctr_loss_nt_xent_flat), the augmentations (ctr_aug_batch), the
-   k-NN classifier (ctr_knn_classify), or ctr_fit for everything.
+   A section of the implementation calls only those above it. Each level can be used alone: the
+   losses for embeddings of another framework (ctr_loss_nt_xent_flat), the augmentations
+   (ctr_aug_batch), the k-NN classifier (ctr_knn_classify), or ctr_fit for everything.
 
-   ERRORS   stick. The first one is kept in the context with its cause, expected and actual; whatever
-   comes after does nothing and is safe to call. Check once a step:
+   ERRORS   stick. The first one is kept in the context with its cause, expected and actual;
+   whatever comes after does nothing and is safe to call. Check once a step:
        if (ctr_error(ctx)) { puts(ctr_error_text(ctx)); ctr_error_clear(ctx); }
    Operations return a harmless empty tensor then, constructors NULL, other functions 0. The library
-   never exits, aborts, prints, raises a signal, reads the environment or calls rand(). What it wants
-   to say goes to config.log_fn. A step that fails leaves the model as it was; a save that fails, the
-   old file; a load that fails, the model.
+   never exits, aborts, prints, raises a signal, reads the environment or calls rand(). What it
+   wants to say goes to config.log_fn. A step that fails leaves the model as it was; a save that
+   fails, the old file; a load that fails, the model.
 
-   MEMORY   comes from config.allocator, and free gets the size back. Who frees: what create, open or
-   add made is the caller's, until destroy or close; tensors of operations belong to the step, until
-   ctr_step_end; the rest says so. A steady training step allocates nothing. (Not through the
-   allocator: the C library's FILE and DIR, thread stacks, stb_image's scratch, which is bounded before.)
+   MEMORY   comes from config.allocator, and free gets the size back. Who frees: what create, open
+   or add made is the caller's, until destroy or close; tensors of operations belong to the step,
+   until ctr_step_end; the rest says so. A steady training step allocates nothing. (Not through the
+   allocator: the C library's FILE and DIR, thread stacks, stb_image's scratch, which is bounded
+   before.)
 
-   THREADS  A context and what hangs off it is used by one thread at a time; two contexts never meet.
-   Each has a pool of config.threads, 0 meaning one for each processor.
+   THREADS  A context and what hangs off it is used by one thread at a time; two contexts never
+   meet. Each has a pool of config.threads, 0 meaning one for each processor.
 
-   THE SAME BITS  Random numbers are functions of (seed, stream, epoch, position, view, draw). Work is cut
-   by shapes, never by the number of threads. So for one build and one kernel set 1, 2 and 7 threads give
-   the same bytes, and so do a run and one that was killed and resumed.
+   THE SAME BITS  Random numbers are functions of (seed, stream, epoch, position, view, draw). Work
+   is cut by shapes, never by the number of threads. So for one build and one kernel set 1, 2 and 7
+   threads give the same bytes, and so do a run and one that was killed and resumed.
 
    SHAPES   The last dimension varies fastest. Images are [n, h, w, c], convolution weights
-   [kh, kw, in, out] in memory and [out, in, kh, kw] in files, linear weights [out, in]. A batch of views
-   is [views * n, ...]: all of view 1, then all of view 2.
+   [kh, kw, in, out] in memory and [out, in, kh, kw] in files, linear weights [out, in]. A batch of
+   views is [views * n, ...]: all of view 1, then all of view 2.
 
    MACROS (define them alike in every file, before the include)
        CONTRASTIVE_IMPLEMENTATION   in one file: the code as well
@@ -63,8 +64,9 @@
        CONTRASTIVE_REAL             float; double for gradient checks
 
    TO ADD A LOSS   compose it from operations and it has its gradient (see nt_xent_by_hand in
-   examples/simclr.c). A fused one: write an operation like ctr_contrast_op_ in >>LOSS, whose forward
-   and backward call kernel verbs, and test it against the composed one with ctr_gradient_check.
+   examples/simclr.c). A fused one: write an operation like ctr_contrast_op_ in >>LOSS, whose
+   forward and backward call kernel verbs, and test it against the composed one with
+   ctr_gradient_check.
    TO ADD A METHOD   see >>METHOD.
 
    A shared library for other languages:
@@ -143,8 +145,8 @@ typedef enum ctr_kernels {
 } ctr_kernels;
 
 /* Winograd's transforms are up to three times as fast as the direct sum where they fit (3x3, stride
-   1), with twice its rounding error: 8e-7 instead of 4e-7 at 64 channels. AUTO takes them there with
-   the fast kernels, and the direct sum with the scalar ones. */
+   1), with twice its rounding error: 8e-7 instead of 4e-7 at 64 channels. AUTO takes them there
+   with the fast kernels, and the direct sum with the scalar ones. */
 typedef enum ctr_conv_kind { CTR_CONV_AUTO = 0, CTR_CONV_DIRECT, CTR_CONV_WINOGRAD } ctr_conv_kind;
 
 struct ctr_device;
@@ -218,7 +220,12 @@ CTR_API void ctr_rng_permutation(ctr_rng *rng, int64_t n, int64_t *order);
    >>TENSOR  dense arrays of up to four dimensions, the last one varies fastest; images are NHWC
    ---------------------------------------------------------------------------------------------- */
 
-typedef enum ctr_dtype { CTR_F32 = 0, CTR_I32 = 1, CTR_U8 = 2, CTR_BF16 = 3 /* reserved */ } ctr_dtype;
+typedef enum ctr_dtype {
+    CTR_F32 = 0,
+    CTR_I32 = 1,
+    CTR_U8 = 2,
+    CTR_BF16 = 3 /* reserved */
+} ctr_dtype;
 
 /* Read the first five members freely; the rest belongs to the library. CTR_F32 stands for ctr_real
    also in the double build. */
@@ -243,7 +250,8 @@ CTR_API void ctr_tensor_destroy(ctr_ctx *ctx, ctr_tensor *t); /* NULL is allowed
 /* A tensor that lives until the step ends (content undefined until written). */
 CTR_API ctr_tensor *ctr_tensor_temp(ctr_ctx *ctx, ctr_dtype dtype, int rank, const int64_t *shape);
 
-/* Between the host's memory and the tensor's; count must equal t->size. F32 and I32 have their own. */
+/* Between the host's memory and the tensor's; count must equal t->size. F32 and I32 have their
+   own. */
 CTR_API void ctr_tensor_write(ctr_ctx *ctx, ctr_tensor *t, const ctr_real *from, int64_t count);
 CTR_API void ctr_tensor_read(ctr_ctx *ctx, const ctr_tensor *t, ctr_real *to, int64_t count);
 CTR_API void ctr_tensor_write_i32(ctr_ctx *ctx, ctr_tensor *t, const int32_t *from, int64_t count);
@@ -289,8 +297,8 @@ typedef struct ctr_norm_args {
     const ctr_real *residual;               /* [rows, c] or NULL */
     ctr_real eps;
     int relu;
-    int batch_stats;                        /* mean and var come from x: the gradient goes through */
-    ctr_real *y;                            /* forward: out; backward: the output, for ReLU's mask */
+    int batch_stats; /* mean and var come from x: the gradient goes through */
+    ctr_real *y;     /* forward: out; backward: the output, for ReLU's mask */
     const ctr_real *dy;                     /* backward only, from here on */
     ctr_real *dx, *dresidual, *dgamma, *dbeta;  /* each may be NULL */
     int dx_acc, dresidual_acc, dgamma_acc, dbeta_acc;
@@ -330,7 +338,8 @@ CTR_API void ctr_k_reduce(ctr_ctx *ctx, int64_t outer, int64_t mid, int64_t inne
 CTR_API void ctr_k_expand(ctr_ctx *ctx, int64_t outer, int64_t mid, int64_t inner, ctr_real alpha,
                           const ctr_real *x, ctr_real *y, int acc);
 /* out[0] = sum x y */
-CTR_API void ctr_k_dot(ctr_ctx *ctx, int64_t n, const ctr_real *x, const ctr_real *y, ctr_real *out);
+CTR_API void ctr_k_dot(ctr_ctx *ctx, int64_t n, const ctr_real *x, const ctr_real *y,
+                       ctr_real *out);
 /* y = x with dimensions in the order perm: y's dimension i is x's dimension perm[i] */
 CTR_API void ctr_k_permute(ctr_ctx *ctx, const int64_t shape[4], const int perm[4],
                            const ctr_real *x, ctr_real *y, int acc);
@@ -338,8 +347,8 @@ CTR_API void ctr_k_permute(ctr_ctx *ctx, const int64_t shape[4], const int perm[
 CTR_API void ctr_k_copy_rows(ctr_ctx *ctx, int64_t rows, int64_t cols, const ctr_real *x,
                              int64_t ldx, ctr_real *y, int64_t ldy, int acc);
 /* y[i] = x[index[i]], rows of width numbers; an index outside 0..rows-1 gives a zero row */
-CTR_API void ctr_k_gather(ctr_ctx *ctx, int64_t rows, int64_t width, int64_t n, const int32_t *index,
-                          const ctr_real *x, ctr_real *y);
+CTR_API void ctr_k_gather(ctr_ctx *ctx, int64_t rows, int64_t width, int64_t n,
+                          const int32_t *index, const ctr_real *x, ctr_real *y);
 /* dx[index[i]] += dy[i]; dx [rows, width] is cleared first unless acc */
 CTR_API void ctr_k_scatter(ctr_ctx *ctx, int64_t rows, int64_t width, int64_t n,
                            const int32_t *index, const ctr_real *dy, ctr_real *dx, int acc);
@@ -361,8 +370,8 @@ CTR_API void ctr_k_nll_grad(ctr_ctx *ctx, int64_t rows, int64_t cols, int32_t ig
                             const int32_t *index, const ctr_real *out, const ctr_real *dloss,
                             ctr_real *dlogp, int acc);
 /* Contrast of every row of sim [m, m] with the others; ids name what belongs together: the heart of
-   NT-Xent and SupCon, see >>LOSS. lse [m]; positives [m]: their number; out: loss, anchors that have
-   a positive, share of these whose largest sim is a positive's, mean sim of positive and of
+   NT-Xent and SupCon, see >>LOSS. lse [m]; positives [m]: their number; out: loss, anchors that
+   have a positive, share of these whose largest sim is a positive's, mean sim of positive and of
    negative pairs. */
 #define CTR_CONTRAST_OUT 5
 CTR_API void ctr_k_contrast(ctr_ctx *ctx, int64_t m, const int32_t *ids, const ctr_real *sim,
@@ -394,10 +403,11 @@ CTR_API void ctr_k_norm_stats(ctr_ctx *ctx, int64_t rows, int64_t c, const ctr_r
                               ctr_real *mean, ctr_real *var);
 CTR_API void ctr_k_norm(ctr_ctx *ctx, const ctr_norm_args *a);
 CTR_API void ctr_k_norm_grad(ctr_ctx *ctx, const ctr_norm_args *a);
-/* rows normalised over their c numbers, then gamma and beta; stats [rows, 2]: mean, 1/sqrt(var+eps) */
-CTR_API void ctr_k_layer_norm(ctr_ctx *ctx, int64_t rows, int64_t c, ctr_real eps, const ctr_real *x,
-                              const ctr_real *gamma, const ctr_real *beta, ctr_real *y,
-                              ctr_real *stats);
+/* rows normalised over their c numbers, then gamma and beta; stats [rows, 2]: mean,
+   1/sqrt(var+eps) */
+CTR_API void ctr_k_layer_norm(ctr_ctx *ctx, int64_t rows, int64_t c, ctr_real eps,
+                              const ctr_real *x, const ctr_real *gamma, const ctr_real *beta,
+                              ctr_real *y, ctr_real *stats);
 /* dx = nothing but the input's part; xhat_dy [rows, c] = dy xhat, whose column sums are dgamma */
 CTR_API void ctr_k_layer_norm_grad(ctr_ctx *ctx, int64_t rows, int64_t c, const ctr_real *x,
                                    const ctr_real *stats, const ctr_real *gamma, const ctr_real *dy,
@@ -575,7 +585,7 @@ CTR_API ctr_tensor *ctr_mean(ctr_ctx *ctx, ctr_tensor *x, int axis);
 /* One dimension may be -1: it takes what is left. Shares x's memory. */
 CTR_API ctr_tensor *ctr_reshape(ctr_ctx *ctx, ctr_tensor *x, int rank, const int64_t *shape);
 CTR_API ctr_tensor *ctr_permute(ctr_ctx *ctx, ctr_tensor *x, const int *perm); /* rank entries */
-CTR_API ctr_tensor *ctr_transpose(ctr_ctx *ctx, ctr_tensor *x);                /* [m, n] -> [n, m] */
+CTR_API ctr_tensor *ctr_transpose(ctr_ctx *ctx, ctr_tensor *x); /* [m, n] -> [n, m] */
 CTR_API ctr_tensor *ctr_concat(ctr_ctx *ctx, int count, ctr_tensor *const *x, int axis);
 CTR_API ctr_tensor *ctr_slice(ctr_ctx *ctx, ctr_tensor *x, int axis, int64_t from, int64_t count);
 /* Rows of x [n, ...] by index [k] (I32) -> [k, ...]; an index may occur more than once. */
@@ -672,12 +682,15 @@ CTR_API void ctr_vars_ema(ctr_ctx *ctx, ctr_vars *to, const ctr_vars *from, doub
 CTR_API void ctr_vars_check_gradients(ctr_ctx *ctx, const ctr_vars *vars);
 
 /* y = x weight^T + bias. Weight and bias start uniform in +-1/sqrt(in). */
-typedef struct ctr_linear { ctr_tensor *weight, *bias; } ctr_linear;      /* [out, in], [out] or NULL */
+typedef struct ctr_linear {
+    ctr_tensor *weight, *bias;
+} ctr_linear; /* [out, in], [out] or NULL */
 CTR_API void ctr_linear_init(ctr_ctx *ctx, ctr_linear *layer, ctr_vars *vars, const char *prefix,
                              int64_t in, int64_t out, int bias);
 CTR_API ctr_tensor *ctr_linear_forward(ctr_ctx *ctx, const ctr_linear *layer, ctr_tensor *x);
 
-/* A convolution without bias. Weight starts normal with variance 2 / (k k out) (He et al., 2015). */
+/* A convolution without bias. Weight starts normal with variance 2 / (k k out) (He et al.,
+   2015). */
 typedef struct ctr_conv2d { ctr_tensor *weight; int stride, pad; } ctr_conv2d; /* [k, k, in, out] */
 CTR_API void ctr_conv2d_init(ctr_ctx *ctx, ctr_conv2d *layer, ctr_vars *vars, const char *prefix,
                              int64_t in, int64_t out, int kernel, int stride, int pad);
@@ -687,7 +700,8 @@ CTR_API ctr_tensor *ctr_conv2d_forward(ctr_ctx *ctx, const ctr_conv2d *layer, ct
 CTR_API void ctr_norm_init(ctr_ctx *ctx, ctr_norm *layer, ctr_vars *vars, const char *prefix,
                            int64_t c, int gamma, int beta);
 
-/* A head: (linear, norm, ReLU) x (layers - 1), linear, norm. Layers are numbered as in a Sequential. */
+/* A head: (linear, norm, ReLU) x (layers - 1), linear, norm. Layers are numbered as in a
+   Sequential. */
 typedef struct ctr_mlp_config {
     int layers;            /* 1..4 */
     int64_t in, hidden, out;
@@ -701,7 +715,8 @@ typedef struct ctr_mlp {
     ctr_linear linear[4];
     ctr_norm norm[4];
 } ctr_mlp;
-/* SimCLR's projection head: no biases, norm everywhere, the last without beta (Chen et al., 2020). */
+/* SimCLR's projection head: no biases, norm everywhere, the last without beta (Chen et al.,
+   2020). */
 CTR_API ctr_mlp_config ctr_mlp_config_default(int64_t in, int64_t hidden, int64_t out);
 CTR_API void ctr_mlp_init(ctr_ctx *ctx, ctr_mlp *head, ctr_vars *vars, const char *prefix,
                           const ctr_mlp_config *config);
@@ -745,8 +760,8 @@ CTR_API void ctr_resnet_config_init(ctr_resnet_config *config, int depth);
 CTR_API int ctr_resnet_config_parse(ctr_resnet_config *config, const char *name);
 CTR_API void ctr_resnet_init(ctr_ctx *ctx, ctr_resnet *net, ctr_vars *vars, const char *prefix,
                              const ctr_resnet_config *config);
-/* x [n, h, w, channels] -> [n, features], the mean over what the last stage sees. groups: batch norm
-   statistics for that many equal runs of images each (ctr_batch_norm). Without recording
+/* x [n, h, w, channels] -> [n, features], the mean over what the last stage sees. groups: batch
+   norm statistics for that many equal runs of images each (ctr_batch_norm). Without recording
    (ctr_nograd_begin) a block's memory is free for the next. */
 CTR_API ctr_tensor *ctr_resnet_forward(ctr_ctx *ctx, const ctr_resnet *net, ctr_tensor *x,
                                        ctr_norm_mode mode, int groups);
@@ -758,10 +773,11 @@ CTR_API const char *ctr_resnet_describe(const ctr_resnet *net, char *text);
    ---------------------------------------------------------------------------------------------- */
 
 typedef enum ctr_optim_kind {
-    CTR_OPTIM_SGD,    /* m = momentum m + (g + decay w);  w -= lr m   (Nesterov: lr (g' + momentum m)) */
-    CTR_OPTIM_LARS,   /* SGD with g + decay w times trust |w| / |g + decay w|, weights only: You et
-                         al., 2017, as Barlow Twins, BYOL and MoCo v3 run it */
-    CTR_OPTIM_ADAMW   /* Loshchilov & Hutter, 2019; decay is multiplied by lr */
+    CTR_OPTIM_SGD,  /* m = momentum m + (g + decay w);  w -= lr m   (Nesterov: lr (g' + momentum m))
+                     */
+    CTR_OPTIM_LARS, /* SGD with g + decay w times trust |w| / |g + decay w|, weights only: You et
+                       al., 2017, as Barlow Twins, BYOL and MoCo v3 run it */
+    CTR_OPTIM_ADAMW /* Loshchilov & Hutter, 2019; decay is multiplied by lr */
 } ctr_optim_kind;
 typedef enum ctr_lars_form {
     CTR_LARS_OUTSIDE, /* the rate outside the momentum buffer (default) */
@@ -795,8 +811,8 @@ CTR_API size_t ctr_optim_describe(const ctr_optim *optim, char *text, size_t siz
 typedef enum ctr_schedule_kind {
     CTR_SCHEDULE_CONSTANT, CTR_SCHEDULE_COSINE, CTR_SCHEDULE_STEPS
 } ctr_schedule_kind;
-/* Per step, counted from 0: base (step + 1) / warmup while step < warmup; then base, or half a cosine
-   from base to end at the last step, or base gamma^(milestones passed). */
+/* Per step, counted from 0: base (step + 1) / warmup while step < warmup; then base, or half a
+   cosine from base to end at the last step, or base gamma^(milestones passed). */
 typedef struct ctr_schedule {
     ctr_schedule_kind kind;
     double base, end, gamma;
@@ -875,11 +891,11 @@ typedef struct ctr_box { int64_t top, left, h, w; } ctr_box;
 
 typedef enum ctr_interp { CTR_INTERP_BILINEAR = 0, CTR_INTERP_BICUBIC } ctr_interp;
 
-/* Cuts box (NULL: everything) out of an image and resizes that to h x w with an antialiasing filter:
-   a triangle, or Keys' cubic with a = -0.5, widened by the factor of shrinking, as Pillow does and
-   torchvision with antialias=True. Nothing outside the box has influence. ctr_image_resize makes
-   an 8-bit image (rounded, clipped; *out is the caller's to free), ctr_image_resize_real numbers
-   out[h, w, c] in 0..1, where the bicubic filter may overshoot. 1, or 0 with an error. */
+/* Cuts box (NULL: everything) out of an image and resizes that to h x w with an antialiasing
+   filter: a triangle, or Keys' cubic with a = -0.5, widened by the factor of shrinking, as Pillow
+   does and torchvision with antialias=True. Nothing outside the box has influence. ctr_image_resize
+   makes an 8-bit image (rounded, clipped; *out is the caller's to free), ctr_image_resize_real
+   numbers out[h, w, c] in 0..1, where the bicubic filter may overshoot. 1, or 0 with an error. */
 CTR_API int ctr_image_resize(ctr_ctx *ctx, const ctr_image *image, const ctr_box *box, int64_t h,
                              int64_t w, ctr_interp interp, ctr_image *out);
 CTR_API int ctr_image_resize_real(ctr_ctx *ctx, const ctr_image *image, const ctr_box *box,
@@ -898,7 +914,7 @@ CTR_API int ctr_image_resize_real(ctr_ctx *ctx, const ctr_image *image, const ct
 
 typedef struct ctr_aug_config {
     int64_t height, width;           /* of the views, 1..65535 */
-    int center_crop;                 /* 1: no random crop, the largest centred box of the views' shape */
+    int center_crop; /* 1: no random crop, the largest centred box of the views' shape */
     double crop_min, crop_max;       /* the crop's share of the area, 0 < min <= max <= 1 */
     double ratio_min, ratio_max;     /* its width / height, drawn log-uniformly; 0 < min <= max */
     ctr_interp interp;
@@ -909,7 +925,7 @@ typedef struct ctr_aug_config {
     double gray_p;
     double blur_p;
     double blur_sigma_min, blur_sigma_max; /* in pixels of the view, > 0 */
-    int blur_kernel;                 /* odd size, at most 255; 0: 2 * round(0.05 * min(height, width)) + 1 */
+    int blur_kernel; /* odd size, at most 255; 0: 2 * round(0.05 * min(height, width)) + 1 */
     double solarize_p;
     double solarize_threshold;       /* values at or above it are inverted, 0..1 */
     double mean[3], std[3];          /* (x - mean) / std at the end; std > 0 */
@@ -1181,20 +1197,22 @@ CTR_API double ctr_loader_seconds(const ctr_loader *loader);
 /* ------------------------------------------------------------------------------------------------
    >>LOSS  losses
 
-   Rows of z are embeddings [views * n, d]: all of view 1, then all of view 2, ... Losses normalise the
-   rows themselves (a zero row stays zero). With s_ij the cosine of rows i and j and T the temperature:
+   Rows of z are embeddings [views * n, d]: all of view 1, then all of view 2, ... Losses normalise
+   the rows themselves (a zero row stays zero). With s_ij the cosine of rows i and j and T the
+   temperature:
 
    NT-Xent (Chen et al., 2020; the N-pair loss of Sohn, 2016, with views):
      l_i = -mean over positives p of  log( exp(s_ip / T) / sum over j != i of exp(s_ij / T) )
      loss = mean of l_i over all views * n anchors.
-   Positives are the other views of the same image: one with two views, as in the paper; with more it
-   is SupCon's outer mean. The row itself never enters the sum. T > 0, the authors' 0.5 for CIFAR-10 and
+   Positives are the other views of the same image: one with two views, as in the paper; with more
+   it is SupCon's outer mean. The row itself never enters the sum. T > 0, the authors' 0.5 for
+   CIFAR-10 and
    0.1 for ImageNet. Range 0.. ; near ln(views n - 1) for embeddings that know nothing; 0 if n = 1.
    google-research/simclr adds the two views' means: twice this value.
 
-   SupCon (Khosla et al., 2020, their L_out): positives are all rows of the same label. Anchors without a
-   positive add nothing and do not count; if there is none at all, the loss is exactly 0. An
-   unlabelled image (-1) has its own views for positives.
+   SupCon (Khosla et al., 2020, their L_out): positives are all rows of the same label. Anchors
+   without a positive add nothing and do not count; if there is none at all, the loss is exactly 0.
+   An unlabelled image (-1) has its own views for positives.
    ---------------------------------------------------------------------------------------------- */
 
 CTR_API ctr_tensor *ctr_loss_nt_xent(ctr_ctx *ctx, ctr_tensor *z, int views, double temperature);
@@ -1256,10 +1274,10 @@ CTR_API void ctr_health_describe(const ctr_health *health, char *text, size_t si
    >>METHOD  training methods
 
    A method is a block: a config with the paper's defaults, its networks, and a handful of functions
-   that the step, the driver, the checkpoint and the evaluation call without knowing the method. A step
-   is embed -> loss -> backward -> commit; ctr_method_step spells it out.
-   To add one: a struct whose first member is ctr_method, a constructor that fills the functions in, a
-   config, a test and an example; nothing else in the library changes.
+   that the step, the driver, the checkpoint and the evaluation call without knowing the method. A
+   step is embed -> loss -> backward -> commit; ctr_method_step spells it out.
+   To add one: a struct whose first member is ctr_method, a constructor that fills the functions in,
+   a config, a test and an example; nothing else in the library changes.
    ---------------------------------------------------------------------------------------------- */
 
 /* What a step has to say. Numbers that were not measured are -1. */
@@ -1294,7 +1312,7 @@ struct ctr_method {
     int views;                        /* of each image */
     const ctr_aug_config *augs;       /* [views] */
     int64_t features, dim;            /* numbers in a representation, in an embedding */
-    double lr;                        /* what the driver takes if it is given none, for a batch ... */
+    double lr; /* what the driver takes if it is given none, for a batch ... */
     ctr_lr_rule lr_rule;              /* ... of 256, and for others by this rule */
     ctr_vars *encoder;                /* the variables of what is kept after training */
     /* what is kept after training: x [n, h, w, c] -> [n, features] */
@@ -1324,13 +1342,13 @@ CTR_API uint64_t ctr_method_hash(ctr_method *method);
 /* Bytes of the slab that a step with a batch of n images of [h, w, c] needs. */
 CTR_API size_t ctr_method_plan(ctr_method *method, int64_t n, int64_t h, int64_t w, int64_t c);
 
-/* Representations of n images x [n, h, w, c] (host memory, as augmented: floats) in evaluation mode,
-   in chunks of `chunk` images: out [n, features]. Changes nothing in the method. 1, or 0. */
+/* Representations of n images x [n, h, w, c] (host memory, as augmented: floats) in evaluation
+   mode, in chunks of `chunk` images: out [n, features]. Changes nothing in the method. 1, or 0. */
 CTR_API int ctr_method_represent(ctr_method *method, int64_t n, int64_t h, int64_t w, int64_t c,
                                  const ctr_real *x, int64_t chunk, ctr_real *out);
-/* Representations of a whole dataset through one augmentation (usually ctr_aug_none_default), in its
-   order: out [count, features], labels [count] or NULL. seed: of the views, if aug is random. Without a
-   method (NULL) the pixels themselves: out [count, h * w * c]. 1, or 0. */
+/* Representations of a whole dataset through one augmentation (usually ctr_aug_none_default), in
+   its order: out [count, features], labels [count] or NULL. seed: of the views, if aug is random.
+   Without a method (NULL) the pixels themselves: out [count, h * w * c]. 1, or 0. */
 CTR_API int ctr_method_represent_dataset(ctr_ctx *ctx, ctr_method *method,
                                          const ctr_dataset *dataset, const ctr_aug_config *aug,
                                          uint64_t seed, ctr_real *out, int32_t *labels);
@@ -1345,7 +1363,7 @@ typedef struct ctr_simclr_config {
     double temperature;           /* default 0.5 (the authors' for CIFAR-10; ImageNet 0.1) */
     int views;                    /* default 2 */
     int supervised;               /* default 0; 1: SupCon by the batch's labels */
-    int split_norm;               /* default 0: batch norm over all views jointly; 1: view by view */
+    int split_norm; /* default 0: batch norm over all views jointly; 1: view by view */
     ctr_aug_config aug;           /* of every view; default ctr_aug_simclr_default(32) */
     ctr_optim_config optim;       /* default LARS, decay 1e-4 */
     double lr;                    /* for a batch of 256, default 1 (their README for CIFAR-10) */
@@ -1442,8 +1460,8 @@ typedef struct ctr_probe_config {
     int folds;                /* how many such parts are held out in turn; default 0: one, or all
                                  1/held_out of them when fewer than 1,000 points are labelled */
     int iterations;           /* the most for one fit, default 1000 */
-    double tolerance;         /* default 1e-5: a fit ends when its loss is, by convexity, surely
-                                 within this share of the least one */
+    double tolerance;         /* default 1e-6: a fit ends when its loss seems to lie within this
+                                 share of the least (half of gradient times quasi-Newton step) */
     uint64_t seed;            /* of the split and of the labels drawn, default 1 */
 } ctr_probe_config;
 
@@ -1592,28 +1610,31 @@ CTR_API int ctr_safetensors_read_i64(ctr_ctx *ctx, const ctr_safetensors *file, 
 
 /* ---- checkpoints: the state of a method in a safetensors file ----------------------------------
 
-   Tensors have torchvision's names and layouts (convolutions as [out, in, kh, kw]); the metadata holds
-   the architecture, where training stood, the kernel set and a checksum; no clock and no path, so equal
+   Tensors have torchvision's names and layouts (convolutions as [out, in, kh, kw]); the metadata
+   holds the architecture, where training stood, the kernel set and a checksum; no clock and no
+   path, so equal
    states make equal files. A load verifies everything before it changes anything.                */
 
 /* Where training stands: the batch that comes next, and the run that this is a position in. */
 typedef struct ctr_position {
     int64_t epoch, batch, step;
-    int64_t images, batch_size, epochs;  /* of the data, of a batch, of the schedule; 0: not known */
+    int64_t images, batch_size, epochs; /* of the data, of a batch, of the schedule; 0: not known */
     uint64_t seed;
 } ctr_position;
 
 /* 1, or 0 with an error; then the file that was there before still is. */
 CTR_API int ctr_checkpoint_save(ctr_method *method, const char *path, const ctr_position *position);
-/* The method must have the file's architecture: an error tells both. position (or NULL) is filled in.
-   Another kernel set than the file's is told to the log: training goes on, with other last bits. */
+/* The method must have the file's architecture: an error tells both. position (or NULL) is filled
+   in. Another kernel set than the file's is told to the log: training goes on, with other last
+   bits. */
 CTR_API int ctr_checkpoint_load(ctr_method *method, const char *path, ctr_position *position);
 
-/* Weights alone, by the names behind the prefix ("encoder."): a torchvision state dict of a ResNet in
-   a safetensors file loads. Every variable with the prefix must be there in its shape, else nothing
-   changes. Parts that the table does not have (fc.*) and num_batches_tracked are passed over; another
-   tensor of a part that it has (a block more in layer1.*) is an error: the network is another one.
-   Save writes num_batches_tracked (0) for every norm, as torchvision's files have it. 1, or 0. */
+/* Weights alone, by the names behind the prefix ("encoder."): a torchvision state dict of a ResNet
+   in a safetensors file loads. Every variable with the prefix must be there in its shape, else
+   nothing changes. Parts that the table does not have (fc.*) and num_batches_tracked are passed
+   over; another tensor of a part that it has (a block more in layer1.*) is an error: the network is
+   another one. Save writes num_batches_tracked (0) for every norm, as torchvision's files have it.
+   1, or 0. */
 CTR_API int ctr_weights_load(ctr_ctx *ctx, const char *path, ctr_vars *vars, const char *prefix);
 CTR_API int ctr_weights_save(ctr_ctx *ctx, const char *path, const ctr_vars *vars,
                              const char *prefix);
@@ -1643,20 +1664,22 @@ CTR_API void ctr_fit_config_init(ctr_fit_config *config);
 /* Trains from where the loader or the checkpoint stands to the last epoch. Returns the number of
    steps done in this call, or -1 with an error (a checkpoint of another run, a full disk, ...). */
 CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config);
-/* The same with a loader of its own: shuffled batches of config->batch images (or all there are), the
-   context's seed, the last incomplete batch dropped. */
+/* The same with a loader of its own: shuffled batches of config->batch images (or all there are),
+   the context's seed, the last incomplete batch dropped. */
 CTR_API int64_t ctr_fit_images(ctr_method *method, const ctr_dataset *images,
                                const ctr_fit_config *config);
 
-/* What representations are worth, in one call: percentages, -1 where the labels do not allow one. */
+/* What representations are worth, in one call: percentages, -1 where the labels do not allow
+   one. */
 typedef struct ctr_scores {
     double knn;           /* weighted k-NN on the test images; without test images leave-one-out */
     double linear;        /* linear probe */
     double linear_10;     /* linear probe with ten labels a class */
     double knn_views;     /* k-NN of each test image seen through one random view */
 } ctr_scores;
-/* clean: usually ctr_aug_none_default; view: the random one; test may be NULL. Without a method (NULL)
-   the pixels are judged. The training points are always the clean ones. 1, or 0 with an error. */
+/* clean: usually ctr_aug_none_default; view: the random one; test may be NULL. Without a method
+   (NULL) the pixels are judged. The training points are always the clean ones. 1, or 0 with an
+   error. */
 CTR_API int ctr_scores_measure(ctr_ctx *ctx, ctr_method *method, const ctr_dataset *train,
                                const ctr_dataset *test, const ctr_aug_config *clean,
                                const ctr_aug_config *view, uint64_t seed, ctr_scores *out);
@@ -1817,7 +1840,7 @@ CTR_PRIVATE_ int ctr_real_finite_(ctr_real x)
 
 #define CTR_ALIGN_ 64
 
-typedef struct ctr_chunk_ {          /* a block of an arena; its memory follows or is the device's */
+typedef struct ctr_chunk_ { /* a block of an arena; its memory follows or is the device's */
     struct ctr_chunk_ *next;
     char *base;
     size_t size, used;
@@ -1970,7 +1993,8 @@ CTR_PRIVATE_ size_t ctr_size_mul_(ctr_ctx *ctx, size_t a, size_t b)
 }
 
 /* Host memory from the caller's allocator; content undefined; NULL without an error when there is
-   none. The only allocation that workers may use: the pool's lock keeps the allocator's calls apart. */
+   none. The only allocation that workers may use: the pool's lock keeps the allocator's calls
+   apart. */
 CTR_PRIVATE_ void ctr_memory_lock_(ctr_ctx *ctx);
 CTR_PRIVATE_ void ctr_memory_unlock_(ctr_ctx *ctx);
 
@@ -2110,7 +2134,8 @@ CTR_PRIVATE_ void ctr_arena_destroy_(ctr_ctx *ctx, ctr_arena_ *arena)
     arena->first = arena->current = NULL;
 }
 
-/* ---- the slab ---------------------------------------------------------------------------------- */
+/* ---- the slab
+   ---------------------------------------------------------------------------------- */
 
 /* What does not fit into the slab in the first step comes from the allocator; when the step ends,
    the slab grows to the size that the step has needed. */
@@ -2230,7 +2255,8 @@ CTR_PRIVATE_ void ctr_memory_missing_(ctr_ctx *ctx, const char *verb)
               ctx->config.device->name);
 }
 
-/* ---- copies between memories ------------------------------------------------------------------- */
+/* ---- copies between memories
+   ------------------------------------------------------------------- */
 
 CTR_API void ctr_k_zero(ctr_ctx *ctx, size_t bytes, void *y)
 {
@@ -2266,7 +2292,8 @@ CTR_API void *ctr_device_user(const ctr_ctx *ctx)
     return ctx->config.device ? ctx->config.device->user : NULL;
 }
 
-/* ---- the context ------------------------------------------------------------------------------- */
+/* ---- the context
+   ------------------------------------------------------------------------------- */
 
 CTR_PRIVATE_ void *ctr_memory_malloc_(void *user, size_t size)
 {
@@ -2375,10 +2402,10 @@ CTR_API ctr_memory ctr_memory_stats(const ctr_ctx *ctx)
 
    ctr_parallel_ runs the chunks 0..n-1 of a job on the pool and the caller and returns when all are
    done. How work is cut into chunks must depend on shapes alone; which worker takes which chunk is
-   left to chance, so chunks write to disjoint places. Jobs do not nest and never touch the context's
-   error: they leave a note in their own slot, and the caller reports the first.
-   A second, background job (the loader's) fills the gaps: workers take its chunks when the foreground
-   has none; ctr_background_wait_ helps until it is done.
+   left to chance, so chunks write to disjoint places. Jobs do not nest and never touch the
+   context's error: they leave a note in their own slot, and the caller reports the first.
+   A second, background job (the loader's) fills the gaps: workers take its chunks when the
+   foreground has none; ctr_background_wait_ helps until it is done.
    ---------------------------------------------------------------------------------------------- */
 
 typedef void (*ctr_job_fn)(void *arg, int64_t chunk, int worker);
@@ -3368,9 +3395,9 @@ CTR_PRIVATE_ int ctr_file_exists_(const char *path)
    >>VEC  elementwise kernels, reductions, rows
 
    Each kernel is written once, as a plain loop over a range, and compiled twice: as it stands, and
-   with AVX2 by CTR_VEC_KERNEL_ (the loops are simple enough for the compiler to vectorise; sums keep
-   eight lanes by hand, because the order of a sum is part of the result). Ranges depend on the shape
-   alone, and no two write the same place.
+   with AVX2 by CTR_VEC_KERNEL_ (the loops are simple enough for the compiler to vectorise; sums
+   keep eight lanes by hand, because the order of a sum is part of the result). Ranges depend on the
+   shape alone, and no two write the same place.
    ---------------------------------------------------------------------------------------------- */
 
 #define CTR_LANES_ 8
@@ -3442,11 +3469,12 @@ CTR_PRIVATE_ ctr_vec_ ctr_vec_args_(int64_t n)
     return v;
 }
 
-/* ---- scalar functions -------------------------------------------------------------------------- */
+/* ---- scalar functions
+   -------------------------------------------------------------------------- */
 
-/* exp(x) without branches, so that a loop over it can be vectorised: x = k ln 2 + r with |r| <= ln 2
-   / 2, e^r by Taylor's series to the seventh power, 2^k by its exponent bits. Relative error below
-   2e-7; results below 2^-126 are 0. In the double build it is the C library's. */
+/* exp(x) without branches, so that a loop over it can be vectorised: x = k ln 2 + r with |r| <= ln
+   2 / 2, e^r by Taylor's series to the seventh power, 2^k by its exponent bits. Relative error
+   below 2e-7; results below 2^-126 are 0. In the double build it is the C library's. */
 CTR_INLINE_ ctr_real ctr_exp_(ctr_real x)
 {
 #if CTR_REAL_IS_FLOAT_
@@ -3528,7 +3556,8 @@ CTR_INLINE_ ctr_real ctr_row_max_(const ctr_real *x, int64_t n)
     return best;
 }
 
-/* ---- memory ------------------------------------------------------------------------------------ */
+/* ---- memory
+   ------------------------------------------------------------------------------------ */
 
 CTR_API void ctr_k_fill(ctr_ctx *ctx, int64_t n, ctr_real value, ctr_real *y)
 {
@@ -3543,7 +3572,8 @@ CTR_API void ctr_tensor_fill(ctr_ctx *ctx, ctr_tensor *t, ctr_real value)
         ctr_k_fill(ctx, t->size, value, (ctr_real *)t->data);
 }
 
-/* ---- elementwise ------------------------------------------------------------------------------- */
+/* ---- elementwise
+   ------------------------------------------------------------------------------- */
 
 CTR_INLINE_ void ctr_axpby_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
 {
@@ -3706,7 +3736,8 @@ CTR_API void ctr_k_unary_grad(ctr_ctx *ctx, ctr_unary op, int64_t n, const ctr_r
     CTR_VEC_RUN_(ctx, ctr_unary_grad_, &v);
 }
 
-/* ---- reductions -------------------------------------------------------------------------------- */
+/* ---- reductions
+   -------------------------------------------------------------------------------- */
 
 enum { CTR_PARTS_ = 8 };   /* partial sums of a long reduction, added in order */
 
@@ -3743,7 +3774,8 @@ CTR_INLINE_ void ctr_reduce_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
         int64_t from = rows * part / parts, to = rows * (part + 1) / parts;
         if (v->inner == 1) {
             double sum = 0;
-            for (; from < to; from += 512) sum += (double)ctr_row_sum_(x + from, CTR_MIN_(to - from, 512));
+            for (; from < to; from += 512)
+                sum += (double)ctr_row_sum_(x + from, CTR_MIN_(to - from, 512));
             out[0] = sum;
         } else {
             ctr_column_sums_(x, from, to, v->inner, out);
@@ -3870,7 +3902,8 @@ CTR_API int ctr_k_finite(ctr_ctx *ctx, int64_t n, const ctr_real *x)
     return bad == 0;
 }
 
-/* ---- moving numbers ---------------------------------------------------------------------------- */
+/* ---- moving numbers
+   ---------------------------------------------------------------------------- */
 
 /* One row of the output is its last dimension. */
 CTR_PRIVATE_ void ctr_permute_row_(const ctr_vec_ *v, const int64_t *stride, int64_t row)
@@ -3958,8 +3991,8 @@ CTR_INLINE_ void ctr_gather_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
 }
 CTR_VEC_KERNEL_(ctr_gather_)
 
-CTR_API void ctr_k_gather(ctr_ctx *ctx, int64_t rows, int64_t width, int64_t n, const int32_t *index,
-                          const ctr_real *x, ctr_real *y)
+CTR_API void ctr_k_gather(ctr_ctx *ctx, int64_t rows, int64_t width, int64_t n,
+                          const int32_t *index, const ctr_real *x, ctr_real *y)
 {
     ctr_vec_ v = ctr_vec_args_(n);
     CTR_VERB_(gather, (ctx, rows, width, n, index, x, y))
@@ -3999,7 +4032,8 @@ CTR_API void ctr_k_scatter(ctr_ctx *ctx, int64_t rows, int64_t width, int64_t n,
     CTR_VEC_RUN_(ctx, ctr_scatter_, &v);
 }
 
-/* ---- rows -------------------------------------------------------------------------------------- */
+/* ---- rows
+   -------------------------------------------------------------------------------------- */
 
 /* e[i] = exp(x[i] - max) and their sum. */
 CTR_INLINE_ ctr_real ctr_row_exp_(const ctr_real *x, ctr_real max, ctr_real *e, int64_t n)
@@ -4128,7 +4162,8 @@ CTR_API void ctr_k_normalize_grad(ctr_ctx *ctx, int64_t rows, int64_t cols, cons
     CTR_VEC_RUN_(ctx, ctr_normalize_grad_, &v);
 }
 
-/* ---- losses' inner parts ----------------------------------------------------------------------- */
+/* ---- losses' inner parts
+   ----------------------------------------------------------------------- */
 
 CTR_API void ctr_k_nll(ctr_ctx *ctx, int64_t rows, int64_t cols, int32_t ignore,
                        const int32_t *index, const ctr_real *logp, ctr_real *out)
@@ -4197,7 +4232,8 @@ CTR_INLINE_ void ctr_contrast_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
         note[1] = count > 0 ? 1 : 0;
         note[2] = count > 0 && best >= max ? 1 : 0;
         note[3] = positive;
-        note[4] = (double)ctr_row_sum_(s, i) + (double)ctr_row_sum_(s + i + 1, m - i - 1) - positive;
+        note[4] =
+            (double)ctr_row_sum_(s, i) + (double)ctr_row_sum_(s + i + 1, m - i - 1) - positive;
     }
 }
 CTR_VEC_KERNEL_(ctr_contrast_)
@@ -4266,7 +4302,8 @@ CTR_API void ctr_k_contrast_grad(ctr_ctx *ctx, int64_t m, const int32_t *ids, co
     CTR_VEC_RUN_(ctx, ctr_contrast_grad_, &v);
 }
 
-/* ---- normalisation ----------------------------------------------------------------------------- */
+/* ---- normalisation
+   ----------------------------------------------------------------------------- */
 
 /* Sums of d = x - pivot and d^2 over a part of the rows, pivot being the first row: a mean far from
    zero then costs no digits. partial: [parts, 2, c]. */
@@ -4374,7 +4411,8 @@ CTR_API void ctr_k_norm(ctr_ctx *ctx, const ctr_norm_args *n)
     for (j = 0; j < c; j++) {
         double a = (n->gamma ? (double)n->gamma[j] : 1) / sqrt((double)n->var[j] + (double)n->eps);
         coefficients[j] = (ctr_real)a;
-        coefficients[c + j] = (ctr_real)((n->beta ? (double)n->beta[j] : 0) - a * (double)n->mean[j]);
+        coefficients[c + j] =
+            (ctr_real)((n->beta ? (double)n->beta[j] : 0) - a * (double)n->mean[j]);
     }
     v.norm = n;
     v.x = coefficients;
@@ -4496,9 +4534,9 @@ CTR_INLINE_ void ctr_layer_norm_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
 }
 CTR_VEC_KERNEL_(ctr_layer_norm_)
 
-CTR_API void ctr_k_layer_norm(ctr_ctx *ctx, int64_t rows, int64_t c, ctr_real eps, const ctr_real *x,
-                              const ctr_real *gamma, const ctr_real *beta, ctr_real *y,
-                              ctr_real *stats)
+CTR_API void ctr_k_layer_norm(ctr_ctx *ctx, int64_t rows, int64_t c, ctr_real eps,
+                              const ctr_real *x, const ctr_real *gamma, const ctr_real *beta,
+                              ctr_real *y, ctr_real *stats)
 {
     ctr_vec_ v = ctr_vec_args_(rows);
     CTR_VERB_(layer_norm, (ctx, rows, c, eps, x, gamma, beta, y, stats))
@@ -4551,7 +4589,8 @@ CTR_API void ctr_k_layer_norm_grad(ctr_ctx *ctx, int64_t rows, int64_t c, const 
     CTR_VEC_RUN_(ctx, ctr_layer_norm_grad_, &v);
 }
 
-/* ---- dropout ----------------------------------------------------------------------------------- */
+/* ---- dropout
+   ----------------------------------------------------------------------------------- */
 
 typedef struct ctr_dropout_ {
     ctr_vec_ v;
@@ -4595,7 +4634,8 @@ CTR_API void ctr_k_dropout(ctr_ctx *ctx, int64_t n, double p, const uint32_t key
     if (n > 0) ctr_parallel_(ctx, (n + d.v.chunk - 1) / d.v.chunk, ctr_dropout_job_, &d);
 }
 
-/* ---- optimisers (the formulas stand in >>OPTIM) ------------------------------------------------ */
+/* ---- optimisers (the formulas stand in >>OPTIM)
+   ------------------------------------------------ */
 
 CTR_INLINE_ void ctr_sgd_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
 {
@@ -4623,8 +4663,8 @@ CTR_INLINE_ void ctr_sgd_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
 }
 CTR_VEC_KERNEL_(ctr_sgd_)
 
-/* LARS's trust ratio: trust |w| / |g + decay w|; LARC's: trust |w| / (|g| + decay |w| + 1e-8); 1 when
-   either norm is 0. */
+/* LARS's trust ratio: trust |w| / |g + decay w|; LARC's: trust |w| / (|g| + decay |w| + 1e-8); 1
+   when either norm is 0. */
 CTR_PRIVATE_ double ctr_sgd_trust_(ctr_ctx *ctx, const ctr_optim_args *o)
 {
     double ww = ctr_dot_double_(ctx, o->n, o->w, o->w), gg = ctr_dot_double_(ctx, o->n, o->g, o->g);
@@ -6974,7 +7014,8 @@ CTR_PRIVATE_ void ctr_wino_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const 
     ctr_wino_run_(ctx, &g, 1);
 }
 
-/* ---- the verbs of matrix product, convolution and pooling -------------------------------------- */
+/* ---- the verbs of matrix product, convolution and pooling
+   -------------------------------------- */
 
 CTR_API void ctr_k_gemm(ctr_ctx *ctx, int ta, int tb, int64_t m, int64_t n, int64_t k,
                         ctr_real alpha, const ctr_real *a, int64_t lda, const ctr_real *b,
@@ -7152,10 +7193,10 @@ CTR_API void ctr_k_avg_pool_grad(ctr_ctx *ctx, const ctr_pool_shape *s, const ct
 /* ------------------------------------------------------------------------------------------------
    >>TAPE
 
-   A node remembers what made a tensor: its inputs, a saved block and its own backward function. Nodes
-   form a list in the order of creation; backward walks it from the end. When a node's backward is
-   done, its gradient goes back to the free list and the slab's low end is popped to where it stood
-   before the node, so memory falls as backward proceeds.
+   A node remembers what made a tensor: its inputs, a saved block and its own backward function.
+   Nodes form a list in the order of creation; backward walks it from the end. When a node's
+   backward is done, its gradient goes back to the free list and the slab's low end is popped to
+   where it stood before the node, so memory falls as backward proceeds.
    ---------------------------------------------------------------------------------------------- */
 
 typedef void (*ctr_backward_fn)(ctr_ctx *ctx, ctr_node *node);
@@ -7175,7 +7216,10 @@ struct ctr_node {
     size_t low, want_low;                /* the slab's low end before this node */
 };
 
-CTR_PRIVATE_ int ctr_needs_grad_(const ctr_tensor *t) { return (t->flags & CTR_T_NEEDS_GRAD_) != 0; }
+CTR_PRIVATE_ int ctr_needs_grad_(const ctr_tensor *t)
+{
+    return (t->flags & CTR_T_NEEDS_GRAD_) != 0;
+}
 CTR_PRIVATE_ ctr_real *ctr_f_(const ctr_tensor *t) { return (ctr_real *)t->data; }
 
 /* A gradient buffer for t. Returns 0 if t needs none. *acc: the buffer already holds a part. */
@@ -7302,7 +7346,8 @@ CTR_API ctr_tensor *ctr_keep(ctr_ctx *ctx, ctr_tensor *t)
 }
 
 /* A header that shares t's data. */
-CTR_PRIVATE_ ctr_tensor *ctr_view_(ctr_ctx *ctx, const ctr_tensor *t, int rank, const int64_t *shape)
+CTR_PRIVATE_ ctr_tensor *ctr_view_(ctr_ctx *ctx, const ctr_tensor *t, int rank,
+                                   const int64_t *shape)
 {
     ctr_tensor *v;
     if (ctx->status != CTR_OK) return &ctx->poison;
@@ -7398,7 +7443,8 @@ CTR_API void ctr_backward(ctr_ctx *ctx, ctr_tensor *loss)
         return;
     }
     if (!ctr_needs_grad_(loss)) {
-        ctr_fail_(ctx, CTR_E_STATE, "backward: the loss depends on no tensor that needs a gradient");
+        ctr_fail_(ctx, CTR_E_STATE,
+                  "backward: the loss depends on no tensor that needs a gradient");
         return;
     }
     ctr_keep(ctx, loss);
@@ -7406,7 +7452,8 @@ CTR_API void ctr_backward(ctr_ctx *ctx, ctr_tensor *loss)
     ctr_backward_run_(ctx);
 }
 
-/* ---- building nodes: begin, set what is needed, out, verbs, done ------------------------------- */
+/* ---- building nodes: begin, set what is needed, out, verbs, done
+   ------------------------------- */
 
 CTR_PRIVATE_ ctr_node *ctr_node_begin_(ctr_ctx *ctx, const char *name, ctr_backward_fn backward,
                                        ctr_tensor *a, ctr_tensor *b)
@@ -7481,7 +7528,8 @@ CTR_PRIVATE_ void ctr_fail_shapes_(ctr_ctx *ctx, const char *name, const ctr_ten
    >>OPS  each operation: forward helper, backward, constructor
    ---------------------------------------------------------------------------------------------- */
 
-/* ---- x op y, with y broadcast over the leading dimensions -------------------------------------- */
+/* ---- x op y, with y broadcast over the leading dimensions
+   -------------------------------------- */
 
 /* outer = 1, mid = rows, inner = y->size; i[0..1] = mid, inner */
 CTR_PRIVATE_ void ctr_binary_dx_(ctr_ctx *ctx, ctr_node *n)
@@ -7606,7 +7654,8 @@ CTR_API ctr_tensor *ctr_add_scalar(ctr_ctx *ctx, ctr_tensor *x, double value)
     return ctr_affine_(ctx, "add_scalar", x, 1, (ctr_real)value);
 }
 
-/* ---- functions of one number ------------------------------------------------------------------- */
+/* ---- functions of one number
+   ------------------------------------------------------------------- */
 
 CTR_PRIVATE_ void ctr_unary_backward_(ctr_ctx *ctx, ctr_node *n)
 {
@@ -7657,7 +7706,8 @@ CTR_API ctr_tensor *ctr_sqrt(ctr_ctx *ctx, ctr_tensor *x)
     return ctr_unary_op_(ctx, "sqrt", CTR_SQRT, x);
 }
 
-/* ---- matrix product ---------------------------------------------------------------------------- */
+/* ---- matrix product
+   ---------------------------------------------------------------------------- */
 
 /* C = op(A) op(B), [m, k] [k, n]:  d op(A) = dC op(B)^T,  d op(B) = op(A)^T dC */
 CTR_PRIVATE_ void ctr_matmul_backward_(ctr_ctx *ctx, ctr_node *node)
@@ -7706,7 +7756,8 @@ CTR_API ctr_tensor *ctr_matmul(ctr_ctx *ctx, ctr_tensor *x, int tx, ctr_tensor *
     return ctr_node_done_(ctx, node);
 }
 
-/* ---- convolution ------------------------------------------------------------------------------- */
+/* ---- convolution
+   ------------------------------------------------------------------------------- */
 
 CTR_PRIVATE_ void ctr_conv_shape_(const ctr_node *node, ctr_conv_shape *s)
 {
@@ -7771,7 +7822,8 @@ CTR_API ctr_tensor *ctr_conv(ctr_ctx *ctx, ctr_tensor *x, ctr_tensor *weight, in
     return ctr_node_done_(ctx, node);
 }
 
-/* ---- sums -------------------------------------------------------------------------------------- */
+/* ---- sums
+   -------------------------------------------------------------------------------------- */
 
 CTR_PRIVATE_ void ctr_sum_backward_(ctr_ctx *ctx, ctr_node *n)
 {
@@ -7819,7 +7871,8 @@ CTR_API ctr_tensor *ctr_mean(ctr_ctx *ctx, ctr_tensor *x, int axis)
     return ctr_sum_op_(ctx, "mean", x, axis, 1);
 }
 
-/* ---- shapes ------------------------------------------------------------------------------------ */
+/* ---- shapes
+   ------------------------------------------------------------------------------------ */
 
 CTR_PRIVATE_ void ctr_reshape_backward_(ctr_ctx *ctx, ctr_node *n)
 {
@@ -7865,7 +7918,8 @@ CTR_PRIVATE_ void ctr_permute_backward_(ctr_ctx *ctx, ctr_node *n)
         ctr_k_permute(ctx, shape, back, n->out->grad, grad, acc);
 }
 
-/* The rank is filled up to four with ones in front. i[0..3]: the permutation, i[4..7]: the output */
+/* The rank is filled up to four with ones in front. i[0..3]: the permutation, i[4..7]: the
+   output */
 CTR_API ctr_tensor *ctr_permute(ctr_ctx *ctx, ctr_tensor *x, const int *perm)
 {
     ctr_node *n;
@@ -8036,7 +8090,8 @@ CTR_API ctr_tensor *ctr_gather(ctr_ctx *ctx, ctr_tensor *x, const ctr_tensor *in
     return ctr_node_done_(ctx, n);
 }
 
-/* ---- rows: normalise, softmax, cross entropy --------------------------------------------------- */
+/* ---- rows: normalise, softmax, cross entropy
+   --------------------------------------------------- */
 
 /* The last axis as columns; every other number of the shape as rows. */
 CTR_PRIVATE_ int64_t ctr_cols_(const ctr_tensor *x) { return x->rank ? x->shape[x->rank - 1] : 1; }
@@ -8146,7 +8201,8 @@ CTR_API ctr_tensor *ctr_cross_entropy_soft(ctr_ctx *ctx, ctr_tensor *logits, ctr
     return ctr_scale(ctx, logp, -1.0 / (double)CTR_MAX_(logits->shape[0], 1));
 }
 
-/* ---- batch normalisation ----------------------------------------------------------------------- */
+/* ---- batch normalisation
+   ----------------------------------------------------------------------- */
 
 CTR_PRIVATE_ void ctr_norm_args_init_(const ctr_node *n, int64_t group, ctr_norm_args *a)
 {
@@ -8275,7 +8331,8 @@ CTR_API ctr_tensor *ctr_batch_norm(ctr_ctx *ctx, ctr_tensor *x, const ctr_norm *
     return ctr_node_done_(ctx, n);
 }
 
-/* ---- layer normalisation ----------------------------------------------------------------------- */
+/* ---- layer normalisation
+   ----------------------------------------------------------------------- */
 
 CTR_PRIVATE_ void ctr_layer_norm_backward_(ctr_ctx *ctx, ctr_node *n)
 {
@@ -8301,7 +8358,8 @@ CTR_API ctr_tensor *ctr_layer_norm(ctr_ctx *ctx, ctr_tensor *x, ctr_tensor *gamm
     ctr_node *n;
     if (!ctr_check_(ctx, "layer_norm", x, 0)) return &ctx->poison;
     if (x->rank < 1 || gamma->size != ctr_cols_(x) || beta->size != ctr_cols_(x)) {
-        ctr_fail_shapes_(ctx, "layer_norm", x, gamma, "gamma and beta are [c], c the last dimension");
+        ctr_fail_shapes_(ctx, "layer_norm", x, gamma,
+                         "gamma and beta are [c], c the last dimension");
         return &ctx->poison;
     }
     n = ctr_node_begin_(ctx, "layer_norm", ctr_layer_norm_backward_, x, gamma);
@@ -8314,7 +8372,8 @@ CTR_API ctr_tensor *ctr_layer_norm(ctr_ctx *ctx, ctr_tensor *x, ctr_tensor *gamm
     return ctr_node_done_(ctx, n);
 }
 
-/* ---- dropout ----------------------------------------------------------------------------------- */
+/* ---- dropout
+   ----------------------------------------------------------------------------------- */
 
 CTR_API void ctr_draws_at(ctr_ctx *ctx, int64_t epoch, int64_t position)
 {
@@ -8361,7 +8420,8 @@ CTR_API ctr_tensor *ctr_dropout(ctr_ctx *ctx, ctr_tensor *x, double p)
     return ctr_node_done_(ctx, n);
 }
 
-/* ---- pooling ----------------------------------------------------------------------------------- */
+/* ---- pooling
+   ----------------------------------------------------------------------------------- */
 
 CTR_PRIVATE_ void ctr_pool_shape_(const ctr_node *n, ctr_pool_shape *s)
 {
@@ -8456,7 +8516,8 @@ CTR_API ctr_tensor *ctr_global_pool(ctr_ctx *ctx, ctr_tensor *x)
     return ctr_mean(ctx, ctr_reshape(ctx, x, 3, shape), 1);
 }
 
-/* ---- the gradient check ------------------------------------------------------------------------ */
+/* ---- the gradient check
+   ------------------------------------------------------------------------ */
 
 CTR_PRIVATE_ double ctr_check_loss_(ctr_ctx *ctx, ctr_loss_fn loss_fn, void *user)
 {
@@ -8622,9 +8683,11 @@ CTR_API void ctr_vars_check_gradients(ctr_ctx *ctx, const ctr_vars *vars)
     }
 }
 
-/* ---- initial values ---------------------------------------------------------------------------- */
+/* ---- initial values
+   ---------------------------------------------------------------------------- */
 
-/* FNV-1a of a name: initial values depend on the seed and the name, not on the order of creation. */
+/* FNV-1a of a name: initial values depend on the seed and the name, not on the order of
+   creation. */
 CTR_PRIVATE_ uint32_t ctr_name_hash_(const char *prefix, const char *name)
 {
     uint32_t h = 2166136261u;
@@ -8651,7 +8714,8 @@ CTR_PRIVATE_ void ctr_init_random_(ctr_ctx *ctx, ctr_tensor *t, const char *pref
     ctr_free_host_(ctx, x, bytes);
 }
 
-/* ---- layers ------------------------------------------------------------------------------------ */
+/* ---- layers
+   ------------------------------------------------------------------------------------ */
 
 CTR_API void ctr_linear_init(ctr_ctx *ctx, ctr_linear *layer, ctr_vars *vars, const char *prefix,
                              int64_t in, int64_t out, int bias)
@@ -8709,7 +8773,8 @@ CTR_API void ctr_norm_init(ctr_ctx *ctx, ctr_norm *layer, ctr_vars *vars, const 
     ctr_tensor_fill(ctx, layer->var, 1);
 }
 
-/* ---- heads ------------------------------------------------------------------------------------- */
+/* ---- heads
+   ------------------------------------------------------------------------------------- */
 
 CTR_API ctr_mlp_config ctr_mlp_config_default(int64_t in, int64_t hidden, int64_t out)
 {
@@ -8733,8 +8798,10 @@ CTR_API void ctr_mlp_init(ctr_ctx *ctx, ctr_mlp *head, ctr_vars *vars, const cha
     memset(head, 0, sizeof *head);
     head->config = *c;
     if (c->layers < 1 || c->layers > 4 || c->in < 1 || c->hidden < 1 || c->out < 1) {
-        ctr_fail_(ctx, CTR_E_VALUE, "mlp: needs 1..4 layers and sizes of at least 1, got %d layers, "
-                  "%ld, %ld, %ld", c->layers, (long)c->in, (long)c->hidden, (long)c->out);
+        ctr_fail_(ctx, CTR_E_VALUE,
+                  "mlp: needs 1..4 layers and sizes of at least 1, got %d layers, "
+                  "%ld, %ld, %ld",
+                  c->layers, (long)c->in, (long)c->hidden, (long)c->out);
         return;
     }
     for (i = 0; i < c->layers; i++) {
@@ -8766,7 +8833,8 @@ CTR_API ctr_tensor *ctr_mlp_forward(ctr_ctx *ctx, const ctr_mlp *head, ctr_tenso
     return x;
 }
 
-/* ---- residual networks ------------------------------------------------------------------------- */
+/* ---- residual networks
+   ------------------------------------------------------------------------- */
 
 CTR_API void ctr_resnet_config_init(ctr_resnet_config *config, int depth)
 {
@@ -8879,9 +8947,10 @@ CTR_API void ctr_resnet_init(ctr_ctx *ctx, ctr_resnet *net, ctr_vars *vars, cons
     net->stages = ctr_resnet_plan_(config->depth, plan);
     if (!net->stages || config->width < 0 || config->width > 65536 || config->channels < 1 ||
         config->image_size < 1) {
-        ctr_fail_(ctx, CTR_E_VALUE, "resnet: depth must be 8, 14, 20, 32, 44, 56, 18, 34, 50 or 101, "
-                  "got %d (width %ld, channels %ld)", config->depth, (long)config->width,
-                  (long)config->channels);
+        ctr_fail_(ctx, CTR_E_VALUE,
+                  "resnet: depth must be 8, 14, 20, 32, 44, 56, 18, 34, 50 or 101, "
+                  "got %d (width %ld, channels %ld)",
+                  config->depth, (long)config->width, (long)config->channels);
         return;
     }
     if (!net->config.width) net->config.width = net->stages == 3 ? 16 : 64;
@@ -9051,8 +9120,10 @@ CTR_API int64_t *ctr_optim_steps(ctr_optim *optim) { return &optim->steps; }
 
 CTR_PRIVATE_ double ctr_optim_decay_(const ctr_optim_config *c, ctr_kind kind)
 {
-    return kind == CTR_KIND_WEIGHT || kind == CTR_KIND_PROTOTYPE || (c->decay_all && kind != CTR_KIND_SCALE)
-               ? c->decay : 0;
+    return kind == CTR_KIND_WEIGHT || kind == CTR_KIND_PROTOTYPE ||
+                   (c->decay_all && kind != CTR_KIND_SCALE)
+               ? c->decay
+               : 0;
 }
 
 /* What decays is adapted, too. */
@@ -9275,7 +9346,8 @@ CTR_API ctr_image_limits ctr_image_limits_default(void)
     return limits;
 }
 
-/* ---- memory ------------------------------------------------------------------------------------ */
+/* ---- memory
+   ------------------------------------------------------------------------------------ */
 
 /* Sides up to 65535 keep h * w * c far below what int64_t and, but for 32 bits, size_t hold. */
 CTR_PRIVATE_ int ctr_image_create_(ctr_ctx *ctx, int64_t h, int64_t w, int64_t c, ctr_image *out,
@@ -9332,7 +9404,8 @@ CTR_PRIVATE_ void ctr_image_convert_(const uint8_t *from, int n, int64_t count, 
     int64_t i;
     for (i = 0; i < count; i++, from += n, to += c) {
         if (c == 1 && n >= 3) {
-            to[0] = (uint8_t)((19595u * from[0] + 38470u * from[1] + 7471u * from[2] + 32768u) >> 16);
+            to[0] =
+                (uint8_t)((19595u * from[0] + 38470u * from[1] + 7471u * from[2] + 32768u) >> 16);
         } else if (c == 1) {
             to[0] = from[0];
         } else {
@@ -9343,7 +9416,8 @@ CTR_PRIVATE_ void ctr_image_convert_(const uint8_t *from, int n, int64_t count, 
     }
 }
 
-/* ---- headers ----------------------------------------------------------------------------------- */
+/* ---- headers
+   ----------------------------------------------------------------------------------- */
 
 enum { CTR_IMAGE_NONE_ = 0, CTR_IMAGE_PNG_, CTR_IMAGE_JPEG_, CTR_IMAGE_BMP_, CTR_IMAGE_PNM_,
        CTR_IMAGE_OTHER_ };
@@ -9429,8 +9503,8 @@ CTR_PRIVATE_ size_t ctr_image_jpeg_skip_(const uint8_t *p, size_t size, size_t a
     return size;
 }
 
-/* Huffman tables: a class and number, how many codes there are of 1..16 bits, their symbols. stb_image
-   up to 2.27 trusts these counts. */
+/* Huffman tables: a class and number, how many codes there are of 1..16 bits, their symbols.
+   stb_image up to 2.27 trusts these counts. */
 CTR_PRIVATE_ int ctr_image_jpeg_tables_(const uint8_t *p, size_t size)
 {
     size_t at = 0, count;
@@ -9483,7 +9557,8 @@ CTR_PRIVATE_ int ctr_image_scan_jpeg_(const uint8_t *p, size_t size, ctr_image_h
         length = ctr_image_be16_(p + at);
         if (length < 2 || length > size - at)
             return ctr_image_bad_(note, "the JPEG ends inside a segment");
-        if (marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC) {
+        if (marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 &&
+            marker != 0xCC) {
             if (marker > 0xC2) return ctr_image_bad_(note, "the JPEG is arithmetic or lossless");
             if (head->c) return ctr_image_bad_(note, "the JPEG has two frame headers");
             if (!ctr_image_jpeg_frame_(p + at + 2, length - 2, head))
@@ -9531,7 +9606,8 @@ CTR_PRIVATE_ int ctr_image_scan_bmp_(const uint8_t *p, size_t size, ctr_image_he
         bits = ctr_image_le16_(p + 28);
         if (ctr_image_le32_(p + 30) == 1 || ctr_image_le32_(p + 30) == 2)
             return ctr_image_bad_(note, "the BMP is run-length compressed");
-        entries = start > 14 + ctr_image_le32_(p + 14) ? (start - 14 - ctr_image_le32_(p + 14)) / 4 : 0;
+        entries =
+            start > 14 + ctr_image_le32_(p + 14) ? (start - 14 - ctr_image_le32_(p + 14)) / 4 : 0;
     }
     head->c = 3;
     if (bits > 32 || head->w > 65535 || head->h > 65535) return 1; /* the limits will speak */
@@ -9693,7 +9769,8 @@ CTR_PRIVATE_ int ctr_image_head_read_(const uint8_t *p, size_t size, const ctr_i
     return ok && ctr_image_within_(head, size, limits, note);
 }
 
-/* ---- decoding ---------------------------------------------------------------------------------- */
+/* ---- decoding
+   ---------------------------------------------------------------------------------- */
 
 /* Samples of a PNM file, each scaled from 0..maximum to 0..255 and rounded. */
 CTR_PRIVATE_ int ctr_image_read_pnm_(ctr_image_text_ *t, int64_t count, int64_t maximum,
@@ -9710,7 +9787,8 @@ CTR_PRIVATE_ int ctr_image_read_pnm_(ctr_image_text_ *t, int64_t count, int64_t 
         } else {
             v = t->p[t->at++];
         }
-        if (v < 0) return ctr_image_bad_(note, "the PNM ends early or holds something not a number");
+        if (v < 0)
+            return ctr_image_bad_(note, "the PNM ends early or holds something not a number");
         if (v > maximum) return ctr_image_bad_(note, "a sample of the PNM is above its maximum");
         to[i] = (uint8_t)((v * 255 + maximum / 2) / maximum);
     }
@@ -9719,9 +9797,11 @@ CTR_PRIVATE_ int ctr_image_read_pnm_(ctr_image_text_ *t, int64_t count, int64_t 
 
 CTR_PRIVATE_ int ctr_image_no_stb_(const char *what, ctr_note_ *note)
 {
-    ctr_note_set_(note, CTR_E_UNSUPPORTED,
-                  "image: %s needs stb_image.h, which was not found when this program was compiled: "
-                  "install it (Debian: apt-get install libstb-dev) and compile again", what);
+    ctr_note_set_(
+        note, CTR_E_UNSUPPORTED,
+        "image: %s needs stb_image.h, which was not found when this program was compiled: "
+        "install it (Debian: apt-get install libstb-dev) and compile again",
+        what);
     return 0;
 }
 
@@ -9881,7 +9961,8 @@ CTR_API int ctr_image_decode(ctr_ctx *ctx, const void *bytes, size_t size, int c
     ctr_note_ note;
     memset(&note, 0, sizeof note);
     if (!ctr_image_arguments_(ctx, channels, limits, out)) return 0;
-    if (ctr_image_decode_(ctx, (const uint8_t *)bytes, size, channels, limits, out, &note)) return 1;
+    if (ctr_image_decode_(ctx, (const uint8_t *)bytes, size, channels, limits, out, &note))
+        return 1;
     ctr_note_report_(ctx, &note);
     return 0;
 }
@@ -9897,7 +9978,8 @@ CTR_API int ctr_image_load(ctr_ctx *ctx, const char *path, int channels,
     return 0;
 }
 
-/* ---- gzip -------------------------------------------------------------------------------------- */
+/* ---- gzip
+   -------------------------------------------------------------------------------------- */
 
 /* Where the deflated data of a gzip member begins (RFC 1952), or 0 when its header is wrong. */
 CTR_PRIVATE_ size_t ctr_image_gzip_start_(const uint8_t *p, size_t size)
@@ -9973,9 +10055,9 @@ CTR_PRIVATE_ int ctr_image_gunzip_(ctr_ctx *ctx, const uint8_t *bytes, size_t si
 /* ---- resizing ----------------------------------------------------------------------------------
 
    Output sample o looks at the input around x = s * (o + 1/2), s = in / out, through the filter f
-   widened by z = max(s, 1):  weight of input i = f((i + 1/2 - x) / z), then all divided by their sum.
-   f is the triangle of half-width 1, or Keys' (1981) cubic with a = -1/2 of half-width 2. The two
-   axes are filtered one after the other.
+   widened by z = max(s, 1):  weight of input i = f((i + 1/2 - x) / z), then all divided by their
+   sum. f is the triangle of half-width 1, or Keys' (1981) cubic with a = -1/2 of half-width 2. The
+   two axes are filtered one after the other.
    ---------------------------------------------------------------------------------------------- */
 
 /* The filter of one axis: output o is the sum of weight[o * width + t] * input[first[o] + t] over
@@ -10054,7 +10136,8 @@ CTR_PRIVATE_ void ctr_filter_make_(ctr_filter_ *f, ctr_interp interp, int64_t in
 }
 
 /* One row through the horizontal filter: to[out, c] from the numbers row[in, c]. */
-CTR_PRIVATE_ void ctr_filter_row_(const ctr_filter_ *f, const ctr_real *row, int64_t c, ctr_real *to)
+CTR_PRIVATE_ void ctr_filter_row_(const ctr_filter_ *f, const ctr_real *row, int64_t c,
+                                  ctr_real *to)
 {
     int64_t o, t, k;
     for (o = 0; o < f->out; o++)
@@ -10116,15 +10199,17 @@ CTR_PRIVATE_ int ctr_resize_check_(ctr_ctx *ctx, const char *name, int64_t h, in
 {
     if (ctr_error(ctx) != CTR_OK) return 0;
     if (!ctr_image_sides_ok_(h, w, c) || !ctr_image_sides_ok_(out_h, out_w, c)) {
-        ctr_fail_(ctx, CTR_E_SHAPE,
-                  "%s: sides must be 1..65535 and channels 1 or 3, got %ld x %ld x %ld to %ld x %ld",
-                  name, (long)h, (long)w, (long)c, (long)out_h, (long)out_w);
+        ctr_fail_(
+            ctx, CTR_E_SHAPE,
+            "%s: sides must be 1..65535 and channels 1 or 3, got %ld x %ld x %ld to %ld x %ld",
+            name, (long)h, (long)w, (long)c, (long)out_h, (long)out_w);
         return 0;
     }
     if (!ctr_box_inside_(box, h, w)) {
         ctr_fail_(ctx, CTR_E_VALUE,
-                  "%s: the box (top %ld, left %ld, h %ld, w %ld) leaves the image of %ld x %ld", name,
-                  (long)box->top, (long)box->left, (long)box->h, (long)box->w, (long)h, (long)w);
+                  "%s: the box (top %ld, left %ld, h %ld, w %ld) leaves the image of %ld x %ld",
+                  name, (long)box->top, (long)box->left, (long)box->h, (long)box->w, (long)h,
+                  (long)w);
         return 0;
     }
     return 1;
@@ -10223,7 +10308,8 @@ CTR_API int ctr_image_resize_real(ctr_ctx *ctx, const ctr_image *image, const ct
    order of the text books. The AVX2 path, below it, keeps one plane for each channel.
    ---------------------------------------------------------------------------------------------- */
 
-/* ---- configs ----------------------------------------------------------------------------------- */
+/* ---- configs
+   ----------------------------------------------------------------------------------- */
 
 CTR_API void ctr_aug_none_config_init(ctr_aug_config *config, int64_t size)
 {
@@ -10287,8 +10373,8 @@ CTR_PRIVATE_ int ctr_aug_pair_(ctr_ctx *ctx, const char *member, double low, dou
                                double least, double most)
 {
     if (ctr_aug_within_(low, least, most) && ctr_aug_within_(high, low, most)) return 1;
-    ctr_fail_(ctx, CTR_E_VALUE, "aug: %s must satisfy %g <= min <= max <= %g, got %g and %g", member,
-              least, most, low, high);
+    ctr_fail_(ctx, CTR_E_VALUE, "aug: %s must satisfy %g <= min <= max <= %g, got %g and %g",
+              member, least, most, low, high);
     return 0;
 }
 
@@ -10302,7 +10388,8 @@ CTR_API int ctr_aug_config_check(ctr_ctx *ctx, const ctr_aug_config *c)
         return ctr_aug_refuse_(ctx, "width", (double)c->width, "1..65535");
     if (!ctr_aug_pair_(ctx, "crop", c->crop_min, c->crop_max, 1e-6, 1)) return 0;
     if (!ctr_aug_pair_(ctx, "ratio", c->ratio_min, c->ratio_max, 1e-3, 1e3)) return 0;
-    if (!ctr_aug_pair_(ctx, "blur_sigma", c->blur_sigma_min, c->blur_sigma_max, 1e-3, 1e3)) return 0;
+    if (!ctr_aug_pair_(ctx, "blur_sigma", c->blur_sigma_min, c->blur_sigma_max, 1e-3, 1e3))
+        return 0;
     if (c->interp != CTR_INTERP_BILINEAR && c->interp != CTR_INTERP_BICUBIC)
         return ctr_aug_refuse_(ctx, "interp", (double)c->interp, "bilinear or bicubic");
     if (!ctr_aug_within_(c->flip_p, 0, 1)) return ctr_aug_refuse_(ctx, "flip_p", c->flip_p, "0..1");
@@ -10363,7 +10450,8 @@ CTR_API const char *ctr_aug_describe(const ctr_aug_config *c, char *text, size_t
     return text;
 }
 
-/* ---- sampling ---------------------------------------------------------------------------------- */
+/* ---- sampling
+   ---------------------------------------------------------------------------------- */
 
 /* Width and height of the largest box with a ratio within the limits; centred. */
 CTR_PRIVATE_ void ctr_aug_center_(double ratio_min, double ratio_max, int64_t h, int64_t w,
@@ -10425,7 +10513,8 @@ CTR_API void ctr_aug_sample(const ctr_aug_config *config, ctr_rng *rng, int64_t 
     out->solarize = ctr_rng_uniform(rng) < config->solarize_p;
 }
 
-/* ---- operations of the reference --------------------------------------------------------------- */
+/* ---- operations of the reference
+   --------------------------------------------------------------- */
 
 CTR_PRIVATE_ ctr_real ctr_aug_clip_(ctr_real v) { return v < 0 ? 0 : v > 1 ? 1 : v; }
 
@@ -10467,8 +10556,8 @@ CTR_PRIVATE_ void ctr_aug_saturation_(ctr_real *x, int64_t n, int64_t c, ctr_rea
     }
 }
 
-/* RGB to hue, saturation, value and back (Smith, 1978), with the hue turned by a part of the circle:
-   h is a sixth of the position between two primaries, counted from red. */
+/* RGB to hue, saturation, value and back (Smith, 1978), with the hue turned by a part of the
+   circle: h is a sixth of the position between two primaries, counted from red. */
 CTR_PRIVATE_ void ctr_aug_hue_(ctr_real *x, int64_t n, int64_t c, ctr_real turn)
 {
     int64_t i;
@@ -10598,17 +10687,19 @@ CTR_PRIVATE_ void ctr_aug_blur_(ctr_real *x, int64_t h, int64_t w, int64_t c, in
     }
 }
 
-/* ---- a whole view ------------------------------------------------------------------------------ */
+/* ---- a whole view
+   ------------------------------------------------------------------------------ */
 
-CTR_PRIVATE_ void ctr_aug_jitter_(const ctr_aug_config *config, const ctr_aug_params *p, ctr_real *x,
-                                  int64_t n, int64_t c)
+CTR_PRIVATE_ void ctr_aug_jitter_(const ctr_aug_config *config, const ctr_aug_params *p,
+                                  ctr_real *x, int64_t n, int64_t c)
 {
     int k;
     for (k = 0; k < 4; k++) {
         ctr_real f = (ctr_real)p->factor[p->order[k]];
         if (p->order[k] == CTR_JITTER_BRIGHTNESS && config->brightness > 0)
             ctr_aug_brightness_(x, n, c, f);
-        if (p->order[k] == CTR_JITTER_CONTRAST && config->contrast > 0) ctr_aug_contrast_(x, n, c, f);
+        if (p->order[k] == CTR_JITTER_CONTRAST && config->contrast > 0)
+            ctr_aug_contrast_(x, n, c, f);
         if (p->order[k] == CTR_JITTER_SATURATION && config->saturation > 0)
             ctr_aug_saturation_(x, n, c, f);
         if (p->order[k] == CTR_JITTER_HUE && config->hue > 0) ctr_aug_hue_(x, n, c, f);
@@ -10758,8 +10849,8 @@ CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_across_avx2_(const ctr_filter_ *f, co
 }
 
 /* Writes eight (or, at the end, fewer) finished rows into the planes. */
-CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_settle_avx2_(const ctr_real *line, int64_t w, int64_t rows,
-                                                        ctr_real *to)
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_settle_avx2_(const ctr_real *line, int64_t w,
+                                                        int64_t rows, ctr_real *to)
 {
     int64_t o = 0, y, k;
     if (rows == 8)
@@ -10910,7 +11001,8 @@ CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_gray_avx2_(ctr_real *x, int64_t n)
         r[i] = g[i] = b[i] = CTR_LUMA_R_ * r[i] + CTR_LUMA_G_ * g[i] + CTR_LUMA_B_ * b[i];
 }
 
-CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_solarize_avx2_(ctr_real *x, int64_t n, ctr_real threshold)
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_solarize_avx2_(ctr_real *x, int64_t n,
+                                                          ctr_real threshold)
 {
     int64_t i;
     for (i = 0; i < n; i++) x[i] = x[i] >= threshold ? 1.0f - x[i] : x[i];
@@ -10937,8 +11029,8 @@ CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_blur_avx2_(ctr_real *x, int64_t h, in
 
 /* out[n, c] = (planes[c, n] - mean) / std */
 CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_aug_finish_avx2_(const ctr_aug_config *config,
-                                                        const ctr_real *planes, int64_t n, int64_t c,
-                                                        ctr_real *__restrict out)
+                                                        const ctr_real *planes, int64_t n,
+                                                        int64_t c, ctr_real *__restrict out)
 {
     const ctr_real *__restrict r = planes, *__restrict g = planes + n, *__restrict b = g + n;
     const ctr_real m0 = (ctr_real)config->mean[0], s0 = (ctr_real)(1 / config->std[0]);
@@ -11065,7 +11157,8 @@ CTR_API void ctr_aug_apply_real(const ctr_aug_config *config, const ctr_aug_para
     ctr_aug_apply_(config, params, &image, out, scratch);
 }
 
-/* ---- checked entries --------------------------------------------------------------------------- */
+/* ---- checked entries
+   --------------------------------------------------------------------------- */
 
 CTR_PRIVATE_ int ctr_aug_finite_(ctr_ctx *ctx, const char *name, const ctr_real *x, int64_t n,
                                  int64_t h, int64_t w, int64_t c)
@@ -11088,9 +11181,10 @@ CTR_PRIVATE_ int ctr_aug_check_(ctr_ctx *ctx, const char *name, const ctr_real *
 {
     if (ctr_error(ctx) != CTR_OK) return 0;
     if (n < 0 || !ctr_image_sides_ok_(h, w, c) || (n && n > INT64_MAX / 16 / (h * w * c))) {
-        ctr_fail_(ctx, CTR_E_SHAPE,
-                  "%s: sides must be 1..65535 and channels 1 or 3, got %ld images of %ld x %ld x %ld",
-                  name, (long)n, (long)h, (long)w, (long)c);
+        ctr_fail_(
+            ctx, CTR_E_SHAPE,
+            "%s: sides must be 1..65535 and channels 1 or 3, got %ld images of %ld x %ld x %ld",
+            name, (long)n, (long)h, (long)w, (long)c);
         return 0;
     }
     return !x || ctr_aug_finite_(ctx, name, x, n, h, w, c);
@@ -11115,7 +11209,8 @@ CTR_PRIVATE_ int ctr_aug_params_check_(ctr_ctx *ctx, const ctr_aug_params *p, in
 }
 
 CTR_PRIVATE_ int ctr_aug_view_(ctr_ctx *ctx, const ctr_aug_config *config,
-                               const ctr_aug_params *params, const ctr_pixels_ *image, ctr_real *out)
+                               const ctr_aug_params *params, const ctr_pixels_ *image,
+                               ctr_real *out)
 {
     size_t bytes;
     void *scratch;
@@ -11334,8 +11429,9 @@ CTR_API int ctr_aug_normalize(ctr_ctx *ctx, ctr_real *x, int64_t h, int64_t w, i
     if (!ctr_aug_check_(ctx, "aug_normalize", x, 1, h, w, c)) return 0;
     for (k = 0; k < c; k++)
         if (!ctr_aug_within_(mean[k], -1e6, 1e6) || !ctr_aug_within_(std[k], 1e-6, 1e6)) {
-            ctr_fail_(ctx, CTR_E_VALUE, "aug_normalize: std must be positive, got mean %g and std %g",
-                      mean[k], std[k]);
+            ctr_fail_(ctx, CTR_E_VALUE,
+                      "aug_normalize: std must be positive, got mean %g and std %g", mean[k],
+                      std[k]);
             return 0;
         }
     ctr_aug_normalize_(x, h * w, c, mean, std);
@@ -11405,7 +11501,8 @@ typedef struct ctr_data_item_ {
 
 struct ctr_dataset {
     char kind[16];
-    const ctr_dataset *whole; /* what this is a part of, or NULL; then only n, c, classes, h, w count */
+    const ctr_dataset
+        *whole; /* what this is a part of, or NULL; then only n, c, classes, h, w count */
     int64_t n, c, classes;
     ctr_file_names_ class_names;
     int64_t skipped, cached;
@@ -12628,9 +12725,9 @@ CTR_PRIVATE_ void ctr_data_why_(ctr_ctx *ctx, const ctr_dataset *d, int64_t file
     memset(note, 0, sizeof *note);
     if (!ctr_data_decode_(ctx, d, file, &image, note)) return;
     ctr_image_free(ctx, &image); /* mended meanwhile, with the same size */
-    ctr_note_set_(note, CTR_E_FORMAT, "data: '%s' was corrupt when '%s' was made; remove that cache",
-                  ctr_file_tail_(ctr_file_name_(&d->names, file)),
-                  ctr_file_tail_(d->options.cache_path));
+    ctr_note_set_(
+        note, CTR_E_FORMAT, "data: '%s' was corrupt when '%s' was made; remove that cache",
+        ctr_file_tail_(ctr_file_name_(&d->names, file)), ctr_file_tail_(d->options.cache_path));
 }
 
 CTR_PRIVATE_ void ctr_data_open_mapped_(ctr_ctx *ctx, ctr_dataset *d)
@@ -12743,7 +12840,8 @@ CTR_API ctr_dataset *ctr_dataset_part(ctr_ctx *ctx, const ctr_dataset *whole, in
     ctr_dataset *d;
     if (ctx->status != CTR_OK) return NULL;
     if (n < 1 || n > whole->n) {
-        ctr_fail_(ctx, CTR_E_VALUE, "dataset_part: n must be 1..%ld, got %ld", (long)whole->n, (long)n);
+        ctr_fail_(ctx, CTR_E_VALUE, "dataset_part: n must be 1..%ld, got %ld", (long)whole->n,
+                  (long)n);
         return NULL;
     }
     d = (ctr_dataset *)ctr_alloc_zero_(ctx, sizeof *d);
@@ -12781,10 +12879,10 @@ CTR_API const char *ctr_dataset_class_name(const ctr_dataset *d, int64_t label)
 CTR_API int32_t ctr_dataset_label(const ctr_dataset *d, int64_t index)
 {
     int32_t label = index < 0 || index >= d->n ? -1
-                    : d->whole                 ? ctr_dataset_label(d->whole, ctr_dataset_at_(d, index))
-                    : d->items                 ? d->items[index].label
-                    : d->labels                ? d->labels[index]
-                                               : -1;
+                    : d->whole  ? ctr_dataset_label(d->whole, ctr_dataset_at_(d, index))
+                    : d->items  ? d->items[index].label
+                    : d->labels ? d->labels[index]
+                                : -1;
     return label < 0 ? -1 : label;
 }
 
@@ -13638,17 +13736,18 @@ CTR_PRIVATE_ ctr_verdict ctr_health_judge_(const ctr_health *h, int64_t n)
 CTR_API int ctr_health_measure(ctr_ctx *ctx, int64_t n, int views, int64_t d, const ctr_real *z,
                                const int32_t *labels, ctr_health *out)
 {
-    int64_t rows = n * views, i;
+    int64_t rows, i;
     ctr_bag_ bag;
     ctr_real *unit;
     double *inverse, *mean, *std;
     memset(out, 0, sizeof *out);
     if (ctx->status != CTR_OK) return 0;
-    if (n < 1 || views < 1 || d < 1) {
+    if (n < 1 || views < 1 || d < 1 || n > INT64_MAX / views) {
         ctr_fail_(ctx, CTR_E_SHAPE, "health: n, views and d must be at least 1, got %ld, %d, %ld",
                   (long)n, views, (long)d);
         return 0;
     }
+    rows = n * views;
     ctr_bag_open_(&bag, ctx);
     unit = ctr_bag_real_(&bag, rows, d);
     inverse = ctr_bag_double_(&bag, rows, 1);
@@ -13766,7 +13865,8 @@ CTR_API uint64_t ctr_method_hash(ctr_method *method)
     return h.value;
 }
 
-/* ---- the step ---------------------------------------------------------------------------------- */
+/* ---- the step
+   ---------------------------------------------------------------------------------- */
 
 /* std of the unit rows: mean over dimensions of the standard deviation over rows. A look at the
    batch that costs little; ctr_health_measure says more. */
@@ -13780,7 +13880,8 @@ CTR_PRIVATE_ void ctr_method_spread_(ctr_ctx *ctx, const ctr_tensor *z, ctr_repo
     ctr_tensor_read(ctx, z, x, m * d);
     for (i = 0; i < m; i++) {
         double norm = sqrt((double)ctr_dot_(x + i * d, x + i * d, d));
-        for (j = 0; j < d; j++) x[i * d + j] = (ctr_real)(norm > 0 ? (double)x[i * d + j] / norm : 0);
+        for (j = 0; j < d; j++)
+            x[i * d + j] = (ctr_real)(norm > 0 ? (double)x[i * d + j] / norm : 0);
     }
     for (j = 0; j < d; j++) {
         double sum = 0, square = 0;
@@ -13819,8 +13920,10 @@ CTR_PRIVATE_ ctr_tensor *ctr_method_pixels_(ctr_ctx *ctx, const ctr_batch *b)
     if (ctr_k_finite(ctx, x->size, ctr_f_(x))) return x;
     size = b->h * b->w * b->c;
     for (i = 0; i < x->size && ctr_real_finite_(b->pixels[i]); i++) { }
-    ctr_fail_(ctx, CTR_E_NUMBER, "step: image %ld of view %ld in the batch holds a number that is not "
-              "finite", (long)(i / size % CTR_MAX_(b->n, 1)), (long)(i / size / CTR_MAX_(b->n, 1)));
+    ctr_fail_(ctx, CTR_E_NUMBER,
+              "step: image %ld of view %ld in the batch holds a number that is not "
+              "finite",
+              (long)(i / size % CTR_MAX_(b->n, 1)), (long)(i / size / CTR_MAX_(b->n, 1)));
     return x;
 }
 
@@ -13846,7 +13949,8 @@ CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double l
     if (ctx->status == CTR_OK) ctr_method_spread_(ctx, z, &own);
     own.loss = (double)ctr_tensor_item(ctx, loss);
     if (!ctr_real_finite_((ctr_real)own.loss))
-        ctr_fail_(ctx, CTR_E_NUMBER, "step: the loss is not finite (rate too high, or a temperature "
+        ctr_fail_(ctx, CTR_E_NUMBER,
+                  "step: the loss is not finite (rate too high, or a temperature "
                   "too low)");
     ctr_backward(ctx, loss);
     method->check_fn(method);
@@ -13879,7 +13983,8 @@ CTR_API size_t ctr_method_plan(ctr_method *method, int64_t n, int64_t h, int64_t
     return ctr_plan_end(ctx);
 }
 
-/* ---- representations --------------------------------------------------------------------------- */
+/* ---- representations
+   --------------------------------------------------------------------------- */
 
 CTR_API int ctr_method_represent(ctr_method *method, int64_t n, int64_t h, int64_t w, int64_t c,
                                  const ctr_real *x, int64_t chunk, ctr_real *out)
@@ -13980,7 +14085,8 @@ CTR_API ctr_simclr_config ctr_simclr_default(void)
     return config;
 }
 
-CTR_PRIVATE_ ctr_tensor *ctr_simclr_represent_(ctr_method *method, ctr_tensor *x, ctr_norm_mode mode)
+CTR_PRIVATE_ ctr_tensor *ctr_simclr_represent_(ctr_method *method, ctr_tensor *x,
+                                               ctr_norm_mode mode)
 {
     ctr_simclr_ *m = (ctr_simclr_ *)method;
     int groups = mode != CTR_NORM_EVAL && m->config.split_norm ? m->config.views : 1;
@@ -14062,8 +14168,10 @@ CTR_API ctr_method *ctr_simclr_create(ctr_ctx *ctx, const ctr_simclr_config *con
     if (ctx->status != CTR_OK) return NULL;
     if (config->views < 2 || config->views > 64 ||
         !ctr_real_finite_((ctr_real)config->temperature) || !(config->temperature > 0)) {
-        ctr_fail_(ctx, CTR_E_VALUE, "simclr: views must be 2..64 and the temperature above 0, got %d "
-                  "and %g", config->views, config->temperature);
+        ctr_fail_(ctx, CTR_E_VALUE,
+                  "simclr: views must be 2..64 and the temperature above 0, got %d "
+                  "and %g",
+                  config->views, config->temperature);
         return NULL;
     }
     if (!ctr_aug_config_check(ctx, &config->aug)) return NULL;
@@ -14869,7 +14977,7 @@ CTR_PRIVATE_ void ctr_probe_fit_(ctr_probe_ *p, double *w, int iterations, doubl
     int64_t size = p->e * p->c, i;
     double *grad = p->lbfgs, *fresh = grad + size, *fresh_grad = fresh + size;
     double *direction = fresh_grad + size, *s = direction + size;
-    double *y = s + CTR_PROBE_MEMORY_ * size, loss, now;
+    double *y = s + CTR_PROBE_MEMORY_ * size, loss, now, promise;
     int pairs = 0, newest = 0, small = 0, moved, it;
     p->count = 0;
     p->converged = 0;
@@ -14877,14 +14985,17 @@ CTR_PRIVATE_ void ctr_probe_fit_(ctr_probe_ *p, double *w, int iterations, doubl
     loss = ctr_probe_eval_(p, w, grad);
     for (it = 0; it < iterations; it++) {
         ctr_probe_direction_(p, pairs, newest, s, y, grad, direction);
-        now = -0.5 * ctr_eval_dot_(size, grad, direction);
-        small = now >= 0 && now <= tolerance * loss ? small + 1 : 0;
+        promise = -0.5 * ctr_eval_dot_(size, grad, direction);
+        small = promise >= 0 && promise <= tolerance * loss ? small + 1 : 0;
         p->converged = small == 2;
         if (p->converged) break;
         now = ctr_probe_search_(p, loss, w, grad, direction, fresh, fresh_grad, &moved);
         p->iterations++;
-        if (!moved && !pairs) break;
-        if (!moved) { /* a poor estimate: forget it and go down the gradient once */
+        if (!moved && !pairs) { /* rounding hides what is left to gain */
+            p->converged = promise <= 100 * tolerance * loss;
+            break;
+        }
+        if (!moved) { /* a poor estimate: forget it and start again from B */
             pairs = 0;
             continue;
         }
@@ -16886,7 +16997,8 @@ CTR_API int ctr_safetensors_read_i64(ctr_ctx *ctx, const ctr_safetensors *f, int
     return 1;
 }
 
-/* ---- checkpoints ------------------------------------------------------------------------------- */
+/* ---- checkpoints
+   ------------------------------------------------------------------------------- */
 
 enum { CTR_CKPT_META_ = 16, CTR_CKPT_VALUE_ = 256 };
 
@@ -16909,7 +17021,8 @@ typedef struct ctr_ckpt_ {
     const char *path;
 } ctr_ckpt_;
 
-CTR_PRIVATE_ const ctr_file_dtype ctr_ckpt_dtype_ = CTR_REAL_IS_FLOAT_ ? CTR_FILE_F32 : CTR_FILE_F64;
+CTR_PRIVATE_ const ctr_file_dtype ctr_ckpt_dtype_ =
+    CTR_REAL_IS_FLOAT_ ? CTR_FILE_F32 : CTR_FILE_F64;
 
 /* Between memory's [kh, kw, in, out] and a file's [out, in, kh, kw]; shape is memory's. */
 CTR_PRIVATE_ void ctr_ckpt_layout_(const int64_t *shape, const ctr_real *from, ctr_real *to,
@@ -17084,8 +17197,9 @@ CTR_PRIVATE_ void ctr_ckpt_take_(void *user, const char *name, ctr_tensor *t, in
         ctr_file_tensor f = ctr_safetensors_info(c->file, index);
         for (i = 0; i < 4; i++) same = same && (i >= f.rank ? 1 : f.shape[i]) == shape[i];
         if (!same || f.rank != t->rank)
-            ctr_fail_(ctx, CTR_E_FORMAT, "%s: tensor %s is %s, expected %s", ctr_file_tail_(c->path),
-                      name, ctr_shape_text_(f.rank, f.shape, a), ctr_shape_text_(t->rank, shape, b));
+            ctr_fail_(ctx, CTR_E_FORMAT, "%s: tensor %s is %s, expected %s",
+                      ctr_file_tail_(c->path), name, ctr_shape_text_(f.rank, f.shape, a),
+                      ctr_shape_text_(t->rank, shape, b));
         if (bytes > c->bytes) c->bytes = bytes;
         return;
     }
@@ -17170,9 +17284,10 @@ CTR_PRIVATE_ int ctr_ckpt_same_run_(ctr_ctx *ctx, const ctr_position *a, const c
                   (long)a->epochs, (long)a->images, (long)a->batch_size, (unsigned long)a->seed,
                   (long)b->epochs, (long)b->images, (long)b->batch_size, (unsigned long)b->seed);
     else if (a->epoch > a->epochs || a->batch > batches || a->step != a->epoch * batches + a->batch)
-        ctr_fail_(ctx, CTR_E_VALUE, "resume: the checkpoint's step %ld is not batch %ld of epoch %ld "
-                  "with %ld batches each", (long)a->step, (long)a->batch, (long)a->epoch,
-                  (long)batches);
+        ctr_fail_(ctx, CTR_E_VALUE,
+                  "resume: the checkpoint's step %ld is not batch %ld of epoch %ld "
+                  "with %ld batches each",
+                  (long)a->step, (long)a->batch, (long)a->epoch, (long)batches);
     return ctx->status == CTR_OK;
 }
 
@@ -17218,10 +17333,11 @@ CTR_API int ctr_checkpoint_load(ctr_method *method, const char *path, ctr_positi
     return ctr_ckpt_load_(method, path, position, NULL, 0);
 }
 
-/* ---- weights by torchvision's names ------------------------------------------------------------ */
+/* ---- weights by torchvision's names
+   ------------------------------------------------------------ */
 
-/* The variable of a file's name, or with part != 0 any variable of the same part: the same letters up
-   to the first dot. NULL: none. */
+/* The variable of a file's name, or with part != 0 any variable of the same part: the same letters
+   up to the first dot. NULL: none. */
 CTR_PRIVATE_ const ctr_var *ctr_weights_find_(const ctr_vars *vars, const char *prefix,
                                               const char *name, int part)
 {
@@ -17376,8 +17492,9 @@ CTR_PRIVATE_ int ctr_fit_save_(ctr_method *method, const ctr_loader *loader,
 }
 
 /* Steps to the end of the epoch. Returns 1 to go on, 0 to stop. */
-CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config,
-                                const ctr_schedule *schedule, ctr_position *p)
+CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader,
+                                const ctr_fit_config *config, const ctr_schedule *schedule,
+                                ctr_position *p)
 {
     ctr_ctx *ctx = method->ctx;
     ctr_report report;
@@ -17454,7 +17571,8 @@ CTR_API int64_t ctr_fit_images(ctr_method *method, const ctr_dataset *images,
     return steps;
 }
 
-/* ---- scores ------------------------------------------------------------------------------------ */
+/* ---- scores
+   ------------------------------------------------------------------------------------ */
 
 typedef struct ctr_scored_ {              /* a dataset's representations */
     ctr_points points;

@@ -45,14 +45,17 @@ EX_FN void ex_run_check(ex_run *run)
     ctr_status status = ctr_error(run->ctx);
     ex_progress_break(&run->progress);
     if (status == CTR_OK) return;
-    ex_die(run->o, status == CTR_E_MEMORY || status == CTR_E_NUMBER || status == CTR_E_DEVICE ? 1 : 2,
-           "%s", ctr_error_text(run->ctx));
+    ex_die(run->o,
+           status == CTR_E_MEMORY || status == CTR_E_NUMBER || status == CTR_E_DEVICE ? 1 : 2, "%s",
+           ctr_error_text(run->ctx));
 }
 
 EX_FN void *ex_alloc(ex_run *run, size_t count, size_t size)
 {
     void *p = calloc(count ? count : 1, size);
-    if (!p) ex_die(run->o, 1, "no memory for %lu x %lu bytes", (unsigned long)count, (unsigned long)size);
+    if (!p)
+        ex_die(run->o, 1, "no memory for %lu x %lu bytes", (unsigned long)count,
+               (unsigned long)size);
     return p;
 }
 
@@ -67,7 +70,8 @@ EX_FN void ex_run_shrink(ex_run *run)
     ex_run_check(run);
 }
 
-/* Context and data. size: of the views in pixels; 0: the images' own, up to 32 small and 96 large. */
+/* Context and data. size: of the views in pixels; 0: the images' own, up to 32 small and 96
+   large. */
 EX_FN void ex_run_open(ex_run *run, ex_options *o, int size)
 {
     ctr_config config = ctr_config_default();
@@ -77,12 +81,14 @@ EX_FN void ex_run_open(ex_run *run, ex_options *o, int size)
     run->o = o;
     run->started = ex_seconds();
     if (strcmp(o->device, "cpu"))
-        ex_die(o, 2, "--device: this program was built without CUDA, expected cpu, got %s", o->device);
+        ex_die(o, 2, "--device: this program was built without CUDA, expected cpu, got %s",
+               o->device);
     config.threads = o->threads;
     config.seed = o->seed;
     config.log_fn = ex_log;
     run->ctx = ctr_ctx_create(&config);
-    if (!run->ctx) ex_die(o, 1, "no context: out of memory, or --threads %d is not 0..64", o->threads);
+    if (!run->ctx)
+        ex_die(o, 1, "no context: out of memory, or --threads %d is not 0..64", o->threads);
     data.short_side = 256;
     run->train = ctr_dataset_open(run->ctx, o->data, o->test ? NULL : "train", &data);
     ex_run_check(run);
@@ -106,20 +112,21 @@ EX_FN void ex_run_open(ex_run *run, ex_options *o, int size)
 
 EX_FN void ex_run_scores(ex_run *run, ctr_method *method, const char *who, ctr_scores *scores)
 {
-    ctr_scores_measure(run->ctx, method, run->train, run->test, &run->clean, &run->view, run->o->seed,
-                       scores);
+    ctr_scores_measure(run->ctx, method, run->train, run->test, &run->clean, &run->view,
+                       run->o->seed, scores);
     ex_run_check(run);
     if (scores->knn >= 0)
         printf("%-18s k-NN %5.1f %%   probe %5.1f %%   probe, 10 labels a class %5.1f %%   "
-               "k-NN through a view %5.1f %%\n", who, scores->knn, scores->linear, scores->linear_10,
-               scores->knn_views);
+               "k-NN through a view %5.1f %%\n",
+               who, scores->knn, scores->linear, scores->linear_10, scores->knn_views);
     fflush(stdout);
 }
 
 /* What there is to beat: the pixels themselves, and the encoder before it has learnt anything. */
 EX_FN void ex_run_before(ex_run *run, ctr_method *method)
 {
-    printf("%s: %ld images of %s", run->o->method, (long)ctr_dataset_count(run->train), run->o->data);
+    printf("%s: %ld images of %s", run->o->method, (long)ctr_dataset_count(run->train),
+           run->o->data);
     if (run->test) printf(", %ld to test", (long)ctr_dataset_count(run->test));
     printf("; %d threads, %s kernels\n", ctr_threads(run->ctx), ctr_kernels_name(run->ctx));
     ex_run_scores(run, NULL, "raw pixels", &run->pixels);
@@ -150,9 +157,9 @@ EX_FN int ex_run_epoch(void *user, const ctr_report *report)
     run->epoch_x[run->epochs++] = (double)(run->first_step + run->steps) - 0.5 * n;
     ex_progress_break(&run->progress);
     printf("epoch %3ld  loss %.4f (chance %.4f)  top-1 %5.1f %%  cosine + %.2f - %.2f  "
-           "std %.3f of %.3f  rank %.1f\n", (long)report->epoch + 1, n ? sum / n : 0, report->chance,
-           100 * report->accuracy, report->positive, report->negative, report->std,
-           report->std_reference, report->rank);
+           "std %.3f of %.3f  rank %.1f\n",
+           (long)report->epoch + 1, n ? sum / n : 0, report->chance, 100 * report->accuracy,
+           report->positive, report->negative, report->std, report->std_reference, report->rank);
     fflush(stdout);
     return 0;
 }
@@ -182,7 +189,8 @@ EX_FN void ex_run_train(ex_run *run, ctr_method *method, ctr_loader *loader, ctr
     run->images = (double)run->steps * run->o->batch;
 }
 
-/* ---- pictures ---------------------------------------------------------------------------------- */
+/* ---- pictures
+   ---------------------------------------------------------------------------------- */
 
 /* Numbers back to bytes, undoing the normalisation; gray stays gray. */
 EX_FN void ex_bytes_of(const ctr_aug_config *aug, const ctr_real *x, int64_t c, unsigned char *out)
@@ -249,7 +257,8 @@ EX_FN void ex_draw_views(ex_run *run, const ctr_dataset *data, const ctr_aug_con
     free(ex_image_at(views, 0));
 }
 
-/* The colour pictures beside the default data, if they are there: gray ones show no colour jitter. */
+/* The colour pictures beside the default data, if they are there: gray ones show no colour
+   jitter. */
 EX_FN void ex_draw_colour_views(ex_run *run)
 {
     char path[EX_PATH + 16];
@@ -315,7 +324,8 @@ EX_FN ex_embedded ex_embed(ex_run *run, ctr_method *method, const ctr_dataset *d
     return e;
 }
 
-/* What classes are called: by the dataset, or a line each in "classes.txt" beside its files; NULL if
+/* What classes are called: by the dataset, or a line each in "classes.txt" beside its files; NULL
+   if
  * neither knows. text holds the lines. */
 EX_FN const char **ex_class_names(ex_run *run, const ctr_dataset *data, int *count, char text[2048])
 {
@@ -437,15 +447,16 @@ EX_FN void ex_run_after(ex_run *run, ctr_method *method, const ctr_aug_config *v
     ex_draw_neighbours(run, &train, &test, names, classes);
     printf("written to %s: checkpoint.safetensors embeddings.npy loss.svg views.png map.svg "
            "neighbours.png\n", run->o->out);
-    printf("result method=%s epochs=%d loss=%.4f knn=%.2f linear=%.2f linear_10=%.2f knn_views=%.2f "
-           "knn_random=%.2f linear_random=%.2f knn_views_random=%.2f knn_pixels=%.2f "
-           "linear_pixels=%.2f knn_views_pixels=%.2f images_per_s=%.0f peak_mb=%.0f seconds=%.1f\n",
-           run->o->method, run->o->epochs, run->epochs ? run->epoch_loss[run->epochs - 1] : 0,
-           run->trained.knn, run->trained.linear, run->trained.linear_10, run->trained.knn_views,
-           run->untrained.knn, run->untrained.linear, run->untrained.knn_views, run->pixels.knn,
-           run->pixels.linear, run->pixels.knn_views,
-           run->trained_seconds > 0 ? run->images / run->trained_seconds : 0, ex_peak_mb(),
-           ex_seconds() - run->started);
+    printf(
+        "result method=%s epochs=%d loss=%.4f knn=%.2f linear=%.2f linear_10=%.2f knn_views=%.2f "
+        "knn_random=%.2f linear_random=%.2f knn_views_random=%.2f knn_pixels=%.2f "
+        "linear_pixels=%.2f knn_views_pixels=%.2f images_per_s=%.0f peak_mb=%.0f seconds=%.1f\n",
+        run->o->method, run->o->epochs, run->epochs ? run->epoch_loss[run->epochs - 1] : 0,
+        run->trained.knn, run->trained.linear, run->trained.linear_10, run->trained.knn_views,
+        run->untrained.knn, run->untrained.linear, run->untrained.knn_views, run->pixels.knn,
+        run->pixels.linear, run->pixels.knn_views,
+        run->trained_seconds > 0 ? run->images / run->trained_seconds : 0, ex_peak_mb(),
+        ex_seconds() - run->started);
     free(names);
     free(train.x);
     free(train.labels);

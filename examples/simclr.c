@@ -1,10 +1,10 @@
 /* SimCLR: learn what pictures show by recognising two distorted views of the same one.
  *
- * Ting Chen, Simon Kornblith, Mohammad Norouzi, Geoffrey Hinton: "A Simple Framework for Contrastive
- * Learning of Visual Representations", 2020. Each image of a batch is distorted twice at random. One
- * network embeds all the views; the loss asks each to be nearer to the other view of its image than to
- * every other image in the batch. No label is used: what survives the distortions is what it shows.
- *
+ * Ting Chen, Simon Kornblith, Mohammad Norouzi, Geoffrey Hinton: "A Simple Framework for
+ Contrastive * Learning of Visual Representations", 2020. Each image of a batch is distorted twice
+ at random. One * network embeds all the views; the loss asks each to be nearer to the other view of
+ its image than to * every other image in the batch. No label is used: what survives the distortions
+ is what it shows. *
  *   augmentation        crop and resize, flip, colour jitter, gray (blur for larger images)
  *   parallel views      end-to-end: both views go through the same network, both get gradients
  *   positives           the other view of the same image
@@ -31,14 +31,15 @@
 #include "../contrastive.h"
 #include "example_report.h"
 
-/*                                ours, for minutes on 2 cores      the paper's, for days            */
-#define ARCH        "resnet8-w32" /* 0.3 million weights            ResNet-50 (ResNet-18 on CIFAR-10) */
-#define EPOCHS      8             /*                                100 to 1000                       */
-#define BATCH       256           /* 511 negatives and positives    256 to 8192                       */
-#define RATE        0.24          /* SGD; below 256 a step          LARS 0.3 x batch / 256            */
-#define TEMPERATURE 0.2           /*                                0.5 on CIFAR-10, 0.1 on ImageNet  */
-#define CROP_MIN    0.2           /* share of the area              0.08                              */
-#define JITTER      0.4           /*                                0.4 on CIFAR-10 (strength 0.5)    */
+/*                                ours, for minutes on 2 cores      the paper's, for days          
+    */
+#define ARCH "resnet8-w32" /* 0.3 million weights            ResNet-50 (ResNet-18 on CIFAR-10) */
+#define EPOCHS 8 /*                                100 to 1000                       */
+#define BATCH 256 /* 511 negatives and positives    256 to 8192                       */
+#define RATE 0.24 /* SGD; below 256 a step          LARS 0.3 x batch / 256            */
+#define TEMPERATURE 0.2 /*                                0.5 on CIFAR-10, 0.1 on ImageNet  */
+#define CROP_MIN 0.2 /* share of the area              0.08                              */
+#define JITTER 0.4 /*                                0.4 on CIFAR-10 (strength 0.5)    */
 
 /* The loss by hand. z [2N, d]: all first views, then all second views. */
 static ctr_tensor *nt_xent_by_hand(ctr_ctx *ctx, ctr_tensor *z, double temperature)
@@ -50,7 +51,8 @@ static ctr_tensor *nt_xent_by_hand(ctr_ctx *ctx, ctr_tensor *z, double temperatu
     ctr_tensor *target = ctr_tensor_temp(ctx, CTR_I32, 1, &m);
     ctr_tensor *mask = ctr_tensor_temp(ctx, CTR_F32, 2, square);
     ctr_tensor *unit = ctr_normalize(ctx, z);                                    /* [2N, d]  */
-    ctr_tensor *s = ctr_scale(ctx, ctr_matmul(ctx, unit, 0, unit, 1), 1 / temperature); /* [2N, 2N] */
+    ctr_tensor *s =
+        ctr_scale(ctx, ctr_matmul(ctx, unit, 0, unit, 1), 1 / temperature); /* [2N, 2N] */
     for (i = 0; i < m; i++) {
         partner[i] = (int32_t)((i + m / 2) % m);      /* the other view is half the batch away   */
         self[i * m + i] = (ctr_real)-1e30;            /* a view is no candidate for itself       */
@@ -62,7 +64,8 @@ static ctr_tensor *nt_xent_by_hand(ctr_ctx *ctx, ctr_tensor *z, double temperatu
     return ctr_cross_entropy(ctx, ctr_add(ctx, s, mask), target, -1);            /* mean over 2N */
 }
 
-/* Both on 8 random embeddings: the library's is the same, without the two square matrices of the mask. */
+/* Both on 8 random embeddings: the library's is the same, without the two square matrices of the
+   mask. */
 static void compare_losses(ex_run *run)
 {
     int64_t shape[2] = { 8, 16 }, i;
@@ -101,7 +104,8 @@ int main(int argc, char **argv)
     o.batch = BATCH;
     o.lr = RATE;
     o.temperature = TEMPERATURE;
-    ex_options_add(&o, "--labels", NULL, EX_FLAG, &labels, 0, 1, "SupCon: images of one class attract");
+    ex_options_add(&o, "--labels", NULL, EX_FLAG, &labels, 0, 1,
+                   "SupCon: images of one class attract");
     ex_options_add(&o, "--layers", "N", EX_INT, &layers, 1, 4, "of the projector (SimCLR v2: 3)");
     ex_options_add(&o, "--dim", "N", EX_INT, &dim, 2, 4096, "numbers in an embedding");
     ex_options_add(&o, "--size", "N", EX_INT, &size, 0, 512, "pixels of a view; 0: as the images");
@@ -124,8 +128,10 @@ int main(int argc, char **argv)
     config.proj_dim = dim;
     config.optim = ctr_optim_config_default(CTR_OPTIM_SGD);
     if (!ctr_resnet_config_parse(&config.encoder, o.arch))
-        ex_die(&o, 2, "--arch: expected resnet8, 14, 20, 32, 44, 56, 18, 34, 50 or 101, with -w and a "
-               "width if you like (resnet8-w32), got '%s'", o.arch);
+        ex_die(&o, 2,
+               "--arch: expected resnet8, 14, 20, 32, 44, 56, 18, 34, 50 or 101, with -w and a "
+               "width if you like (resnet8-w32), got '%s'",
+               o.arch);
     config.encoder.channels = ctr_dataset_channels(run.train);
     config.encoder.image_size = run.view.height;
     method = ctr_simclr_create(run.ctx, &config);

@@ -1,0 +1,3 @@
+/* impl.c - the implementation, compiled once for every configuration. */
+#define CONTRASTIVE_IMPLEMENTATION
+#include "../contrastive.h"

@@ -1,0 +1,1020 @@
+/* test_method.c - SimCLR and the step that every method takes.
+ * run: float double asan tsan valgrind smoke
+ *
+ * 1. Three steps of ResNet-8 and ResNet-18 with SGD, LARS and AdamW against PyTorch in float64
+ *    (tests/golden/golden_step.txt): losses, gradients, parameters, running statistics, features.
+ * 2. The same checkpoint, byte for byte, for 1, 2, 3 and 7 threads; the same state on the fake
+ * device.
+ * 3. A steady step allocates nothing; the plan is what a step needs.
+ * 4. A training run whose n-th allocation fails, for every n.
+ * 5. Batches that are refused leave the model as it was.
+ * 6. Representations change nothing.
+ */
+#include "model.h"
+
+/* -------------------------------------------------------------------------- PyTorch's three steps
+ */
+
+typedef struct step_case {
+    const char *net;
+    int depth;
+    int64_t n, side, hidden, dim;
+} step_case;
+
+static const step_case step_cases[2] = {
+    { "resnet8", 8, 6, 32, 64, 32 }, { "resnet18s", 18, 4, 16, 512, 128 }
+};
+
+static ctr_method *step_method(ctr_ctx *ctx, const step_case *c, const char *rule, double *lr)
+{
+    ctr_simclr_config config = ctr_simclr_default();
+    ctr_method *method;
+    config.encoder = ctr_resnet_config_default(c->depth);
+    config.encoder.stem = CTR_STEM_SMALL;
+    config.proj_hidden = c->hidden;
+    config.proj_dim = c->dim;
+    config.temperature = 0.5;
+    if (strcmp(rule, "sgd") == 0) {
+        config.optim = ctr_optim_config_default(CTR_OPTIM_SGD);
+        *lr = 0.1;
+    } else if (strcmp(rule, "lars") == 0) {
+        config.optim = ctr_optim_config_default(CTR_OPTIM_LARS);
+        config.optim.decay = 1e-6;
+        *lr = 0.3;
+    } else {
+        config.optim = ctr_optim_config_default(CTR_OPTIM_ADAMW);
+        *lr = 0.001;
+    }
+    method = ctr_simclr_create(ctx, &config);
+    if (method) model_fill(ctx, method->encoder, "");
+    return method;
+}
+
+/* All records of gradients, or of parameters and buffers. Returns the largest error. */
+static double step_compare(ctr_ctx *ctx, ctr_method *method, golden_file *g, const char *net,
+                           const char *rule, double bound)
+{
+    double worst = 0;
+    int i;
+    for (i = 0; i < method->encoder->count; i++) {
+        const ctr_var *v = &method->encoder->list[i];
+        int buffer = v->kind == CTR_KIND_BUFFER;
+        char key[192];
+        ctr_real *x;
+        double e;
+        if (!rule && buffer) continue;
+        if (rule)
+            snprintf(key, sizeof key, "%s:%s:%s:%s", net, rule, buffer ? "buffer" : "param",
+                     v->name);
+        else
+            snprintf(key, sizeof key, "%s:grad:%s", net, v->name);
+        x = model_read(ctx, v, !rule);
+        e = test_digest(g, key, x, v->value->size, TEST_DOUBLE ? 0 : 1e-3);
+        test_error(key, e, bound);
+        worst = e > worst ? e : worst;
+        free(x);
+    }
+    return worst;
+}
+
+/* In float, rounding flips ReLU masks: a flip is worth about 1e-2 of a parameter after three steps
+   of a ResNet-8 on twelve rows, and more in a ResNet-18 on eight, where only the first step's loss
+   and gradients are compared closely. */
+static void golden_steps(ctr_ctx *ctx, golden_file *g, const step_case *c, const char *rule)
+{
+    int small = c->depth == 8;
+    double lr = 0, e, worst[4] = { 0 }, later = test_bound(1e-8, small ? 5e-3 : 0.1);
+    ctr_method *method = step_method(ctx, c, rule, &lr);
+    const double *losses;
+    ctr_real *features;
+    ctr_batch batch;
+    ctr_report report;
+    char name[96];
+    int t;
+    snprintf(name, sizeof name, "%s:%s:loss", c->net, rule);
+    losses = golden_get(g, name, NULL);
+    if (!test_true("a method and golden losses", method && losses)) return;
+    for (t = 0; t < 3; t++) {
+        snprintf(name, sizeof name, "views:%d", t + 1);
+        batch = model_batch(name, c->n, 2, c->side, c->side);
+        test_true("step", ctr_method_step(method, &batch, lr, &report));
+        test_fine(ctx, "step");
+        snprintf(name, sizeof name, "%s %s loss of step %d", c->net, rule, t + 1);
+        e = fabs(report.loss - losses[t]);
+        test_error(name, e, t ? later : test_bound(1e-8, 1e-4));
+        worst[0] = e > worst[0] ? e : worst[0];
+        if (!t) worst[1] = step_compare(ctx, method, g, c->net, NULL, test_bound(1e-8, 1e-2));
+        model_batch_free(&batch);
+    }
+    if (TEST_DOUBLE || small)
+        worst[2] = step_compare(ctx, method, g, c->net, rule, test_bound(1e-8, 5e-2));
+    batch = model_batch("views:1", c->n, 2, c->side, c->side);
+    features = test_reals(2 * c->n * method->features);
+    test_true("represent", ctr_method_represent(method, 2 * c->n, c->side, c->side, 3, batch.pixels,
+                                                5, features));
+    snprintf(name, sizeof name, "%s:%s:features", c->net, rule);
+    worst[3] = test_digest(g, name, features, 2 * c->n * method->features, 0);
+    test_error(name, worst[3], test_bound(1e-8, small ? 5e-2 : 0.2));
+    printf("     %s %s: loss %.2g, gradients %.2g, parameters and buffers %.2g, features %.2g\n",
+           c->net, rule, worst[0], worst[1], worst[2], worst[3]);
+    free(features);
+    model_batch_free(&batch);
+    ctr_method_destroy(method);
+}
+
+static void golden_all(void)
+{
+    static const char *const rules[3] = { "sgd", "lars", "adamw" };
+    golden_file g;
+    int i, k;
+    if (!test_golden_open(&g, "golden_step.txt")) return;
+    for (i = 0; i < 2; i++)
+        for (k = 0; k < 3; k++) {
+            ctr_ctx *ctx;
+            if ((test_quick() || MODEL_SLOW) && i + k) continue;
+            ctx = test_ctx(2, CTR_KERNELS_AUTO);
+            golden_steps(ctx, &g, &step_cases[i], rules[k]);
+            ctr_ctx_destroy(ctx);
+        }
+    golden_close(&g);
+}
+
+/* ---------------------------------------------------------------------- one small training run */
+
+/* Everything between a user's pixels and a checkpoint. */
+typedef struct run {
+    ctr_ctx *ctx;
+    ctr_dataset *dataset;
+    ctr_loader *loader;
+    ctr_method *method;
+    uint8_t *pixels;
+    int32_t labels[64];
+} run;
+
+typedef struct run_config {
+    int threads, depth;
+    ctr_kernels kernels;
+    int64_t width, images, side, batch;
+    int views, supervised, split_norm, layers;
+    const ctr_allocator *allocator;
+    const ctr_device *device;
+} run_config;
+
+static run_config run_config_default(void)
+{
+    run_config c;
+    memset(&c, 0, sizeof c);
+    c.threads = 1;
+    c.depth = 8;
+    c.kernels = CTR_KERNELS_AUTO;
+    c.width = 4;
+    c.images = 24;
+    c.side = 8;
+    c.batch = 6;
+    c.views = 2;
+    c.layers = 2;
+    return c;
+}
+
+static ctr_simclr_config run_simclr(const run_config *c)
+{
+    ctr_simclr_config s = ctr_simclr_default();
+    s.encoder = ctr_resnet_config_default(c->depth);
+    s.encoder.width = c->width;
+    s.encoder.stem = CTR_STEM_SMALL;
+    s.proj_layers = c->layers;
+    s.proj_hidden = 16;
+    s.proj_dim = 8;
+    s.views = c->views;
+    s.supervised = c->supervised;
+    s.split_norm = c->split_norm;
+    s.aug = ctr_aug_simclr_default(c->side);
+    s.optim = ctr_optim_config_default(CTR_OPTIM_SGD);
+    return s;
+}
+
+static ctr_loader *run_loader(run *r, const run_config *c)
+{
+    ctr_aug_config aug[8];
+    ctr_loader_config l = ctr_loader_config_default();
+    int i;
+    for (i = 0; i < c->views; i++) aug[i] = ctr_aug_simclr_default(c->side);
+    l.batch = c->batch;
+    l.views = c->views;
+    l.augs = aug;
+    return ctr_loader_create(r->ctx, r->dataset, &l);
+}
+
+/* Pointers stay NULL from where something failed. */
+static void run_begin(run *r, const run_config *c)
+{
+    ctr_config config = ctr_config_default();
+    ctr_simclr_config simclr = run_simclr(c);
+    memset(r, 0, sizeof *r);
+    config.threads = c->threads;
+    config.kernels = c->kernels;
+    config.device = c->device;
+    if (c->allocator) config.allocator = *c->allocator;
+    r->pixels = model_pictures(c->images, c->side, r->labels, 3);
+    r->ctx = ctr_ctx_create(&config);
+    if (!r->ctx) return;
+    r->dataset =
+        ctr_dataset_from_memory(r->ctx, r->pixels, c->images, c->side, c->side, 3, r->labels);
+    if (r->dataset) r->loader = run_loader(r, c);
+    if (r->loader) r->method = ctr_simclr_create(r->ctx, &simclr);
+}
+
+static void run_end(run *r)
+{
+    if (r->ctx) {
+        ctr_method_destroy(r->method);
+        ctr_loader_destroy(r->ctx, r->loader);
+        ctr_dataset_destroy(r->ctx, r->dataset);
+        ctr_ctx_destroy(r->ctx);
+    }
+    free(r->pixels);
+}
+
+/* The next batch, in the next epoch if this one is over. */
+static int run_next(run *r, ctr_batch *batch)
+{
+    return ctr_loader_next(r->ctx, r->loader, batch) ||
+           (ctr_error(r->ctx) == CTR_OK && ctr_loader_next(r->ctx, r->loader, batch));
+}
+
+static int run_steps(run *r, int steps, ctr_report *report)
+{
+    ctr_batch batch;
+    int i;
+    for (i = 0; i < steps; i++)
+        if (!run_next(r, &batch) || !ctr_method_step(r->method, &batch, 0.05, report)) return 0;
+    return 1;
+}
+
+/* ------------------------------------------------------------------------------ the same bytes */
+
+/* Five steps, over the end of an epoch, whose checkpoint goes to the path; returns the hash. */
+static uint64_t bytes_run(const run_config *c, const char *path)
+{
+    run r;
+    uint64_t hash = 0;
+    ctr_report report;
+    run_begin(&r, c);
+    if (test_true("a run", r.method && run_steps(&r, 5, &report))) hash = ctr_method_hash(r.method);
+    if (r.method && path) test_true("save", ctr_checkpoint_save(r.method, path, NULL));
+    if (r.ctx) test_fine(r.ctx, "a run");
+    run_end(&r);
+    return hash;
+}
+
+static void same_bytes(const char *name, run_config c)
+{
+    static const int threads[4] = { 1, 2, 3, 7 };
+    uint64_t first = 0, hash;
+    char what[96];
+    int i;
+    for (i = 0; i < 4; i++) {
+        c.threads = threads[i];
+        hash = bytes_run(&c, i ? "threads_n.ctr" : "threads_1.ctr");
+        if (!i) first = hash;
+        snprintf(what, sizeof what, "%s, %d threads: the hash", name, threads[i]);
+        test_true(what, hash != 0 && hash == first);
+        snprintf(what, sizeof what, "%s, %d threads: the checkpoint", name, threads[i]);
+        if (i) model_same_files(what, "threads_1.ctr", "threads_n.ctr");
+    }
+    remove("threads_1.ctr");
+    remove("threads_n.ctr");
+}
+
+static void same_bytes_all(void)
+{
+    run_config c = run_config_default();
+    same_bytes("resnet8-w4", c);
+    c.kernels = CTR_KERNELS_SCALAR;
+    c.views = 3;
+    c.supervised = 1;
+    same_bytes("resnet8-w4, scalar, three views, SupCon", c);
+    if (test_quick() || MODEL_SLOW || TEST_DOUBLE) return; /* double has the scalar kernels alone */
+    c = run_config_default();
+    c.width = 16;
+    c.images = 40;
+    c.batch = 19;
+    c.side = 28;
+    c.split_norm = 1;
+    same_bytes("resnet8, 28 pixels, batch 19, norms by view", c);
+    c = run_config_default();
+    c.depth = 50;
+    c.width = 12;
+    c.side = 16;
+    c.batch = 5;
+    c.layers = 3;
+    same_bytes("resnet50-w12, 16 pixels, head of three layers", c);
+}
+
+/* The device's verbs are the scalar kernels: nothing but them may touch a number. */
+static void same_on_device(void)
+{
+    run_config c = run_config_default();
+    fake_device *fake = fake_device_open();
+    uint64_t on_cpu, on_device;
+    c.kernels = CTR_KERNELS_SCALAR;
+    on_cpu = bytes_run(&c, NULL);
+    c.device = &fake->device;
+    on_device = bytes_run(&c, "device.ctr");
+    test_true("five steps on the fake device: the hash of the scalar kernels",
+              on_cpu != 0 && on_cpu == on_device);
+    test_true("it ran the optimiser and the convolutions", fake_device_ran(fake, "sgd") &&
+              fake_device_ran(fake, "conv_weight") && fake_device_ran(fake, "norm_grad"));
+    c.depth = 20;
+    c.views = 3;
+    on_device = bytes_run(&c, NULL);
+    c.device = NULL;
+    on_cpu = bytes_run(&c, NULL);
+    test_true("resnet20-w4, three views", on_cpu != 0 && on_cpu == on_device);
+    remove("device.ctr");
+    fake_device_close(fake);
+}
+
+/* --------------------------------------------------------------------------- memory of a step */
+
+static void steady(int threads, int prefetched)
+{
+    run_config c = run_config_default();
+    test_allocator watch;
+    ctr_allocator hooks = test_allocator_init(&watch);
+    ctr_batch batch;
+    ctr_report report;
+    char name[96];
+    long before;
+    run r;
+    c.threads = threads;
+    c.allocator = &hooks;
+    run_begin(&r, &c);
+    if (!test_true("a run to watch", r.method && run_steps(&r, 2, &report) && run_next(&r, &batch)))
+        return;
+    before = watch.calls;
+    if (prefetched) {
+        test_true("twelve steps", run_steps(&r, 12, &report));
+    } else {
+        int i;
+        for (i = 0; i < 12; i++)
+            test_true("step", ctr_method_step(r.method, &batch, 0.05, &report));
+    }
+    snprintf(name, sizeof name, "allocations in 12 steady steps %s, %d threads",
+             prefetched ? "with the loader" : "of one batch", threads);
+    test_equal(name, (double)(watch.calls - before), 0);
+    test_fine(r.ctx, name);
+    run_end(&r);
+    test_equal("blocks that were never freed", (double)watch.live, 0);
+    test_equal("bad frees", (double)watch.bad_frees, 0);
+}
+
+/* What the plan says, and what the slab held at most in the step. */
+static void plan(const char *name, const run_config *c)
+{
+    char what[128];
+    ctr_batch batch;
+    ctr_memory m;
+    size_t bytes;
+    run r;
+    run_begin(&r, c);
+    if (!test_true("a run to plan", r.method != NULL)) return;
+    run_next(&r, &batch);
+    test_true("step", ctr_method_step(r.method, &batch, 0.05, NULL));
+    m = ctr_memory_stats(r.ctx);
+    bytes = ctr_method_plan(r.method, batch.n, batch.h, batch.w, batch.c);
+    snprintf(what, sizeof what, "%s: the plan is the slab's peak, %lu KB", name,
+             (unsigned long)(bytes >> 10));
+    test_true(what, bytes >= m.slab_peak && bytes <= m.slab_peak + 64);
+    test_fine(r.ctx, what);
+    run_end(&r);
+    /* a slab of that size serves the first step */
+    run_begin(&r, c);
+    if (!test_true("a run to reserve for", r.method != NULL)) return;
+    ctr_step_reserve(r.ctx, bytes);
+    run_next(&r, &batch);
+    test_true("step", ctr_method_step(r.method, &batch, 0.05, NULL));
+    snprintf(what, sizeof what, "%s: a slab of the plan's size need not grow", name);
+    test_equal(what, (double)ctr_memory_stats(r.ctx).slab, (double)((bytes + 63) / 64 * 64));
+    test_fine(r.ctx, what);
+    run_end(&r);
+}
+
+static void plan_all(void)
+{
+    run_config c = run_config_default();
+    plan("resnet8-w4", &c);
+    c.threads = 2;
+    c.views = 3;
+    c.split_norm = 1;
+    plan("resnet8-w4, three views", &c);
+    c = run_config_default();
+    c.depth = 50;
+    c.width = 8;
+    c.side = 16;
+    plan("resnet50-w8", &c);
+    c = run_config_default();
+    c.depth = 20;
+    c.width = 16;
+    c.side = 32;
+    c.batch = 16;
+    if (!test_quick()) plan("resnet20", &c);
+}
+
+/* Wrong sizes come up in the plan, before any memory is there. */
+static void plan_errors(void)
+{
+    run_config c = run_config_default();
+    run r;
+    uint64_t before;
+    run_begin(&r, &c);
+    before = ctr_method_hash(r.method);
+    ctr_method_plan(r.method, 4, 8, 8, 1);
+    test_fails(r.ctx, "plan for one channel", CTR_E_SHAPE, "resnet");
+    ctr_method_plan(r.method, 0, 8, 8, 3);
+    test_true("plan for no images", ctr_error(r.ctx) != CTR_OK);
+    ctr_error_clear(r.ctx);
+    test_true("a plan of 2^20 images of 1024 pixels is only counted",
+              ctr_method_plan(r.method, 1 << 20, 1024, 1024, 3) / 2 > (size_t)1 << 44);
+    test_fine(r.ctx, "a huge plan");
+    test_true("a plan changes nothing", ctr_method_hash(r.method) == before);
+    test_true("and steps go on", run_steps(&r, 1, NULL));
+    run_end(&r);
+}
+
+/* ------------------------------------------------------------------- the n-th allocation fails */
+
+/* The state after each step of a run in which nothing fails, and its checkpoints. */
+typedef struct expected {
+    uint64_t hash[3];
+    unsigned char *file[2];         /* after step 1 and step 2 */
+    size_t size[2];
+} expected;
+
+static test_allocator watch_;       /* of the run that is to fail */
+
+/* The hash needs memory of its own: not counted, never refused. */
+static uint64_t quiet_hash(ctr_method *method)
+{
+    long calls = watch_.calls, fail_at = watch_.fail_at;
+    uint64_t hash;
+    watch_.fail_at = 0;
+    hash = ctr_method_hash(method);
+    watch_.calls = calls;
+    watch_.fail_at = fail_at;
+    return hash;
+}
+
+static void expect(expected *e, const run_config *c)
+{
+    run r;
+    ctr_position p;
+    memset(&p, 0, sizeof p);
+    memset(e, 0, sizeof *e);
+    run_begin(&r, c);
+    if (r.method) {
+        int i;
+        e->hash[0] = quiet_hash(r.method);
+        for (i = 0; i < 2; i++) {
+            test_true("expected step", run_steps(&r, 1, NULL));
+            e->hash[i + 1] = quiet_hash(r.method);
+            p.step = i + 1;
+            test_true("expected save", ctr_checkpoint_save(r.method, "fail.ctr", &p));
+            e->file[i] = model_file("fail.ctr", &e->size[i]);
+        }
+    }
+    run_end(&r);
+    test_true("three different states", e->hash[0] && e->hash[0] != e->hash[1] &&
+              e->hash[1] != e->hash[2] && e->file[0] && e->file[1]);
+}
+
+/* One clear line about memory; then the error is cleared and memory is there again. */
+static int fail_clean(run *r)
+{
+    int ok = ctr_error(r->ctx) == CTR_E_MEMORY && strlen(ctr_error_text(r->ctx)) > 10 &&
+             !strchr(ctr_error_text(r->ctx), '\n');
+    if (!ok) printf("     status %d: %s\n", (int)ctr_error(r->ctx), ctr_error_text(r->ctx));
+    ctr_error_clear(r->ctx);
+    watch_.fail_at = 0;
+    return ok;
+}
+
+/* A step that is tried again if memory ran out; 0 if anything is not as it should be. */
+static int fail_step(run *r, const expected *e, int i)
+{
+    ctr_batch batch;
+    ctr_report report;
+    if (!run_next(r, &batch)) {
+        if (!fail_clean(r) || quiet_hash(r->method) != e->hash[i] || !run_next(r, &batch)) return 0;
+    }
+    if (!ctr_method_step(r->method, &batch, 0.05, &report)) {
+        if (!fail_clean(r) || quiet_hash(r->method) != e->hash[i]) return 0;
+        if (!ctr_method_step(r->method, &batch, 0.05, &report)) return 0;
+    }
+    return quiet_hash(r->method) == e->hash[i + 1];
+}
+
+/* The checkpoint of step 1 is there; that of step 2 is to replace it. */
+static int fail_save(run *r, const expected *e)
+{
+    ctr_position p;
+    unsigned char *bytes;
+    size_t size;
+    int ok = 1, which;
+    memset(&p, 0, sizeof p);
+    p.step = 2;
+    if (!model_file_write("fail.ctr", e->file[0], e->size[0])) return 0;
+    which = ctr_checkpoint_save(r->method, "fail.ctr", &p);
+    bytes = model_file("fail.ctr", &size);
+    ok = bytes && size == e->size[which] && memcmp(bytes, e->file[which], size) == 0;
+    free(bytes);
+    if (!which) {
+        ok = fail_clean(r) && ok && quiet_hash(r->method) == e->hash[2];
+        memset(&p, 0, sizeof p);
+        ok = ok && ctr_checkpoint_load(r->method, "fail.ctr", &p) && p.step == 1 &&
+             quiet_hash(r->method) == e->hash[1];
+    }
+    return ok;
+}
+
+/* Loading it into another method, which stays as it is when that fails. */
+static int fail_load(run *r, const expected *e)
+{
+    if (!model_file_write("fail.ctr", e->file[0], e->size[0])) return 0;
+    if (!ctr_checkpoint_load(r->method, "fail.ctr", NULL)) {
+        if (!fail_clean(r) || quiet_hash(r->method) != e->hash[2]) return 0;
+        if (!ctr_checkpoint_load(r->method, "fail.ctr", NULL)) return 0;
+    }
+    return quiet_hash(r->method) == e->hash[1];
+}
+
+/* 1 as it should be; *whole: the run got to its end before the allocation that should fail. */
+static int fail_run(const run_config *c, const expected *e, long n, int after_too, int *whole)
+{
+    int ok = 1;
+    run r;
+    watch_.calls = 0;
+    watch_.fail_at = n;
+    watch_.fail_after_too = after_too;
+    *whole = 0;
+    run_begin(&r, c);
+    if (!r.ctx) {
+        ok = n > 0;
+    } else if (!r.method) {
+        ok = fail_clean(&r);
+    } else {
+        ok = quiet_hash(r.method) == e->hash[0] && fail_step(&r, e, 0) && fail_step(&r, e, 1);
+        if (ok && watch_.calls < n) watch_.fail_after_too = after_too;
+        ok = ok && fail_save(&r, e);
+        if (ok && watch_.fail_at) ok = fail_load(&r, e);
+        *whole = watch_.calls < n;
+    }
+    if (r.ctx && ctr_error(r.ctx) != CTR_OK) ok = 0;
+    run_end(&r);
+    return ok && watch_.live == 0 && watch_.bad_frees == 0;
+}
+
+/* step: every step-th allocation fails (1: each in its turn). */
+static void fail_all(const char *name, run_config c, int after_too, long stride)
+{
+    ctr_allocator hooks = test_allocator_init(&watch_);
+    expected e;
+    long n, runs = 0, bad = 0;
+    int whole = 0;
+    char what[128];
+    c.allocator = &hooks;
+    expect(&e, &c);
+    for (n = 1; !whole && n < 100000 && bad < 5; n += stride) {
+        if (!fail_run(&c, &e, n, after_too, &whole)) {
+            printf("     %s: allocation %ld: live %ld, bad frees %ld\n", name, n, watch_.live,
+                   watch_.bad_frees);
+            bad++;
+            whole = 0;
+        }
+        runs++;
+    }
+    snprintf(what, sizeof what, "%s: bad ones of %ld runs", name, runs);
+    test_equal(what, (double)bad, 0);
+    test_true("the last run met no failure", whole && runs > 8);
+    free(e.file[0]);
+    free(e.file[1]);
+    remove("fail.ctr");
+}
+
+static void fail_everything(void)
+{
+    run_config c = run_config_default();
+    c.width = 2;
+    c.images = 12;
+    c.batch = 4;
+    fail_all("one allocation fails", c, 0, test_quick() ? 17 : 1);
+    fail_all("and all that follow", c, 1, test_quick() ? 17 : TEST_DOUBLE ? 7 : 3);
+    c.threads = 3;
+    fail_all("three threads", c, 0, test_quick() ? 23 : 5);
+}
+
+/* ------------------------------------------------------------------------- batches that are
+ * refused */
+
+static ctr_real not_a_number(int infinite)
+{
+    uint32_t bits32 = infinite ? 0x7f800000u : 0x7fc00000u;
+    uint64_t bits64 = (uint64_t)(infinite ? 0x7ff00000u : 0x7ff80000u) << 32;
+    ctr_real v;
+    memcpy(&v, TEST_DOUBLE ? (const void *)&bits64 : (const void *)&bits32, sizeof v);
+    return v;
+}
+
+/* A step that must fail and leave the method as it was; the next one works. */
+static void refused(ctr_method *method, const char *what, const ctr_batch *batch, double lr,
+                    ctr_status status, const char *word)
+{
+    ctr_ctx *ctx = method->ctx;
+    ctr_batch good = model_batch("good", 4, method->views, 8, 8);
+    uint64_t before = ctr_method_hash(method);
+    ctr_report report;
+    test_equal(what, ctr_method_step(method, batch, lr, &report), 0);
+    test_fails(ctx, what, status, word);
+    test_true("the method is as it was", ctr_method_hash(method) == before);
+    test_true("a good step follows", ctr_method_step(method, &good, 0.01, &report));
+    test_true("and changes it", ctr_method_hash(method) != before);
+    test_fine(ctx, what);
+    model_batch_free(&good);
+}
+
+static void refused_batches(void)
+{
+    run_config c = run_config_default();
+    ctr_batch b;
+    run r;
+    run_begin(&r, &c);
+    if (!test_true("a method", r.method != NULL)) return;
+    b = model_batch("b", 4, 2, 8, 8);
+    b.pixels[(4 + 2) * 8 * 8 * 3 + 5] = not_a_number(0);
+    refused(r.method, "NaN in image 2 of view 1", &b, 0.1, CTR_E_NUMBER, "image 2 of view 1");
+    b.pixels[(4 + 2) * 8 * 8 * 3 + 5] = 0;
+    b.pixels[0] = not_a_number(1);
+    refused(r.method, "infinity in image 0 of view 0", &b, 0.1, CTR_E_NUMBER, "image 0 of view 0");
+    b.pixels[0] = 0;
+    b.pixels[2 * 4 * 8 * 8 * 3 - 1] = not_a_number(0);
+    refused(r.method, "NaN in the last number", &b, 0.1, CTR_E_NUMBER, "image 3 of view 1");
+    b.pixels[2 * 4 * 8 * 8 * 3 - 1] = 0;
+    b.views = 3;
+    b.n = 2;
+    refused(r.method, "three views", &b, 0.1, CTR_E_SHAPE, "views");
+    b.views = 1;
+    b.n = 8;
+    refused(r.method, "one view", &b, 0.1, CTR_E_SHAPE, "views");
+    b.views = 2;
+    b.n = 12;
+    b.c = 1;
+    refused(r.method, "one channel", &b, 0.1, CTR_E_SHAPE, "expected images");
+    b.n = 4;
+    b.c = 3;
+    refused(r.method, "a rate that is not a number", &b, (double)not_a_number(0), CTR_E_VALUE,
+            "rate");
+    refused(r.method, "an infinite rate", &b, (double)not_a_number(1), CTR_E_VALUE, "rate");
+    b.n = 0;
+    test_equal("no images", ctr_method_step(r.method, &b, 0.1, NULL), 0);
+    test_true("an error that says so", ctr_error(r.ctx) != CTR_OK && ctr_error_text(r.ctx)[0]);
+    ctr_error_clear(r.ctx);
+    model_batch_free(&b);
+    run_end(&r);
+}
+
+/* One image: its two views have nobody to be told from, the loss is 0 and only decay moves. */
+static void batch_of_one(void)
+{
+    run_config c = run_config_default();
+    ctr_report report;
+    ctr_batch b = model_batch("one", 1, 2, 8, 8);
+    run r;
+    run_begin(&r, &c);
+    test_true("a batch of 1", ctr_method_step(r.method, &b, 0.1, &report));
+    test_error("its loss", fabs(report.loss), test_bound(1e-13, 1e-5));
+    test_equal("its chance", report.chance, 0);
+    test_fine(r.ctx, "a batch of 1");
+    run_end(&r);
+    /* without space there is one value a channel and group: an error, and no change */
+    c.split_norm = 1;
+    run_begin(&r, &c);
+    refused(r.method, "a batch of 1 with norms by view", &b, 0.1, CTR_E_SHAPE, "batch of 1");
+    model_batch_free(&b);
+    run_end(&r);
+}
+
+static ctr_tensor *(*plain_loss_)(ctr_method *, ctr_tensor *, const ctr_batch *, ctr_report *);
+
+/* Finite (0), with an infinite gradient. */
+static ctr_tensor *steep_loss(ctr_method *method, ctr_tensor *z, const ctr_batch *batch,
+                              ctr_report *report)
+{
+    ctr_tensor *loss = plain_loss_(method, z, batch, report);
+    return ctr_sqrt(method->ctx, ctr_sub(method->ctx, loss, ctr_detach(method->ctx, loss)));
+}
+
+static ctr_tensor *infinite_loss(ctr_method *method, ctr_tensor *z, const ctr_batch *batch,
+                                 ctr_report *report)
+{
+    ctr_ctx *ctx = method->ctx;
+    return ctr_div(ctx, plain_loss_(method, z, batch, report),
+                   ctr_scale(ctx, ctr_detach(ctx, ctr_mean(ctx, z, -1)), 0.0));
+}
+
+/* The functions of a method are its user's to replace: losses that go wrong in three ways. */
+static void refused_losses(void)
+{
+    run_config c = run_config_default();
+    ctr_batch good = model_batch("good", 4, 2, 8, 8);
+    const ctr_var *v;
+    ctr_real *values, keep;
+    uint64_t before;
+    run r;
+    run_begin(&r, &c);
+    plain_loss_ = r.method->loss_fn;
+    before = ctr_method_hash(r.method);
+    r.method->loss_fn = infinite_loss;
+    test_equal("an infinite loss", ctr_method_step(r.method, &good, 0.1, NULL), 0);
+    test_fails(r.ctx, "an infinite loss", CTR_E_NUMBER, "loss");
+    test_true("the method is as it was", ctr_method_hash(r.method) == before);
+    r.method->loss_fn = steep_loss;
+    test_equal("an infinite gradient", ctr_method_step(r.method, &good, 0.1, NULL), 0);
+    test_fails(r.ctx, "an infinite gradient", CTR_E_NUMBER, "gradient of ");
+    test_true("the method is as it was", ctr_method_hash(r.method) == before);
+    r.method->loss_fn = plain_loss_;
+    v = ctr_vars_find(r.method->encoder, "encoder.layer2.0.conv1.weight");
+    if (test_true("a variable by its name", v != NULL)) {
+        values = test_reals(v->value->size);
+        ctr_tensor_read(r.ctx, v->value, values, v->value->size);
+        keep = values[3];
+        values[3] = not_a_number(0);
+        ctr_tensor_write(r.ctx, v->value, values, v->value->size);
+        before = ctr_method_hash(r.method);
+        test_equal("a weight that is NaN", ctr_method_step(r.method, &good, 0.1, NULL), 0);
+        test_fails(r.ctx, "a weight that is NaN", CTR_E_NUMBER, "not finite");
+        test_true("the method is as it was", ctr_method_hash(r.method) == before);
+        values[3] = keep;
+        ctr_tensor_write(r.ctx, v->value, values, v->value->size);
+        free(values);
+    }
+    test_true("a good step follows", ctr_method_step(r.method, &good, 0.1, NULL));
+    test_fine(r.ctx, "losses that go wrong");
+    model_batch_free(&good);
+    run_end(&r);
+}
+
+/* ---------------------------------------------------------------- what a method tells and shows */
+
+static void reports(void)
+{
+    run_config c = run_config_default();
+    ctr_report a, b;
+    ctr_batch batch;
+    int32_t labels[6] = { 0, 0, 1, 2, -1, 1 };
+    run r;
+    run_begin(&r, &c);
+    batch = model_batch("report", 6, 2, 8, 8);
+    batch.labels = labels;
+    batch.epoch = 3;
+    batch.batch = 2;
+    memcpy(batch.pixels + 6 * 192, batch.pixels, 6 * 192 * sizeof(ctr_real)); /* equal views */
+    test_true("step", ctr_method_step(r.method, &batch, 0.25, &a));
+    test_true("where it was", a.epoch == 3 && a.batch == 2 && a.lr == 0.25);
+    test_error("chance: ln 11", fabs(a.chance - log(11.0)), 1e-14);
+    test_error("equal views: positives at cosine 1", fabs(a.positive - 1), test_bound(1e-12, 1e-5));
+    test_true("negatives below", a.negative < a.positive && a.negative >= -1);
+    test_equal("equal views: every anchor finds its own", a.accuracy, 1);
+    test_equal("every anchor has a positive", a.active, 1);
+    test_error("false negatives: 2 of 10 pairs", fabs(a.false_negatives - 0.2), 1e-15);
+    test_error("std of an even spread in 8 dimensions", fabs(a.std_reference - sqrt(0.125)), 1e-15);
+    test_true("the std", a.std > 0.01 && a.std < 1.2 * a.std_reference);
+    test_true("time", a.seconds > 0 && a.seconds < 60);
+    batch.labels = NULL;
+    test_true("step", ctr_method_step(r.method, &batch, 0.25, &b));
+    test_equal("no labels: not known", b.false_negatives, -1);
+    test_true("a lower loss on the same batch", b.loss < a.loss);
+    model_batch_free(&batch);
+    run_end(&r);
+}
+
+typedef struct seen {
+    int tensors, numbers, convs;
+    int64_t values;
+} seen;
+
+static void see_tensor(void *user, const char *name, ctr_tensor *t, int conv)
+{
+    seen *s = (seen *)user;
+    if (!name[0] || strlen(name) > 127) s->tensors = -1000;
+    s->tensors++;
+    s->convs += conv;
+    s->values += t->size;
+}
+
+static void see_number(void *user, const char *name, int64_t *value)
+{
+    seen *s = (seen *)user;
+    if (!name[0] || !value) s->numbers = -1000;
+    s->numbers++;
+}
+
+/* Parameters, buffers and momenta, each once. */
+static void visits(void)
+{
+    run_config c = run_config_default();
+    ctr_visitor v;
+    seen s;
+    char text[256];
+    int i, trained = 0;
+    run r;
+    memset(&s, 0, sizeof s);
+    run_begin(&r, &c);
+    v.user = &s;
+    v.tensor_fn = see_tensor;
+    v.number_fn = see_number;
+    ctr_method_visit(r.method, &v);
+    for (i = 0; i < r.method->encoder->count; i++)
+        trained += r.method->encoder->list[i].kind != CTR_KIND_BUFFER;
+    test_equal("tensors visited", s.tensors, r.method->encoder->count + trained);
+    test_equal(
+        "numbers in them", (double)s.values,
+        (double)(ctr_vars_numbers(r.method->encoder, 1) + ctr_vars_numbers(r.method->encoder, 0)));
+    test_equal("counters visited", s.numbers, 1);
+    test_equal("nine convolutions and their momenta are marked", s.convs, 18);
+    r.method->describe_fn(r.method, text, sizeof text);
+    test_text("describe", text, "simclr resnet8 width=4 stem=small channels=3 head=2x16-8");
+    test_text("name", r.method->name, "simclr");
+    test_true("sizes", r.method->features == 16 && r.method->dim == 8 && r.method->views == 2);
+    run_end(&r);
+}
+
+/* Representations in chunks of any size, and what they leave alone. */
+static void represents(void)
+{
+    run_config c = run_config_default();
+    static const int64_t chunks[4] = { 1, 3, 64, 0 };
+    ctr_batch b = model_batch("represent", 7, 1, 8, 8);
+    ctr_real *first, *out;
+    double *want;
+    uint64_t before;
+    int i, k;
+    run r;
+    run_begin(&r, &c);
+    test_true("two steps", run_steps(&r, 2, NULL));
+    first = test_reals(7 * 16);
+    out = test_reals(7 * 16);
+    want = test_doubles(7 * 16);
+    before = ctr_method_hash(r.method);
+    for (i = 0; i < 4; i++) {
+        test_true("represent", ctr_method_represent(r.method, 7, 8, 8, 3, b.pixels, chunks[i],
+                                                    i ? out : first));
+        for (k = 0; k < 7 * 16; k++) want[k] = (double)first[k];
+        if (i) test_near("the size of chunks", out, want, 7 * 16, test_bound(1e-13, 1e-5), 0);
+    }
+    test_true("represent changes nothing", ctr_method_hash(r.method) == before);
+    test_true("no images are no error",
+              ctr_method_represent(r.method, 0, 8, 8, 3, b.pixels, 4, out));
+    test_equal("represent: wrong channels",
+               ctr_method_represent(r.method, 7, 8, 8, 2, b.pixels, 4, out), 0);
+    test_fails(r.ctx, "represent: wrong channels", CTR_E_SHAPE, "expected images");
+    test_true("a step follows", run_steps(&r, 1, NULL));
+    test_fine(r.ctx, "represent");
+    free(first);
+    free(out);
+    free(want);
+    model_batch_free(&b);
+    run_end(&r);
+}
+
+static void represents_dataset(void)
+{
+    run_config c = run_config_default();
+    ctr_aug_config none = ctr_aug_none_default(8), aug = ctr_aug_simclr_default(8);
+    ctr_real *pixels, *whole, *out, *again;
+    int32_t labels[24];
+    uint64_t before;
+    int64_t i;
+    double worst = 0;
+    run r;
+    run_begin(&r, &c);
+    pixels = test_reals(24 * 192);
+    whole = test_reals(24 * 16);
+    out = test_reals(24 * 16);
+    again = test_reals(24 * 16);
+    test_true("two steps", run_steps(&r, 2, NULL));
+    before = ctr_method_hash(r.method);
+    memset(labels, 0xff, sizeof labels);
+    test_true("pixels",
+              ctr_method_represent_dataset(r.ctx, NULL, r.dataset, &none, 1, pixels, labels));
+    for (i = 0; i < 24 * 192; i++) {
+        double e = fabs((double)pixels[i] - r.pixels[i] / 255.0);
+        worst = e > worst ? e : worst;
+    }
+    test_error("without a method: the pixels in 0..1", worst, 1e-6);
+    test_bytes("labels", labels, r.labels, sizeof labels);
+    test_true("features",
+              ctr_method_represent_dataset(r.ctx, r.method, r.dataset, &none, 1, whole, NULL));
+    test_true("of those pixels", ctr_method_represent(r.method, 24, 8, 8, 3, pixels, 64, out));
+    test_bytes("the same features", whole, out, (size_t)(24 * 16) * sizeof *out);
+    test_true("through views",
+              ctr_method_represent_dataset(r.ctx, r.method, r.dataset, &aug, 5, out, NULL));
+    test_true("again",
+              ctr_method_represent_dataset(r.ctx, r.method, r.dataset, &aug, 5, again, NULL));
+    test_bytes("the same seed, the same views", out, again, (size_t)(24 * 16) * sizeof *out);
+    test_true("another seed",
+              ctr_method_represent_dataset(r.ctx, r.method, r.dataset, &aug, 6, again, NULL));
+    test_true("gives other views", memcmp(out, again, (size_t)(24 * 16) * sizeof *out) != 0);
+    test_true("nothing has changed", ctr_method_hash(r.method) == before);
+    test_fine(r.ctx, "represent_dataset");
+    free(pixels);
+    free(whole);
+    free(out);
+    free(again);
+    run_end(&r);
+}
+
+static void refused_create(ctr_ctx *ctx, const char *what, const ctr_simclr_config *config,
+                           const char *word)
+{
+    test_true(what, ctr_simclr_create(ctx, config) == NULL);
+    test_fails(ctx, what, CTR_E_VALUE, word);
+}
+
+static void configs(void)
+{
+    ctr_ctx *ctx = test_ctx(1, CTR_KERNELS_AUTO);
+    ctr_simclr_config c, d = ctr_simclr_default();
+    size_t held = ctr_memory_stats(ctx).held;
+    ctr_simclr_config_init(&c);
+    test_bytes("default and init are one", &c, &d, sizeof c);
+    test_true("defaults", c.encoder.depth == 18 && c.proj_layers == 2 && c.proj_dim == 128 &&
+              c.temperature == 0.5 && c.views == 2 && c.optim.kind == CTR_OPTIM_LARS);
+    c.encoder.depth = 8;
+    c.encoder.width = 4;
+    c.views = 1;
+    refused_create(ctx, "one view", &c, "views");
+    c.views = 65;
+    refused_create(ctx, "65 views", &c, "views");
+    c.views = 2;
+    c.temperature = 0;
+    refused_create(ctx, "temperature 0", &c, "temperature");
+    c.temperature = (double)not_a_number(0);
+    refused_create(ctx, "temperature NaN", &c, "temperature");
+    c.temperature = 0.5;
+    c.encoder.depth = 19;
+    refused_create(ctx, "a ResNet-19", &c, "depth");
+    c.encoder.depth = 8;
+    c.proj_layers = 5;
+    refused_create(ctx, "a head of 5 layers", &c, "mlp");
+    c.proj_layers = 0;
+    refused_create(ctx, "a head of no layers", &c, "mlp");
+    c.proj_layers = 2;
+    c.proj_dim = 0;
+    refused_create(ctx, "embeddings of 0 numbers", &c, "mlp");
+    c.proj_dim = 8;
+    c.optim.momentum = 1;
+    refused_create(ctx, "momentum 1", &c, "momentum");
+    c.optim.momentum = 0.9;
+    c.aug.crop_max = 2;
+    refused_create(ctx, "crops of twice the image", &c, "crop");
+    test_equal("refused methods leave nothing behind", (double)ctr_memory_stats(ctx).held,
+               (double)held);
+    ctr_method_destroy(NULL);
+    test_equal("lr fixed", ctr_lr_scaled(0.3, CTR_LR_FIXED, 512), 0.3);
+    test_equal("lr linear", ctr_lr_scaled(0.3, CTR_LR_LINEAR, 512), 0.6);
+    test_equal("lr square root", ctr_lr_scaled(0.3, CTR_LR_SQRT, 1024), 0.6);
+    ctr_ctx_destroy(ctx);
+}
+
+int main(int argc, char **argv)
+{
+    test_begin("test_method", argc, argv);
+    test_group("configs");
+    configs();
+    test_group("reports and visits");
+    reports();
+    visits();
+    test_group("representations");
+    represents();
+    represents_dataset();
+    test_group("a steady step allocates nothing");
+    steady(1, 0);
+    steady(1, 1);
+    steady(3, 1);
+    test_group("plan");
+    plan_all();
+    plan_errors();
+    test_group("refused batches and losses");
+    refused_batches();
+    batch_of_one();
+    refused_losses();
+    test_group("the same bytes for any number of threads");
+    same_bytes_all();
+    test_group("the fake device");
+    same_on_device();
+    test_group("the n-th allocation fails");
+    fail_everything();
+    test_group("three steps as PyTorch takes them");
+    golden_all();
+    return test_end();
+}
