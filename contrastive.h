@@ -22,9 +22,9 @@
        PLATFORM MEMORY THREADS RNG TENSOR FILE      the ground
        VEC GEMM CONV WINO                           kernels: the scalar reference, then the fast one
        TAPE OPS NN OPTIM                            autograd, layers, networks, optimisers
-       IMAGE AUG SAMPLE DATA                        pictures, augmentations, batches of views
+       IMAGE AUG SAMPLE DATA LOADER                 pictures, augmentations, batches of views
        LOSS HEALTH METHOD                           NT-Xent, SupCon; is it alive?; SimCLR
-       EVAL IO FIT                                  k-NN, probe, maps; files; the training driver
+       EVAL MAP IO FIT                              k-NN, probe, maps; files; the training driver
    A section of the implementation calls only those above it. Each level can be used alone: the
    losses for embeddings of another framework (ctr_loss_nt_xent_flat), the augmentations
    (ctr_aug_batch), the k-NN classifier (ctr_knn_classify), or ctr_fit for everything.
@@ -162,6 +162,7 @@ typedef struct ctr_config {
     const struct ctr_device *device;    /* NULL: the CPU. Must outlive the context */
 } ctr_config;
 
+/* The defaults: by value, and into a struct of the caller's (for other languages). */
 CTR_API ctr_config ctr_config_default(void);
 CTR_API void ctr_config_init(ctr_config *config);
 
@@ -863,6 +864,7 @@ typedef struct ctr_image_limits {
     const ctr_image_decoder *decoder; /* tried first; default NULL. Must outlive its users */
 } ctr_image_limits;
 
+/* The defaults: by value, and into a struct of the caller's (for other languages). */
 CTR_API ctr_image_limits ctr_image_limits_default(void);
 CTR_API void ctr_image_limits_init(ctr_image_limits *limits);
 
@@ -1089,6 +1091,7 @@ typedef struct ctr_data_options {
     ctr_image_limits limits;  /* what one file may ask for */
 } ctr_data_options;
 
+/* The defaults: by value, and into a struct of the caller's (for other languages). */
 CTR_API ctr_data_options ctr_data_options_default(void);
 CTR_API void ctr_data_options_init(ctr_data_options *options);
 
@@ -1149,7 +1152,9 @@ typedef void (*ctr_bad_fn)(void *user, int64_t index, const char *text);
 CTR_API int64_t ctr_dataset_verify(ctr_ctx *ctx, const ctr_dataset *dataset, ctr_bad_fn bad_fn,
                                    void *user);
 
-/* ---- the loader ------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------
+   >>LOADER  batches of views, the next one prepared while this one trains
+   ---------------------------------------------------------------------------------------------- */
 
 typedef struct ctr_loader_config {
     int64_t batch;                /* images in a batch, 2..n; default 128 */
@@ -1161,6 +1166,7 @@ typedef struct ctr_loader_config {
     uint64_t seed;                /* default 1 */
 } ctr_loader_config;
 
+/* The defaults: by value, and into a struct of the caller's (for other languages). */
 CTR_API ctr_loader_config ctr_loader_config_default(void);
 CTR_API void ctr_loader_config_init(ctr_loader_config *config);
 
@@ -1375,7 +1381,7 @@ CTR_API void ctr_simclr_config_init(ctr_simclr_config *config);
 CTR_API ctr_method *ctr_simclr_create(ctr_ctx *ctx, const ctr_simclr_config *config);
 
 /* ------------------------------------------------------------------------------------------------
-   >>EVAL  what the embeddings are worth: k-NN, linear probe, retrieval, PCA and t-SNE maps
+   >>EVAL  what the embeddings are worth: k-NN, linear probe, retrieval
    Everything takes host memory that stays the caller's, gives the same bits for any number of
    threads, and leaves nothing behind. Functions return 1, or 0 after recording an error.
    Evaluate on features of the backbone, in evaluation mode, unless you know why not.
@@ -1390,6 +1396,7 @@ typedef struct ctr_points {
 
 #define CTR_MAX_CLASSES 1048576
 
+/* The same as a struct in one call. */
 CTR_API ctr_points ctr_points_make(int64_t n, int64_t d, const ctr_real *x, const int32_t *labels);
 
 /* The k points of data nearest to each query by cosine, nearest first; of equals the lower index
@@ -1415,6 +1422,7 @@ typedef struct ctr_knn_result {
     char text[160];           /* all this in one line */
 } ctr_knn_result;
 
+/* The defaults: by value, and into a struct of the caller's (for other languages). */
 CTR_API ctr_knn_config ctr_knn_config_default(void);
 CTR_API void ctr_knn_config_init(ctr_knn_config *config);
 
@@ -1476,6 +1484,7 @@ typedef struct ctr_probe_result {
     char text[320];              /* all this and every setting in one line */
 } ctr_probe_result;
 
+/* The defaults: by value, and into a struct of the caller's (for other languages). */
 CTR_API ctr_probe_config ctr_probe_config_default(void);
 CTR_API void ctr_probe_config_init(ctr_probe_config *config);
 
@@ -1493,6 +1502,10 @@ CTR_API int ctr_confusion_count(ctr_ctx *ctx, int64_t n, const int32_t *labels,
 CTR_API double ctr_confusion_accuracy(int classes, const int64_t *matrix, double *by_class);
 /* 95 % interval of a share (Wilson, 1927); 0..1 if total is 0. */
 CTR_API void ctr_share_interval(int64_t correct, int64_t total, double *low, double *high);
+
+/* ------------------------------------------------------------------------------------------------
+   >>MAP  principal components, and maps of points in the plane
+   ---------------------------------------------------------------------------------------------- */
 
 /* Principal components by block power iteration, k = 1..min(d, 128) of them.
    mean [d]; axes [k, d]: unit rows by falling variance, the entry of largest size positive;
@@ -1515,6 +1528,7 @@ typedef struct ctr_tsne_config {
     int unit_rows;           /* default 1: rows divided by their length first, as for cosine */
 } ctr_tsne_config;
 
+/* The defaults: by value, and into a struct of the caller's (for other languages). */
 CTR_API ctr_tsne_config ctr_tsne_config_default(void);
 CTR_API void ctr_tsne_config_init(ctr_tsne_config *config);
 
@@ -12963,7 +12977,9 @@ CTR_API int64_t ctr_dataset_verify(ctr_ctx *ctx, const ctr_dataset *d, ctr_bad_f
     return ctx->status == CTR_OK ? bad : -1;
 }
 
-/* ---- the loader ------------------------------------------------------------------------------ */
+/* ------------------------------------------------------------------------------------------------
+   >>LOADER
+   ---------------------------------------------------------------------------------------------- */
 
 /* One batch, finished or being made. */
 typedef struct ctr_loader_slot_ {
@@ -15334,7 +15350,9 @@ CTR_API int ctr_probe_run(ctr_ctx *ctx, const ctr_points *train, const ctr_point
     return ctx->status == CTR_OK;
 }
 
-/* ---- principal components -------------------------------------------------------------------- */
+/* ------------------------------------------------------------------------------------------------
+   >>MAP  principal components and t-SNE
+   ---------------------------------------------------------------------------------------------- */
 
 #define CTR_PCA_EXTRA_ 8 /* directions iterated beside the k wanted: they speed up convergence */
 

@@ -1,7 +1,8 @@
 /* Mutates good picture files and gzip files and gives them to the readers. What it asserts: no
    crash (run it under ASan and UBSan), limits hold, an error for every refusal, no memory left
    behind. Deterministic: case number i is the same on every machine. Ends after FUZZ_CASES (default
-   40000) or FUZZ_SECONDS (default 20). run: asan */
+   40000) or FUZZ_SECONDS (default 20).
+   run: asan */
 #ifndef CONTRASTIVE_STATIC
 #define CONTRASTIVE_STATIC /* looks at private parts: this program is its own implementation */
 #endif
