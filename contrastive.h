@@ -9008,8 +9008,8 @@ CTR_PRIVATE_ void ctr_scope_end_(ctr_ctx *ctx, size_t low, size_t want_low, ctr_
     size_t bytes = ctr_round_(ctr_tensor_bytes_(t));
     char *to = s->base + low;
     if (!ctx->nograd || ctx->status != CTR_OK) return;
-    if (!ctx->plan) {
-        if (s->overflow || (char *)t->data < to + bytes) return;
+    if (!ctx->plan && !s->overflow) { /* what overflowed lies elsewhere; the next slab has room */
+        if ((char *)t->data < to + bytes) return;
         ctr_k_copy(ctx, ctr_tensor_bytes_(t), t->data, to);
         t->data = to;
         s->low = low + bytes;
@@ -14002,6 +14002,23 @@ CTR_API size_t ctr_method_plan(ctr_method *method, int64_t n, int64_t h, int64_t
 /* ---- representations
    --------------------------------------------------------------------------- */
 
+/* A slab for the representations of n images: without it the first ones would overflow it, and a
+   network that is not recorded could not reuse its memory from block to block. */
+CTR_PRIVATE_ void ctr_method_reserve_(ctr_method *method, int64_t n, int64_t h, int64_t w,
+                                      int64_t c)
+{
+    ctr_ctx *ctx = method->ctx;
+    int64_t shape[4];
+    shape[0] = n;
+    shape[1] = h;
+    shape[2] = w;
+    shape[3] = c;
+    ctr_plan_begin(ctx);
+    ctr_nograd_begin(ctx);
+    method->represent_fn(method, ctr_tensor_temp(ctx, CTR_F32, 4, shape), CTR_NORM_EVAL);
+    ctr_step_reserve(ctx, ctr_plan_end(ctx));
+}
+
 CTR_API int ctr_method_represent(ctr_method *method, int64_t n, int64_t h, int64_t w, int64_t c,
                                  const ctr_real *x, int64_t chunk, ctr_real *out)
 {
@@ -14009,6 +14026,7 @@ CTR_API int ctr_method_represent(ctr_method *method, int64_t n, int64_t h, int64
     int64_t i, count, shape[4];
     if (ctx->status != CTR_OK) return 0;
     if (chunk < 1) chunk = 64;
+    if (n > 0) ctr_method_reserve_(method, CTR_MIN_(n, chunk), h, w, c);
     for (i = 0; i < n && ctx->status == CTR_OK; i += chunk) {
         ctr_tensor *t;
         count = CTR_MIN_(n - i, chunk);
@@ -17115,7 +17133,10 @@ CTR_PRIVATE_ void ctr_ckpt_meta_(ctr_ckpt_ *c, const char *key, const char *form
 CTR_PRIVATE_ void ctr_ckpt_meta_(ctr_ckpt_ *c, const char *key, const char *format, ...)
 {
     va_list args;
-    if (c->metas == CTR_CKPT_META_) return;
+    if (c->metas == CTR_CKPT_META_) {
+        ctr_fail_(c->ctx, CTR_E_VALUE, "checkpoint: no room for the number %s", key);
+        return;
+    }
     snprintf(c->keys[c->metas], sizeof c->keys[0], "%s", key);
     va_start(args, format);
     vsnprintf(c->values[c->metas], CTR_CKPT_VALUE_, format, args);

@@ -1,10 +1,10 @@
 #!/bin/sh
-# cli.sh SIMCLR - runs the example program as users do, right and wrong, and checks what it says,
-# its exit code and what it leaves behind. Prints "cli: N passed, N failed, N skipped".
+# Compiles examples/simclr.c, runs it as users do, right and wrong, and checks what it says, its exit
+# code and what it leaves behind. Also compiles and runs the program that README.md shows.
+# Takes CC from the environment. Prints "cli: N passed, N failed, N skipped".
 set -u
-prog=$1
 here=$(cd "$(dirname "$0")/.." && pwd)
-case $prog in /*) ;; *) prog=$(pwd)/$prog ;; esac
+CC=${CC:-cc}
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
@@ -12,6 +12,19 @@ passed=0 failed=0 skipped=0
 
 ok() { passed=$((passed + 1)); echo "  ok: $1"; }
 bad() { failed=$((failed + 1)); echo "  FAILED: $1"; }
+
+prog=$work/simclr
+if $CC -O2 -o "$prog" "$here/examples/simclr.c" -lm -lpthread >log 2>&1 && [ ! -s log ]; then
+    ok "examples/simclr.c compiles by its one line and says nothing"
+else
+    bad "examples/simclr.c: $(head -n 3 log)"
+fi
+awk '/^```c/ { on = 1; next } /^```/ { on = 0 } on' "$here/README.md" >readme.c
+if $CC -O2 -I"$here" -o readme readme.c -lm -lpthread && ./readme | grep -q '^image 0 is most like image [0-9]'; then
+    ok "the program of README.md runs"
+else
+    bad "the program of README.md"
+fi
 
 # refuse NAME WORD ARGS...: exit code 2, one line on stderr that has WORD, and no out folder
 refuse() {
@@ -29,7 +42,8 @@ refuse() {
     fi
 }
 
-be32() { printf "\\$(printf %03o $(($1 >> 24 & 255)))\\$(printf %03o $(($1 >> 16 & 255)))\\$(printf %03o $(($1 >> 8 & 255)))\\$(printf %03o $(($1 & 255)))"; }
+byte() { printf "\\$(printf %03o $(($1 & 255)))"; }
+be32() { byte $(($1 >> 24)); byte $(($1 >> 16)); byte $(($1 >> 8)); byte "$1"; }
 zeros() { head -c "$1" /dev/zero; }
 # idx COUNT HEIGHT WIDTH BYTES: an IDX file of images with that header and so many bytes behind it
 idx() { be32 2051; be32 "$1"; be32 "$2"; be32 "$3"; zeros "$4"; }
