@@ -324,31 +324,30 @@ EX_FN ex_embedded ex_embed(ex_run *run, ctr_method *method, const ctr_dataset *d
     return e;
 }
 
-/* What classes are called: by the dataset, or a line each in "classes.txt" beside its files; NULL
-   if
- * neither knows. text holds the lines. */
+/* What classes are called: a line each in "classes.txt" beside the data, or else by the dataset; NULL
+ * if neither knows. text holds the lines. */
 EX_FN const char **ex_class_names(ex_run *run, const ctr_dataset *data, int *count, char text[2048])
 {
     const char **names;
     char path[EX_PATH + 16];
     FILE *file;
-    int i;
+    int i = 0;
     *count = (int)ctr_dataset_classes(data);
     names = (const char **)ex_alloc(run, (size_t)*count, sizeof *names);
-    for (i = 0; i < *count; i++) names[i] = ctr_dataset_class_name(data, i);
-    if (*count && names[0][0]) return names;
     snprintf(path, sizeof path, "%s/classes.txt", run->o->data);
     file = fopen(path, "rb");
     if (file) {
         text[fread(text, 1, 2047, file)] = 0;
         fclose(file);
-        for (i = 0; i < *count && *text; i++) {
+        for (; i < *count && *text; i++) {
             names[i] = text;
             text += strcspn(text, "\n");
             if (*text) *text++ = 0;
         }
         if (i == *count) return names;
     }
+    for (i = 0; i < *count; i++) names[i] = ctr_dataset_class_name(data, i);
+    if (*count && names[0][0]) return names;
     free(names);
     return NULL;
 }

@@ -1,13 +1,14 @@
 #!/bin/sh
 # tests/run.sh - builds and runs every test; the last line is "N passed, N failed, N skipped".
 #
-#     sh tests/run.sh [--install] [--quick] [--jobs N] [NAME...]
+#     sh tests/run.sh [--install] [--quick] [--jobs N] [--on PLACE] [NAME...]
 #
 #   --install   fetches compilers and tools that are missing with the system's package manager
 #               (apt-get, as root or through sudo) and says which; without it they are named, and what
 #               needs them is counted as skipped
 #   --quick     one compiler, float and double, short runs: a minute instead of ten
 #   --jobs N    programs that are built or run at the same time (default: one a processor, at most 8)
+#   --on PLACE  only in that configuration, e.g. asan or clang-c99-O2; may be given more than once
 #   NAME        only tests/test_NAME.c, tests/check_NAME.sh, tests/house.sh; default: all of them
 #
 # A new file tests/test_x.c is found by itself. A comment in it says where it runs, for example
@@ -25,13 +26,14 @@
 cd "$(dirname "$0")/.." || exit 1
 ROOT=$(pwd)
 WORK="$ROOT/out/tests"
-INSTALL=0 QUICK=0 NAMES='' JOBS=''
+INSTALL=0 QUICK=0 NAMES='' JOBS='' ON=''
 while [ $# -gt 0 ]; do
     case "$1" in
     --install) INSTALL=1 ;;
     --quick) QUICK=1 ;;
     --jobs) shift; JOBS=${1:-2} ;;
-    --help | -h) sed -n '2,28s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    --on) shift; ON="$ON $1" ;;
+    --help | -h) sed -n '2,29s/^# \{0,1\}//p' "$0"; exit 0 ;;
     -*) echo "run.sh: unknown option $1 (see --help)" >&2; exit 2 ;;
     *) NAMES="$NAMES $(basename "$1" | sed 's/^test_//;s/^check_//;s/\.c$//;s/\.sh$//')" ;;
     esac
@@ -177,6 +179,8 @@ if [ $QUICK = 1 ]; then ALL='float double'; else
     tsan_prefix=$(sanitizer_works thread) && echo "$tsan_prefix" >"$WORK/tsan.ok"
 fi
 
+[ -n "$ON" ] && ALL=$(echo $ON)
+
 # ---- jobs -------------------------------------------------------------------------------------------
 
 # result NAME PASSED FAILED SKIPPED TEXT: one line for the reader, one for the sum
@@ -275,7 +279,7 @@ job_check() {
         return
     fi
     result "check_$1" "$2" "$3" "$4" "$2 passed, $3 failed, $4 skipped ($(($(date +%s) - begin)) s)"
-    grep -e '^FAIL' -e '^skip' "$WORK/check_$1.log" | sed -n '1,12s/^/       /p'
+    grep -e '^ *FAIL' -e '^ *skip' -e '^     ' "$WORK/check_$1.log" | sed -n '1,12s/^/       /p'
 }
 
 # Runs the lines of a file of jobs, JOBS at a time: whoever makes a job's folder first has it.

@@ -44,6 +44,7 @@ static void differ(const char *what, ctr_rng a, ctr_rng b)
 static ctr_rng rng_at(uint64_t seed, ctr_stream stream, int64_t epoch, int64_t position, int view)
 {
     ctr_rng rng;
+    memset(&rng, 0, sizeof rng); /* a copy of what is not yet drawn would be a warning */
     ctr_rng_init(&rng, seed, stream, epoch, position, view);
     return rng;
 }

@@ -1123,6 +1123,18 @@ static ctr_real from_bits(uint64_t for_double, uint32_t for_float)
     return v;
 }
 
+/* With -ffast-math, which the library survives but does not ask for, another order of operations and
+   reciprocals instead of quotients cost digits. */
+static double loose(double bound, double fast_math)
+{
+#ifdef __FAST_MATH__
+    return bound > fast_math ? bound : fast_math;
+#else
+    (void)fast_math;
+    return bound;
+#endif
+}
+
 /* One bad number anywhere, in any part, is found; the largest finite number is none. */
 static void test_finite(void)
 {
@@ -1197,7 +1209,7 @@ static void test_exp(void)
             if (!(e <= worst)) worst = e;
         }
         snprintf(what, sizeof what, "softmax of rows [0, 0..-86], relative, %s", context_names[c]);
-        test_error(what, worst, test_bound(1e-14, 6e-7));
+        test_error(what, worst, loose(test_bound(1e-14, 6e-7), 1e-5));
     }
     free(x);
     free(y);
@@ -1214,10 +1226,10 @@ static void test_masks(void)
     for (c = 0; c < 6; c++) {
         for (i = 0; i < 16; i++) x[i] = (ctr_real)rows[i / 4][i % 4];
         ctr_k_softmax(contexts[c], 4, 4, x, y, 0);
-        test_equal("half", (double)y[0], 0.5);
+        test_error("half", fabs((double)y[0] - 0.5), loose(0, 1e-7));
         test_equal("masked", (double)(y[1] + y[2]), 0);
-        test_equal("all masked", (double)y[5], 0.25);
-        test_equal("two large ones", (double)y[8], 0.5);
+        test_error("all masked", fabs((double)y[5] - 0.25), loose(0, 1e-7));
+        test_error("two large ones", fabs((double)y[8] - 0.5), loose(0, 1e-7));
         test_equal("a difference of 6e4", (double)y[10], 0);
         test_error("e^-88, or 0 as it is below 2^-126", fabs((double)y[13] - exp(-88.0)), 1.2e-38);
         ctr_k_softmax(contexts[c], 4, 4, x, y, 1);
