@@ -5,9 +5,9 @@
  *     bench name=step shape=resnet20 threads=2 value=812.4 unit=views/s ms=315.1 ... load=0.08
  *
  * value is from the median of the repetitions; best_... from the fastest. load is the system's load
- * average over the last minute before the line: above the number of threads, somebody else was using
- * the machine and the figures are too low. A program that finds a wrong result says so on stderr
- * and ends with code 1 before it times anything.
+ * average over the last minute before the line: above the number of threads, somebody else was
+ using * the machine and the figures are too low. A program that finds a wrong result says so on
+ stderr * and ends with code 1 before it times anything.
  *
  * C99 that is also C++11; Linux for the peak of memory, the load and the caches (else they are 0).
  * Everything is static. Include it after the library. */
@@ -41,7 +41,8 @@
 #define BENCH_MOST 4000      /* repetitions at most */
 #define BENCH_MAX_THREADS 64
 
-/* ---- errors and options ------------------------------------------------------------------------ */
+/* ---- errors and options
+   ------------------------------------------------------------------------ */
 
 BENCH_FN void bench_die(const char *format, ...) BENCH_DIES;
 BENCH_FN void bench_die(const char *format, ...)
@@ -77,7 +78,8 @@ BENCH_FN void bench_parse(bench_options *o, int argc, char **argv, const char *a
         else if (value && strcmp(argv[i], "--only") == 0) o->only = value;
         else if (value && strcmp(argv[i], "--checked") == 0) o->checked = atoi(value);
         else {
-            fprintf(stderr, "%s\noptions: --threads N  --seconds S  --only CASE[,CASE]  --checked 1\n",
+            fprintf(stderr,
+                    "%s\noptions: --threads N  --seconds S  --only CASE[,CASE]  --checked 1\n",
                     about);
             exit(2);
         }
@@ -102,7 +104,8 @@ BENCH_FN int bench_wanted(const bench_options *o, const char *name)
     return 0;
 }
 
-/* ---- time -------------------------------------------------------------------------------------- */
+/* ---- time
+   -------------------------------------------------------------------------------------- */
 
 BENCH_FN double bench_seconds(void)
 {
@@ -167,7 +170,8 @@ BENCH_FN bench_time bench_run(void (*run)(void *user), void *user, double second
     return out;
 }
 
-/* ---- processes --------------------------------------------------------------------------------- */
+/* ---- processes
+   --------------------------------------------------------------------------------- */
 
 /* The largest resident set of this process so far, in MB (2^20 bytes). */
 BENCH_FN double bench_peak_mb(void)
@@ -222,7 +226,8 @@ BENCH_FN void bench_emit(const char *name, const char *shape, int threads, doubl
     fflush(stdout);
 }
 
-/* ---- numbers to compute with ------------------------------------------------------------------- */
+/* ---- numbers to compute with
+   ------------------------------------------------------------------- */
 
 typedef struct bench_noise { uint64_t state; } bench_noise;
 
@@ -268,7 +273,8 @@ BENCH_FN double bench_error_check(const bench_error *e, double limit, const char
     return r;
 }
 
-/* ---- the machine ------------------------------------------------------------------------------- */
+/* ---- the machine
+   ------------------------------------------------------------------------------- */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__TINYC__)
 #define BENCH_X86_ 1
@@ -278,7 +284,7 @@ BENCH_FN double bench_error_check(const bench_error *e, double limit, const char
 #ifdef BENCH_X86_
 /* Ten independent chains hide the latency of an FMA (4 or 5 cycles, two a cycle). The sum goes out
    so that nothing can be left out. */
-#define BENCH_CHAINS_(STEP) STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6) STEP(7) STEP(8) \
+#define BENCH_CHAINS_(STEP) STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6) STEP(7) STEP(8)\
     STEP(9)
 #define BENCH_DECLARE_(i) v##i = m,
 #define BENCH_FMA256_(i) v##i = _mm256_fmadd_ps(v##i, m, a);
@@ -343,7 +349,8 @@ BENCH_FN double bench_peak_gflops(int threads, int width)
             if (pthread_create(&id[started], NULL, bench_peak_work_, &job[started]) != 0) break;
         }
         for (i = 0; i < started; i++) pthread_join(id[i], NULL);
-        rate = 1e-9 * started * 2.0 * 10 * width * (double)BENCH_ROUNDS_ / (bench_seconds() - start);
+        rate =
+            1e-9 * started * 2.0 * 10 * width * (double)BENCH_ROUNDS_ / (bench_seconds() - start);
         if (rate > best) best = rate;
     }
     return best;

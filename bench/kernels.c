@@ -2,10 +2,10 @@
  *
  *     cc -O2 -o kernels bench/kernels.c -lm -lpthread && ./kernels [--threads 2] [--only gemm,r18]
  *
- * gflops counts the multiplications and additions of the definition, also where Winograd's algorithm
- * does fewer: a convolution may exceed the processor's peak. share is the part of the measured peak.
- * Before the timing a few hundred entries of every result are compared with sums in double.
- * gbytes: input, weight and output once, divided by the time. */
+ * gflops counts the multiplications and additions of the definition, also where Winograd's
+ algorithm * does fewer: a convolution may exceed the processor's peak. share is the part of the
+ measured peak. * Before the timing a few hundred entries of every result are compared with sums in
+ double. * gbytes: input, weight and output once, divided by the time. */
 #define CONTRASTIVE_IMPLEMENTATION
 #define CONTRASTIVE_STATIC
 #include "../contrastive.h"
@@ -22,14 +22,16 @@ typedef struct product {
 } product;
 
 static const product PRODUCTS[] = {
-    {"256", 0, 0, 256, 256, 256}, {"512", 0, 0, 512, 512, 512}, {"768", 0, 0, 768, 768, 768},
-    {"1024", 0, 0, 1024, 1024, 1024}, {"2048", 0, 0, 2048, 2048, 2048},
+    {"256", 0, 0, 256, 256, 256},
+    {"512", 0, 0, 512, 512, 512},
+    {"768", 0, 0, 768, 768, 768},
+    {"1024", 0, 0, 1024, 1024, 1024},
+    {"2048", 0, 0, 2048, 2048, 2048},
     {"odd1023", 0, 0, 1023, 1021, 1019},
-    {"head64x512x512", 0, 1, 64, 512, 512},       /* a linear layer: forward, its weight's gradient */
+    {"head64x512x512", 0, 1, 64, 512, 512}, /* a linear layer: forward, its weight's gradient */
     {"head512x512x64", 1, 0, 512, 512, 64},
-    {"sim2048x2048x128", 0, 1, 2048, 2048, 128},  /* similarities of a batch, their gradient */
-    {"sim2048x128x2048", 0, 0, 2048, 128, 2048}
-};
+    {"sim2048x2048x128", 0, 1, 2048, 2048, 128}, /* similarities of a batch, their gradient */
+    {"sim2048x128x2048", 0, 0, 2048, 128, 2048}};
 
 typedef struct layer {
     const char *group, *name;
@@ -76,7 +78,8 @@ static void check(ctr_ctx *ctx, const char *what)
     if (ctr_error(ctx) != CTR_OK) bench_die("%s: %s", what, ctr_error_text(ctx));
 }
 
-/* ---- matrix products --------------------------------------------------------------------------- */
+/* ---- matrix products
+   --------------------------------------------------------------------------- */
 
 typedef struct gemm_job {
     ctr_ctx *ctx;
@@ -134,12 +137,14 @@ static void gemm_measure(ctr_ctx *ctx, const bench_options *o, const product *p)
          4.0 * (double)(p->m * p->k + p->k * p->n + p->m * p->n), error, &t);
 }
 
-/* ---- convolutions ------------------------------------------------------------------------------ */
+/* ---- convolutions
+   ------------------------------------------------------------------------------ */
 
 typedef struct conv_job {
     ctr_ctx *ctx;
     ctr_conv_shape s;
-    float *x, *w, *y;    /* of the pass at hand, one is the result: [n,h,w,c] [kh,kw,c,oc] [n,oh,ow,oc] */
+    float *x, *w,
+        *y; /* of the pass at hand, one is the result: [n,h,w,c] [kh,kw,c,oc] [n,oh,ow,oc] */
 } conv_job;
 
 static void forward_run(void *user)

@@ -86,7 +86,8 @@ static double verify(const job *j)
     for (i = 0; i < m; i++) lse[i] = log(lse[i]);
     for (i = 0; i < m; i++)
         loss += (lse[i] - dot(u + i * D, u + (i + m / 2) % m * D) / TEMPERATURE) / (double)m;
-    if (!(fabs(loss - j->loss) <= 1e-5 * loss)) bench_die("loss %.8g, in double %.8g", j->loss, loss);
+    if (!(fabs(loss - j->loss) <= 1e-5 * loss))
+        bench_die("loss %.8g, in double %.8g", j->loss, loss);
     rows[0] = 0;
     rows[1] = m / 2 - 1;
     rows[2] = m / 3;

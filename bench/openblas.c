@@ -51,7 +51,8 @@ int main(int argc, char **argv)
     bench_options o;
     char name[32], version[256];
     size_t i, k;
-    bench_parse(&o, argc, argv, "openblas: matrix products. cases: gemm, 256, 512, 768, 1024, 2048");
+    bench_parse(&o, argc, argv,
+                "openblas: matrix products. cases: gemm, 256, 512, 768, 1024, 2048");
     openblas_set_num_threads(o.threads);
     snprintf(version, sizeof version, "%.200s", openblas_get_config());
     for (k = 0; version[k]; k++)

@@ -5,9 +5,10 @@
  * The views are made beforehand: only the step is timed. Head: linear, norm, ReLU, linear, norm.
  * Each case runs in a process of its own and prints: value, from the median step; best, from the
  * fastest; cpu_ms, processor time of all threads; peak_mb, the process's largest resident set;
- * slab_mb, the library's memory for a step; held_mb, all that it holds; allocations in a steady step,
- * which must be none. Before the timing a step on a few images with the fast kernels and with the
- * scalar ones must agree. `startup` times processes that create a context, and a method in it. */
+ * slab_mb, the library's memory for a step; held_mb, all that it holds; allocations in a steady
+ step, * which must be none. Before the timing a step on a few images with the fast kernels and with
+ the * scalar ones must agree. `startup` times processes that create a context, and a method in
+ it. */
 #define CONTRASTIVE_IMPLEMENTATION
 #define CONTRASTIVE_STATIC
 #include "../contrastive.h"
@@ -89,7 +90,8 @@ static void step_run(void *user)
     j->loss = report.loss;
 }
 
-/* ---- verification ------------------------------------------------------------------------------ */
+/* ---- verification
+   ------------------------------------------------------------------------------ */
 
 typedef struct collect { float *at; int64_t count; } collect;
 
@@ -155,7 +157,8 @@ static void verify(void *user)
     job_destroy(&slow);
 }
 
-/* ---- measurement ------------------------------------------------------------------------------- */
+/* ---- measurement
+   ------------------------------------------------------------------------------- */
 
 static void measure(void *user)
 {
@@ -176,17 +179,18 @@ static void measure(void *user)
     if (after.allocations != before.allocations)
         bench_die("%s: a steady step allocates", j->c->name);
     snprintf(shape, sizeof shape, "%s", j->c->name);
-    bench_emit("step", shape, j->o->threads, views / t.median, "views/s",
-               "best=%.4g ms=%.2f cpu_ms=%.2f steps=%d views=2x%d side=%d peak_mb=%.1f slab_mb=%.1f "
-               "held_mb=%.1f allocations=%d first_loss=%.5f first_step_s=%.3f kernels=%s",
-               views / t.best, 1e3 * t.median, 1e3 * t.cpu, t.repeats, (int)j->c->images,
-               (int)j->c->side, bench_peak_mb(), (double)after.slab / 1048576,
-               (double)after.held / 1048576, (int)(after.allocations - before.allocations), first,
-               start, ctr_kernels_name(j->ctx));
+    bench_emit(
+        "step", shape, j->o->threads, views / t.median, "views/s",
+        "best=%.4g ms=%.2f cpu_ms=%.2f steps=%d views=2x%d side=%d peak_mb=%.1f slab_mb=%.1f "
+        "held_mb=%.1f allocations=%d first_loss=%.5f first_step_s=%.3f kernels=%s",
+        views / t.best, 1e3 * t.median, 1e3 * t.cpu, t.repeats, (int)j->c->images, (int)j->c->side,
+        bench_peak_mb(), (double)after.slab / 1048576, (double)after.held / 1048576,
+        (int)(after.allocations - before.allocations), first, start, ctr_kernels_name(j->ctx));
     job_destroy(j);
 }
 
-/* ---- start-up ---------------------------------------------------------------------------------- */
+/* ---- start-up
+   ---------------------------------------------------------------------------------- */
 
 static const char *program;
 

@@ -324,7 +324,8 @@ EX_FN ex_embedded ex_embed(ex_run *run, ctr_method *method, const ctr_dataset *d
     return e;
 }
 
-/* What classes are called: a line each in "classes.txt" beside the data, or else by the dataset; NULL
+/* What classes are called: a line each in "classes.txt" beside the data, or else by the dataset;
+   NULL
  * if neither knows. text holds the lines. */
 EX_FN const char **ex_class_names(ex_run *run, const ctr_dataset *data, int *count, char text[2048])
 {

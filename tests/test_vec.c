@@ -1123,8 +1123,8 @@ static ctr_real from_bits(uint64_t for_double, uint32_t for_float)
     return v;
 }
 
-/* With -ffast-math, which the library survives but does not ask for, another order of operations and
-   reciprocals instead of quotients cost digits. */
+/* With -ffast-math, which the library survives but does not ask for, another order of operations
+   and reciprocals instead of quotients cost digits. */
 static double loose(double bound, double fast_math)
 {
 #ifdef __FAST_MATH__
