@@ -100,7 +100,7 @@ peer() {
 
 # cached PATTERN KEY: the line of RESULTS.md that matches and has the least value of a key
 cached() {
-    grep -E "^ *peer .*$1" "$here/RESULTS.md" 2>/dev/null | awk -v key=" $2=" '
+    grep -E "^ *(peer|bench) .*$1" "$here/RESULTS.md" 2>/dev/null | awk -v key=" $2=" '
         { at = index($0, key); if (!at) next; v = substr($0, at + length(key)) + 0
           if (!found || v < least) { least = v; line = $0; found = 1 } }
         END { if (found) print line }'
@@ -160,19 +160,18 @@ best() {
 
 # alone WORK GOAL SCALE UNIT PATTERN: ours only, beside a cached peer
 alone() {
-    b=$(cached "$5" ms)
-    label=$([ -n "$b" ] && echo "cached, $(field "$b" variant)" || echo "not measured")
+    kept=$(cached "$5" ms)
+    label="not measured"
+    [ -n "$kept" ] && label="cached, $(field "$kept" variant)"
     them() { :; }
-    save=$rounds
-    [ "$rounds" -gt 3 ] && rounds=3
-    duel "$1" "$2" "$3" "$4" >/dev/null
-    rounds=$save
-    if [ -n "$b" ]; then     # the last row once more, with the cached number
-        sed '$d' "$work/table" >"$work/t" && mv "$work/t" "$work/table"
+    duel "$1" "$2" "$3" "$4" 2>/dev/null
+    if [ -n "$kept" ]; then     # the last row once more, with the cached number
         mine_ms=$(spread <"$work/a" | cut -d ' ' -f 1)
-        row "$1" "$mine" "$4" "$(shown "$(field "$b" ms)") ($label)" \
-            "[$(ratio "$(field "$b" ms)" "$mine_ms")] of two runs" "-" "$2"
+        sed '$d' "$work/table" >"$work/t" && mv "$work/t" "$work/table"
+        row "$1" "$mine" "$4" "$(shown "$(field "$kept" ms)") ($label)" \
+            "[$(ratio "$(field "$kept" ms)" "$mine_ms")], of two runs" "-" "$2"
     fi
+    last_b=$kept
 }
 
 table() { # TITLE: begins a table
@@ -230,7 +229,6 @@ step_case() { # NAME VIEWS TEXT GOAL
         net=${1%x*}
         alone "$3" "$4" "${2}000" views/s \
             "name=simclr_step .*threads=$threads net=$net .*views=2x$(($2 / 2)) "
-        last_b=$b
     fi
     memory_row "$3"
 }
@@ -273,7 +271,7 @@ if wanted gemm; then
                 them() { ours openblas --only $n --threads "$t" --seconds "$seconds"; }
                 duel "n = $n, $t threads" 0.95 "$scale" GFLOP/s
             else
-                alone "n = $n, $t threads" 0.95 "$scale" GFLOP/s "name=openblas .*n=$n "
+                alone "n = $n, $t threads" 0.95 "$scale" GFLOP/s "name=openblas shape=$n threads=$t "
             fi
             [ "$threads" = 1 ] && break
         done
@@ -328,7 +326,6 @@ if wanted loss; then
             duel "2N = $m" 3 0 ms
         else
             alone "2N = $m" 3 0 ms "name=nt_xent .*threads=$threads rows=$m "
-            last_b=$b
         fi
         memory_row "2N = $m"
     done

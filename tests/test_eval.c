@@ -773,7 +773,7 @@ static void test_tsne_map(ctr_ctx *ctx)
 
 static void test_tsne_edges(ctr_ctx *ctx)
 {
-    ctr_real x[60], y[40];
+    ctr_real x[60] = { 0 }, y[40];
     ctr_points data = ctr_points_make(3, 3, x, NULL);
     ctr_tsne_config c = ctr_tsne_config_default();
     double kl;

@@ -1,6 +1,6 @@
 """torchvision's SimCLR augmentation, uint8 image in, float image out, on one core.
 
-    python augment.py [--side 32] [--seconds 5] [--blur]
+    python augment.py [--side 32] [--seconds 5] [--blur] [--variants pil,...]
 
 Random resized crop (area 0.08 to 1, bilinear, antialiased), flip, colour jitter 0.4 0.4 0.4 0.1
 with probability 0.8, grayscale with 0.2, then float in [0, 1]; with --blur also a Gaussian of 3
@@ -41,7 +41,8 @@ def child(variant, side, seconds, blur):
             sys.exit("augment %s: a view is wrong" % variant)
     t = times(run, seconds)
     emit("augment", variant, 1, side=side, blur=int(blur), views_per_s=len(images) / median(t),
-         best_views_per_s=len(images) / min(t), peak_mb=peak_mb(),
+         best_views_per_s=len(images) / min(t), cpu_views_per_s=len(images) / t.cpu,
+         peak_mb=peak_mb(),
          torchvision=torchvision.__version__)
 
 
@@ -50,12 +51,13 @@ def main():
     p.add_argument("--side", type=int, default=32)
     p.add_argument("--seconds", type=float, default=5.0)
     p.add_argument("--blur", action="store_true")
+    p.add_argument("--variants", default="pil,tensor,float")
     p.add_argument("--child", metavar="VARIANT", help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.child:
         return child(a.child, a.side, a.seconds, a.blur)
     rest = ["--side", a.side, "--seconds", a.seconds] + (["--blur"] if a.blur else [])
-    return 1 if [1 for v in ("pil", "tensor", "float") if fresh([v] + rest, 1)] else 0
+    return 1 if [1 for v in a.variants.split(",") if fresh([v] + rest, 1)] else 0
 
 
 if __name__ == "__main__":

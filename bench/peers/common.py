@@ -30,15 +30,22 @@ def peak_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
 
 
+class Times(list):
+    """Seconds of each call by the wall clock; cpu: median processor time of a call, in seconds."""
+    cpu = 0.0
+
+
 def times(run, seconds, warm=2, least=5, most=2000):
-    """Seconds of each call of run() after warm calls, for about so many seconds."""
+    """The Times of calls of run() after warm calls, for about so many seconds."""
     for _ in range(warm):
         run()
-    out, start = [], time.perf_counter()
+    out, used, start = Times(), [], time.perf_counter()
     while len(out) < least or (time.perf_counter() - start < seconds and len(out) < most):
-        t = time.perf_counter()
+        t, u = time.perf_counter(), time.process_time()
         run()
         out.append(time.perf_counter() - t)
+        used.append(time.process_time() - u)
+    out.cpu = median(used)
     return out
 
 

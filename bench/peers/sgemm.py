@@ -39,7 +39,8 @@ def child(library, threads, sizes, seconds):
             sys.exit("%s: product of %d is wrong by %g" % (library, n, error))
         t = times(run, seconds)
         emit("sgemm", library, threads, n=n, gflops=2e-9 * n ** 3 / median(t),
-             best_gflops=2e-9 * n ** 3 / min(t), error=float(error), version=version)
+             best_gflops=2e-9 * n ** 3 / min(t), cpu_ms=1e3 * t.cpu,
+             error=float(error), version=version)
 
 
 def main():

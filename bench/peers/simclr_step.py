@@ -109,7 +109,7 @@ def child(case, variant, threads, seconds):
     t = times(step, seconds)
     emit("simclr_step", variant, threads, net=net, side=side, views="2x%d" % images,
          views_per_s=2 * images / median(t), best_views_per_s=2 * images / min(t),
-         ms=1e3 * median(t), steps=len(t), peak_mb=peak_mb(), import_mb=import_mb,
+         ms=1e3 * median(t), cpu_ms=1e3 * t.cpu, steps=len(t), peak_mb=peak_mb(), import_mb=import_mb,
          first_loss="%.5f" % first, first_step_s=first_s, torch=torch.__version__)
 
 
