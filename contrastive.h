@@ -11,7 +11,7 @@
    - Numbers are float. No mixed precision, no quantisation, no more than four dimensions.
    - No second derivatives; the tape is spent after one backward pass.
    - Convolutions have odd kernels, zero padding, no groups, no dilation.
-   - Fast kernels: x86-64 with AVX2 and FMA, gcc or clang. Elsewhere plain C, 10 to 20 times slower.
+   - Fast kernels: x86-64 with AVX2 and FMA, gcc or clang. Elsewhere plain C, much slower.
    - Pictures: JPEG, PNG and BMP through stb_image if it is found, PNM by itself. No video, no TIFF.
    - Tested on Linux. POSIX is assumed for threads, folders and mapped files.
 
