@@ -585,6 +585,45 @@ static void constant(ctr_ctx *ctx, const char *what, const ctr_tensor *t, double
     test_true(what, mean == value && most == fabs(value) && std < 1e-6);
 }
 
+/* A layer of several chunks has a normal's shape, no number twice, neighbours without relation, and
+ * the same bits on any number of threads and either kernel set. */
+static void initial_large(void)
+{
+    static const struct { int threads; ctr_kernels kernels; } runs[] = {
+        { 1, CTR_KERNELS_AUTO }, { 3, CTR_KERNELS_AUTO }, { 2, CTR_KERNELS_SCALAR }
+    };
+    enum { SIZE = 9 * 61 * 101 }; /* no multiple of a block */
+    ctr_real *x = test_reals(SIZE), *y = test_reals(SIZE);
+    double fourth = 0, within = 0, lag[3] = { 0, 0, 0 }, scale = sqrt(9 * 101 / 2.0);
+    int i, k;
+    for (k = 0; k < 3; k++) {
+        ctr_ctx *ctx = test_ctx(runs[k].threads, runs[k].kernels);
+        ctr_conv2d conv;
+        ctr_vars vars;
+        ctr_vars_init(&vars);
+        ctr_conv2d_init(ctx, &conv, &vars, "c.", 61, 101, 3, 1, 1);
+        ctr_tensor_read(ctx, conv.weight, k ? y : x, SIZE);
+        if (k) test_bytes("initial values on other threads and kernels", x, y, SIZE * sizeof *x);
+        ctr_vars_destroy(ctx, &vars);
+        test_fine(ctx, "initial values of a large layer");
+        ctr_ctx_destroy(ctx);
+    }
+    for (i = 0; i + 64 < SIZE; i++) {
+        double v = (double)x[i] * scale;
+        fourth += v * v * v * v / (SIZE - 64);
+        within += (fabs(v) < 1) / (double)(SIZE - 64);
+        for (k = 0; k < 3; k++) {
+            static const int step[] = { 1, 32, 64 };
+            lag[k] += v * (double)x[i + step[k]] * scale / (SIZE - 64);
+        }
+    }
+    test_error("a normal's fourth moment, 3", fabs(fourth - 3), 0.15);
+    test_error("a normal's share within one deviation", fabs(within - 0.6826895), 0.008);
+    for (k = 0; k < 3; k++) test_error("no relation between neighbours", fabs(lag[k]), 0.02);
+    free(x);
+    free(y);
+}
+
 static void initial(void)
 {
     ctr_ctx *ctx = test_ctx(1, CTR_KERNELS_AUTO), *other;
@@ -1001,6 +1040,7 @@ int main(int argc, char **argv)
     parses();
     describes();
     initial();
+    initial_large();
     heads();
     tables();
     ema();
