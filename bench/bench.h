@@ -283,10 +283,12 @@ BENCH_FN double bench_error_check(const bench_error *e, double limit, const char
 
 #ifdef BENCH_X86_
 /* Ten independent chains hide the latency of an FMA (4 or 5 cycles, two a cycle). The sum goes out
-   so that nothing can be left out. */
+   so that nothing can be left out; the empty assembly keeps the compiler from seeing that the
+   chains are equal and computing one of them. */
 #define BENCH_CHAINS_(STEP) STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6) STEP(7) STEP(8)\
     STEP(9)
 #define BENCH_DECLARE_(i) v##i = m,
+#define BENCH_APART_(i) __asm__ __volatile__("" : "+x"(v##i));
 #define BENCH_FMA256_(i) v##i = _mm256_fmadd_ps(v##i, m, a);
 #define BENCH_FMA512_(i) v##i = _mm512_fmadd_ps(v##i, m, a);
 #define BENCH_ADD256_(i) sum = _mm256_add_ps(sum, v##i);
@@ -297,6 +299,7 @@ __attribute__((target("avx2,fma"))) BENCH_FN float bench_chain256_(long rounds)
     __m256 m = _mm256_set1_ps(0.999f), a = _mm256_set1_ps(0.001f);
     __m256 BENCH_CHAINS_(BENCH_DECLARE_) sum = m;
     float out[8];
+    BENCH_CHAINS_(BENCH_APART_)
     while (rounds-- > 0) { BENCH_CHAINS_(BENCH_FMA256_) }
     BENCH_CHAINS_(BENCH_ADD256_)
     _mm256_storeu_ps(out, sum);
@@ -308,6 +311,7 @@ __attribute__((target("avx512f"))) BENCH_FN float bench_chain512_(long rounds)
     __m512 m = _mm512_set1_ps(0.999f), a = _mm512_set1_ps(0.001f);
     __m512 BENCH_CHAINS_(BENCH_DECLARE_) sum = m;
     float out[16];
+    BENCH_CHAINS_(BENCH_APART_)
     while (rounds-- > 0) { BENCH_CHAINS_(BENCH_FMA512_) }
     BENCH_CHAINS_(BENCH_ADD512_)
     _mm512_storeu_ps(out, sum);
