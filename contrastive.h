@@ -17657,8 +17657,8 @@ CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader,
         if (config->epoch_fn && batch.batch + 1 == ctr_loader_batches(loader))
             rank = ctr_fit_rank_(method, &batch);
         if (config->step_fn) stop = config->step_fn(config->user, &report);
-        if (config->save_every > 0 && p->step % config->save_every == 0 &&
-            !ctr_fit_save_(method, loader, config, p))
+        if (batch.batch + 1 < ctr_loader_batches(loader) && config->save_every > 0 &&
+            p->step % config->save_every == 0 && !ctr_fit_save_(method, loader, config, p))
             return 0;
     }
     if (ctx->status != CTR_OK) return 0;
@@ -17666,9 +17666,10 @@ CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader,
         report.rank = rank;
         stop = config->epoch_fn(config->user, &report);
     }
+    /* the epoch's last save comes after epoch_fn: who resumes from it has seen the whole epoch */
     ctr_loader_tell(loader, &p->epoch, &p->batch);
-    if ((config->save_every <= 0 || stop || p->epoch >= config->epochs) &&
-        !ctr_fit_save_(method, loader, config, p))
+    if ((config->save_every <= 0 || p->step % config->save_every == 0 || stop ||
+         p->epoch >= config->epochs) && !ctr_fit_save_(method, loader, config, p))
         return 0;
     return !stop;
 }

@@ -3,10 +3,10 @@
  *     cc -O2 -o augment bench/augment.c -lm -lpthread && ./augment [--threads 1] [--only 32,224]
  *
  * 8-bit images in, float views out: random resized crop (area 0.08 to 1, bilinear, antialiased),
- flip, * colour jitter 0.4 0.4 0.4 0.1 with probability 0.8, gray with 0.2; at 224 pixels also blur
- (23 * taps) with probability 0.5. Cases: 32, 224 (the peer's settings), 32cubic (SimCLR's own
- bicubic * filter, the preset's). value is per core: the rate divided by the threads, one unless
- told. * Before the timing 64 views are compared with those of the scalar reference. */
+ * flip, colour jitter 0.4 0.4 0.4 0.1 with probability 0.8, gray with 0.2; at 224 pixels also blur
+ * (23 taps) with probability 0.5. Cases: 32, 224 (the peer's settings), 32cubic (SimCLR's own
+ * bicubic filter, the preset's). value is per core: the rate divided by the threads, one unless
+ * told. Before the timing 64 views are compared with those of the scalar reference. */
 #define CONTRASTIVE_IMPLEMENTATION
 #define CONTRASTIVE_STATIC
 #include "../contrastive.h"

@@ -3,8 +3,8 @@
  *     cc -O2 -o embed bench/embed.c -lm -lpthread && ./embed [--threads 2] [--only 64,1]
  *
  * Floats in host memory to features in host memory through ctr_method_represent. Cases: 64 images
- at * a time (value in images/s), one image (value in ms). Before the timing the features of two
- images * are compared with those of the scalar kernels, and alone with in a batch. */
+ * at a time (value in images/s), one image (value in ms). Before the timing the features of two
+ * images are compared with those of the scalar kernels, and alone with in a batch. */
 #define CONTRASTIVE_IMPLEMENTATION
 #define CONTRASTIVE_STATIC
 #include "../contrastive.h"

@@ -3,9 +3,9 @@
  *     cc -O2 -o kernels bench/kernels.c -lm -lpthread && ./kernels [--threads 2] [--only gemm,r18]
  *
  * gflops counts the multiplications and additions of the definition, also where Winograd's
- algorithm * does fewer: a convolution may exceed the processor's peak. share is the part of the
- measured peak. * Before the timing a few hundred entries of every result are compared with sums in
- double. * gbytes: input, weight and output once, divided by the time. */
+ * algorithm does fewer: a convolution may exceed the processor's peak. share is the part of the
+ * measured peak. Before the timing a few hundred entries of every result are compared with sums in
+ * double. gbytes: input, weight and output once, divided by the time. */
 #define CONTRASTIVE_IMPLEMENTATION
 #define CONTRASTIVE_STATIC
 #include "../contrastive.h"

@@ -5,10 +5,10 @@
  * The views are made beforehand: only the step is timed. Head: linear, norm, ReLU, linear, norm.
  * Each case runs in a process of its own and prints: value, from the median step; best, from the
  * fastest; cpu_ms, processor time of all threads; peak_mb, the process's largest resident set;
- * slab_mb, the library's memory for a step; held_mb, all that it holds; allocations in a steady
- step, * which must be none. Before the timing a step on a few images with the fast kernels and with
- the * scalar ones must agree. `startup` times processes that create a context, and a method in
- it. */
+ * slab_mb, the library's memory for a step; held_mb, all that it holds; allocations in a
+ * steady step, which must be none. Before the timing a step on a few images with the fast kernels
+ * and with the scalar ones must agree. `startup` times processes that create a context, and a
+ * method in it. */
 #define CONTRASTIVE_IMPLEMENTATION
 #define CONTRASTIVE_STATIC
 #include "../contrastive.h"

@@ -1,10 +1,11 @@
 /* SimCLR: learn what pictures show by recognising two distorted views of the same one.
  *
  * Ting Chen, Simon Kornblith, Mohammad Norouzi, Geoffrey Hinton: "A Simple Framework for
- Contrastive * Learning of Visual Representations", 2020. Each image of a batch is distorted twice
- at random. One * network embeds all the views; the loss asks each to be nearer to the other view of
- its image than to * every other image in the batch. No label is used: what survives the distortions
- is what it shows. *
+ * Contrastive Learning of Visual Representations", 2020. Each image of a batch is distorted twice
+ * at random. One network embeds all the views; the loss asks each to be nearer to the other view of
+ * its image than to every other image in the batch. No label is used: what survives the distortions
+ * is what it shows.
+ *
  *   augmentation        crop and resize, flip, colour jitter, gray (blur for larger images)
  *   parallel views      end-to-end: both views go through the same network, both get gradients
  *   positives           the other view of the same image

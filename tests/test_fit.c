@@ -938,6 +938,45 @@ static void stops(void)
     remove("stop.ctr");
 }
 
+static int copy_at_epoch(void *user, const ctr_report *report)
+{
+    FILE *from, *to;
+    int c;
+    (void)user;
+    if (report->epoch != 0) return 0;
+    from = fopen("every.ctr", "rb");
+    to = fopen("seen.ctr", "wb");
+    while (from && to && (c = getc(from)) != EOF) putc(c, to);
+    if (from) fclose(from);
+    if (to) fclose(to);
+    return 0;
+}
+
+/* A run that dies in epoch_fn: the one that goes on from its file calls epoch_fn for that epoch,
+ * also when a save is due at each step. */
+static void epoch_seen(void)
+{
+    job_config c = job_config_default();
+    watcher w;
+    job j;
+    c.save_every = 1;
+    job_begin(&j, &c, "every.ctr");
+    j.fit.epoch_fn = copy_at_epoch;
+    test_equal("steps of a run that saves after each", (double)job_fit(&j), 10);
+    test_fine(j.ctx, "saves after each step");
+    job_end(&j);
+    c.resume = 1;
+    job_begin(&j, &c, "seen.ctr");
+    watch(&j, &w);
+    test_equal("steps after the death in epoch_fn", (double)job_fit(&j), 6);
+    test_equal("no epoch was lost", (double)w.epochs, 2);
+    test_fine(j.ctx, "resumed after a death in epoch_fn");
+    job_end(&j);
+    model_same_files("the same end", "every.ctr", "seen.ctr");
+    remove("every.ctr");
+    remove("seen.ctr");
+}
+
 /* From where the loader stands; without a checkpoint; a run that goes wrong. */
 static void odd_runs(void)
 {
@@ -1016,6 +1055,7 @@ int main(int argc, char **argv)
     scores();
     test_group("stops");
     stops();
+    epoch_seen();
     odd_runs();
     test_group("other runs");
     other_runs();
