@@ -8,7 +8,7 @@
 #            it the peers' numbers are the fastest ones kept in RESULTS.md, and are called cached
 # --quick    half a second and one round for everything, fewer cases: does it work at all?
 # --write    appends tables and lines to bench/RESULTS.md; otherwise nothing is left behind
-# --only     a list with commas out of: kernels,gemm,step,scaling,augment,loss,embed,startup
+# --only     a list with commas out of: kernels,gemm,step,scaling,augment,loss,embed,data,startup
 # --seconds  of measuring in each turn (default 4)
 # --cases    of step: resnet20,resnet18,resnet18x64,resnet8,resnet8x8,resnet50
 #
@@ -20,7 +20,7 @@
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 quick=0 peers=0 write=0 rounds= seconds= threads=$(getconf _NPROCESSORS_ONLN)
-only=kernels,gemm,step,scaling,augment,loss,embed,startup
+only=kernels,gemm,step,scaling,augment,loss,embed,data,startup
 cases=
 while [ $# -gt 0 ]; do
     case $1 in
@@ -182,7 +182,7 @@ table() { # TITLE: begins a table
 # ---- what there is ---------------------------------------------------------------------------
 
 say "compiling with ${CC:-cc} -O2"
-for program in machine kernels step augment loss embed; do
+for program in machine kernels step augment loss embed data; do
     compile $program || fail "$program.c does not compile"
 done
 openblas=0
@@ -348,6 +348,30 @@ if wanted embed; then
         else
             alone "batch $m" $goal $scale $unit "name=embed .*threads=$threads images=$m "
         fi
+    done
+fi
+
+# The files come from the peer's script, so both are measured or neither is.
+if wanted data && [ $peers = 1 ]; then
+    table "From files (ratio: times as fast)"
+    for c in folder epoch; do
+        [ $quick = 1 ] && [ $c = epoch ] && continue
+        mkdir "$work/$c"
+        "$python" "$here/peers/data.py" --make "$work/$c" --case $c || fail "data.py --make failed"
+        case_name=$c t=$threads all="nchw channels_last compile compile_cl"
+        text="epoch of SimCLR, 5,120 JPEG files 32x32, ResNet-20, all included" goal=4
+        [ $c = folder ] && t=1 goal=1.5 all="pil tensor" &&
+            text="JPEG files, 224 to 500 pixels, to two 224x224 views, one core"
+        us() { ours data --data "$work/$case_name" --only $case_name --threads $t \
+            --seconds "$seconds"; }
+        best data "$all" --data "$work/$c" --case $c --threads $t
+        label="PyTorch $variant"
+        them() { peer data --variants "$variant" --data "$work/$case_name" --case $case_name \
+            --threads $t --seconds "$seconds"; }
+        full=$rounds
+        [ $c = epoch ] && [ "$rounds" -gt 3 ] && rounds=3
+        duel "$text" $goal 1000 images/s
+        rounds=$full
     done
 fi
 
