@@ -370,17 +370,18 @@ CTR_API void ctr_k_nll(ctr_ctx *ctx, int64_t rows, int64_t cols, int32_t ignore,
 CTR_API void ctr_k_nll_grad(ctr_ctx *ctx, int64_t rows, int64_t cols, int32_t ignore,
                             const int32_t *index, const ctr_real *out, const ctr_real *dloss,
                             ctr_real *dlogp, int acc);
-/* Contrast of every row of sim [m, m] with the others; ids name what belongs together: the heart of
-   NT-Xent and SupCon, see >>LOSS. lse [m]; positives [m]: their number; out: loss, anchors that
-   have a positive, share of these whose largest sim is a positive's, mean sim of positive and of
-   negative pairs. */
+/* Contrast of every row of x [m, d] with the others by s_ij = scale x_i . x_j; ids name what belongs
+   together: the heart of NT-Xent and SupCon, see >>LOSS. lse [m]; positives [m]: their number; out:
+   loss, anchors that have a positive, share of these whose largest s is a positive's, mean s of
+   positive and of negative pairs. Memory grows with m d, not with m m. */
 #define CTR_CONTRAST_OUT 5
-CTR_API void ctr_k_contrast(ctr_ctx *ctx, int64_t m, const int32_t *ids, const ctr_real *sim,
-                            ctr_real *lse, ctr_real *positives, ctr_real *out);
-CTR_API void ctr_k_contrast_grad(ctr_ctx *ctx, int64_t m, const int32_t *ids, const ctr_real *sim,
-                                 const ctr_real *lse, const ctr_real *positives,
-                                 const ctr_real *out, const ctr_real *dloss, ctr_real *dsim,
-                                 int acc);
+CTR_API void ctr_k_contrast(ctr_ctx *ctx, int64_t m, int64_t d, const int32_t *ids,
+                            const ctr_real *x, ctr_real scale, ctr_real *lse, ctr_real *positives,
+                            ctr_real *out);
+CTR_API void ctr_k_contrast_grad(ctr_ctx *ctx, int64_t m, int64_t d, const int32_t *ids,
+                                 const ctr_real *x, ctr_real scale, const ctr_real *lse,
+                                 const ctr_real *positives, const ctr_real *out,
+                                 const ctr_real *dloss, ctr_real *dx, int acc);
 /* C[m, n] = alpha op(A) op(B) + beta C, row-major; ta, tb: transpose; beta = 0 does not read C */
 CTR_API void ctr_k_gemm(ctr_ctx *ctx, int ta, int tb, int64_t m, int64_t n, int64_t k,
                         ctr_real alpha, const ctr_real *a, int64_t lda, const ctr_real *b,
@@ -465,10 +466,11 @@ typedef struct ctr_device {
                 ctr_real *);
     void (*nll_grad)(ctr_ctx *, int64_t, int64_t, int32_t, const int32_t *, const ctr_real *,
                      const ctr_real *, ctr_real *, int);
-    void (*contrast)(ctr_ctx *, int64_t, const int32_t *, const ctr_real *, ctr_real *, ctr_real *,
-                     ctr_real *);
-    void (*contrast_grad)(ctr_ctx *, int64_t, const int32_t *, const ctr_real *, const ctr_real *,
-                          const ctr_real *, const ctr_real *, const ctr_real *, ctr_real *, int);
+    void (*contrast)(ctr_ctx *, int64_t, int64_t, const int32_t *, const ctr_real *, ctr_real,
+                     ctr_real *, ctr_real *, ctr_real *);
+    void (*contrast_grad)(ctr_ctx *, int64_t, int64_t, const int32_t *, const ctr_real *, ctr_real,
+                          const ctr_real *, const ctr_real *, const ctr_real *, const ctr_real *,
+                          ctr_real *, int);
     void (*gemm)(ctr_ctx *, int, int, int64_t, int64_t, int64_t, ctr_real, const ctr_real *,
                  int64_t, const ctr_real *, int64_t, ctr_real, ctr_real *, int64_t);
     void (*conv_forward)(ctr_ctx *, const ctr_conv_shape *, const ctr_real *, const ctr_real *,
@@ -4211,111 +4213,6 @@ CTR_API void ctr_k_nll_grad(ctr_ctx *ctx, int64_t rows, int64_t cols, int32_t ig
         if (index[i] != ignore) dlogp[i * cols + index[i]] -= dloss[0] / out[1];
 }
 
-/* Anchor i of m: lse_i = log sum_{j != i} exp(sim_ij); its own pair never enters the sum.
-   loss_i = lse_i - mean of sim_ij over the positives j (ids_j = ids_i, j != i). */
-CTR_INLINE_ void ctr_contrast_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
-{
-    int64_t i, j, m = v->n;
-    for (i = lo; i < hi; i++) {
-        const ctr_real *s = v->x + i * m;
-        ctr_real lanes[CTR_LANES_] = { 0 }, max = CTR_R(-1e30), before, after;
-        ctr_real best = CTR_R(-1e30);
-        double positive = 0, count = 0, *note = v->partial + i * CTR_CONTRAST_OUT;
-        int64_t side, from, to;
-        before = i > 0 ? ctr_row_max_(s, i) : max;
-        after = i + 1 < m ? ctr_row_max_(s + i + 1, m - i - 1) : max;
-        max = before > after ? before : after;
-        for (side = 0; side < 2; side++) {
-            from = side ? i + 1 : 0;
-            to = side ? m : i;
-            for (j = from; j + CTR_LANES_ <= to; j += CTR_LANES_) {
-                int64_t k;
-                for (k = 0; k < CTR_LANES_; k++) lanes[k] += ctr_exp_(s[j + k] - max);
-            }
-            for (; j < to; j++) lanes[0] += ctr_exp_(s[j] - max);
-        }
-        for (j = 0; j < m; j++)
-            if (v->index[j] == v->index[i] && j != i) {
-                positive += (double)s[j];
-                count += 1;
-                best = s[j] > best ? s[j] : best;
-            }
-        v->y[i] = m > 1 ? max + CTR_M_(log)(ctr_lanes_sum_(lanes)) : 0;
-        v->y2[i] = (ctr_real)count;
-        note[0] = count > 0 ? (double)v->y[i] - positive / count : 0;
-        note[1] = count > 0 ? 1 : 0;
-        note[2] = count > 0 && best >= max ? 1 : 0;
-        note[3] = positive;
-        note[4] =
-            (double)ctr_row_sum_(s, i) + (double)ctr_row_sum_(s + i + 1, m - i - 1) - positive;
-    }
-}
-CTR_VEC_KERNEL_(ctr_contrast_)
-
-CTR_API void ctr_k_contrast(ctr_ctx *ctx, int64_t m, const int32_t *ids, const ctr_real *sim,
-                            ctr_real *lse, ctr_real *positives, ctr_real *out)
-{
-    ctr_vec_ v = ctr_vec_args_(m);
-    double sum[CTR_CONTRAST_OUT] = { 0 }, pairs = 0, all = (double)m * (double)(m - 1);
-    int64_t i;
-    int k;
-    CTR_VERB_(contrast, (ctx, m, ids, sim, lse, positives, out))
-    v.index = ids;
-    v.x = sim;
-    v.y = lse;
-    v.y2 = positives;
-    v.chunk = ctr_vec_rows_(4 * m);
-    v.partial = (double *)ctr_scratch_(ctx, (size_t)m * CTR_CONTRAST_OUT * sizeof(double));
-    if (!v.partial) return;
-    CTR_VEC_RUN_(ctx, ctr_contrast_, &v);
-    for (i = 0; i < m; i++) {
-        for (k = 0; k < CTR_CONTRAST_OUT; k++) sum[k] += v.partial[i * CTR_CONTRAST_OUT + k];
-        pairs += (double)positives[i];
-    }
-    out[0] = (ctr_real)(sum[1] > 0 ? sum[0] / sum[1] : 0);
-    out[1] = (ctr_real)sum[1];
-    out[2] = (ctr_real)(sum[1] > 0 ? sum[2] / sum[1] : 0);
-    out[3] = (ctr_real)(pairs > 0 ? sum[3] / pairs : 0);
-    out[4] = (ctr_real)(all > pairs ? sum[4] / (all - pairs) : 0);
-}
-
-/* d loss / d sim_ij = (exp(sim_ij - lse_i) - [j positive] / positives_i) / anchors, 0 for j = i and
-   for anchors without a positive. */
-CTR_INLINE_ void ctr_contrast_grad_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
-{
-    int64_t i, j, m = v->n;
-    for (i = lo; i < hi; i++) {
-        const ctr_real *s = v->x + i * m;
-        ctr_real *d = v->y + i * m, lse = v->x2[i], count = v->x3[i];
-        ctr_real scale = count > 0 ? v->a : 0, share = count > 0 ? v->a / count : 0;
-        ctr_real diagonal = v->acc ? d[i] : 0;
-        if (v->acc) for (j = 0; j < m; j++) d[j] += scale * ctr_exp_(s[j] - lse);
-        else for (j = 0; j < m; j++) d[j] = scale * ctr_exp_(s[j] - lse);
-        for (j = 0; j < m; j++)
-            if (v->index[j] == v->index[i]) d[j] -= share;
-        d[i] = diagonal;
-    }
-}
-CTR_VEC_KERNEL_(ctr_contrast_grad_)
-
-CTR_API void ctr_k_contrast_grad(ctr_ctx *ctx, int64_t m, const int32_t *ids, const ctr_real *sim,
-                                 const ctr_real *lse, const ctr_real *positives,
-                                 const ctr_real *out, const ctr_real *dloss, ctr_real *dsim,
-                                 int acc)
-{
-    ctr_vec_ v = ctr_vec_args_(m);
-    CTR_VERB_(contrast_grad, (ctx, m, ids, sim, lse, positives, out, dloss, dsim, acc))
-    v.index = ids;
-    v.acc = acc;
-    v.a = out[1] > 0 ? dloss[0] / out[1] : 0;
-    v.x = sim;
-    v.x2 = lse;
-    v.x3 = positives;
-    v.y = dsim;
-    v.chunk = ctr_vec_rows_(4 * m);
-    CTR_VEC_RUN_(ctx, ctr_contrast_grad_, &v);
-}
-
 /* ---- normalisation
    ----------------------------------------------------------------------------- */
 
@@ -5127,6 +5024,28 @@ CTR_PRIVATE_ void ctr_gemm_block_run_(const ctr_gemm_block_ *q)
     for (tap = 0; tap < q->taps; tap++) {
         for (p = 0; p < q->k; p += CTR_GEMM_KC_) {
             ctr_gemm_slab_(q, tap, 1, p, ctr_gemm_min_(CTR_GEMM_KC_, q->k - p));
+        }
+    }
+}
+
+/* The same for an A that is transposed in memory: rows [k] are where A's columns begin. The order
+   of each sum is one run of k: for short ones. */
+CTR_PRIVATE_ void ctr_gemm_turned_run_(const ctr_gemm_block_ *q)
+{
+    ctr_gemm_tile_ tile;
+    int64_t i, j;
+    tile.rows = q->rows;
+    tile.taps = 1;
+    tile.k = q->k;
+    tile.acc = q->acc;
+    for (j = q->first; j < q->last; j++) {
+        tile.b = q->b + j * q->panel;
+        tile.column = j * CTR_GEMM_NR_ * (int64_t)sizeof(float);
+        for (i = 0; i < q->m; i += CTR_GEMM_MR_) {
+            tile.skip = i * (int64_t)sizeof(float);
+            tile.outs = q->outs + i;
+            ctr_gemm_outer_(&tile, ctr_gemm_min_(q->m - i, CTR_GEMM_MR_),
+                            q->n - j * CTR_GEMM_NR_);
         }
     }
 }
@@ -13408,32 +13327,573 @@ CTR_PRIVATE_ void ctr_loader_run_(const ctr_loader *l, int64_t *images, int64_t 
    >>LOSS
    ---------------------------------------------------------------------------------------------- */
 
-/* sim [m, m] and an id a row: rows with the same id are positives of each other. */
-CTR_PRIVATE_ void ctr_contrast_backward_(ctr_ctx *ctx, ctr_node *n)
-{
-    ctr_tensor *sim = n->in[0];
-    int64_t m = sim->shape[0];
-    ctr_real *grad;
+/* ---- the kernel verb ------------------------------------------------------------------------- */
+
+/* Anchor i of m: s_ij = scale x_i . x_j, lse_i = log sum_{j != i} exp(s_ij); its own pair never
+   enters. loss_i = lse_i - mean of s_ij over its positives j (ids_j = ids_i, j != i), and loss is
+   the mean over the anchors that have a positive. */
+typedef struct ctr_anchor_ {
+    double sum;          /* of exp(s_ij - shift) */
+    double near, far;    /* sum of x_i . x_j over the positives, and over the negatives */
+    ctr_real shift;      /* what keeps exp in its range: lse_i = shift + log(sum) */
+    ctr_real max, best;  /* the largest x_i . x_j of all, and of the positives */
+    ctr_real count;      /* positives */
+} ctr_anchor_;
+
+typedef struct ctr_contrast_ {
+    int64_t m, d, rows;               /* rows: anchors in a chunk */
+    const int32_t *ids;               /* [m] */
+    const ctr_real *x;                /* [m, d] */
+    ctr_real scale;
+    ctr_anchor_ *anchors;             /* [m], forward */
+    const ctr_real *lse, *positives;  /* [m], backward, from here on */
+    ctr_real share;                   /* d loss / anchors that have a positive */
+    ctr_real *dx;                     /* [m, d] */
     int acc;
-    if (ctr_grad_(ctx, sim, &grad, &acc))
-        ctr_k_contrast_grad(ctx, m, n->index, ctr_f_(sim), n->saved, n->saved + m, n->saved2,
-                            n->out->grad, grad, acc);
+} ctr_contrast_;
+
+CTR_PRIVATE_ void ctr_contrast_clear_(const ctr_contrast_ *c, ctr_real shift)
+{
+    int64_t i;
+    memset(c->anchors, 0, (size_t)c->m * sizeof *c->anchors);
+    for (i = 0; i < c->m; i++) {
+        c->anchors[i].shift = shift;
+        c->anchors[i].max = c->anchors[i].best = CTR_R(-1e30);
+    }
 }
 
-/* out [CTR_CONTRAST_OUT]: the verb's numbers, copied to the host for the report */
-CTR_PRIVATE_ ctr_tensor *ctr_contrast_op_(ctr_ctx *ctx, ctr_tensor *sim, const ctr_tensor *ids,
-                                          ctr_real *out)
+/* The anchors' numbers and their means, in one order whoever filled them. */
+CTR_PRIVATE_ void ctr_contrast_finish_(const ctr_contrast_ *c, ctr_real *lse, ctr_real *positives,
+                                       ctr_real *out)
+{
+    double loss = 0, anchors = 0, right = 0, near = 0, far = 0, pairs = 0, scale = (double)c->scale;
+    double others = (double)c->m * (double)(c->m - 1);
+    int64_t i;
+    for (i = 0; i < c->m; i++) {
+        const ctr_anchor_ *a = &c->anchors[i];
+        double count = (double)a->count;
+        lse[i] = c->m > 1 ? (ctr_real)((double)a->shift + log(a->sum)) : 0;
+        positives[i] = a->count;
+        near += a->near;
+        far += a->far;
+        if (!(count > 0)) continue;
+        pairs += count;
+        anchors += 1;
+        loss += (double)a->shift + log(a->sum) - scale * a->near / count;
+        right += a->best >= a->max;
+    }
+    out[0] = (ctr_real)(anchors > 0 ? loss / anchors : 0);
+    out[1] = (ctr_real)anchors;
+    out[2] = (ctr_real)(anchors > 0 ? right / anchors : 0);
+    out[3] = (ctr_real)(pairs > 0 ? scale * near / pairs : 0);
+    out[4] = (ctr_real)(others > pairs ? scale * far / (others - pairs) : 0);
+}
+
+/* The reference, forward: one pair after the other; a larger s than before rescales the sum. */
+CTR_PRIVATE_ void ctr_contrast_plain_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_contrast_ *c = (const ctr_contrast_ *)arg;
+    int64_t i, j, end = CTR_MIN_((chunk + 1) * c->rows, c->m);
+    (void)worker;
+    for (i = chunk * c->rows; i < end; i++) {
+        ctr_anchor_ *a = &c->anchors[i];
+        for (j = 0; j < c->m; j++) {
+            ctr_real dot, s;
+            if (j == i) continue;
+            dot = ctr_dot_(c->x + i * c->d, c->x + j * c->d, c->d);
+            s = c->scale * dot;
+            if (s > a->shift) {
+                a->sum = a->sum * exp((double)a->shift - (double)s) + 1;
+                a->shift = s;
+            } else {
+                a->sum += exp((double)s - (double)a->shift);
+            }
+            a->max = dot > a->max ? dot : a->max;
+            if (c->ids[j] == c->ids[i]) {
+                a->near += (double)dot;
+                a->best = dot > a->best ? dot : a->best;
+                a->count += 1;
+            } else {
+                a->far += (double)dot;
+            }
+        }
+    }
+}
+
+/* The reference, backward. With g_ij = d loss / d s_ij
+       = share (exp(s_ij - lse_i) - [j positive] / positives_i), 0 where positives_i = 0,
+   row i stands in s_ij and in s_ji = s_ij, so dx_i = scale sum_{j != i} (g_ij + g_ji) x_j. */
+CTR_PRIVATE_ void ctr_contrast_plain_grad_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_contrast_ *c = (const ctr_contrast_ *)arg;
+    int64_t i, j, k, end = CTR_MIN_((chunk + 1) * c->rows, c->m);
+    (void)worker;
+    for (i = chunk * c->rows; i < end; i++) {
+        const ctr_real *x = c->x + i * c->d;
+        ctr_real *dx = c->dx + i * c->d;
+        if (!c->acc) memset(dx, 0, (size_t)c->d * sizeof *dx);
+        for (j = 0; j < c->m; j++) {
+            const ctr_real *y = c->x + j * c->d;
+            ctr_real s, g = 0;
+            if (j == i) continue;
+            s = c->scale * ctr_dot_(x, y, c->d);
+            if (c->positives[i] > 0) g += ctr_exp_(s - c->lse[i]);
+            if (c->positives[j] > 0) g += ctr_exp_(s - c->lse[j]);
+            if (c->ids[j] == c->ids[i]) g -= 2 / c->positives[i];
+            g *= c->share * c->scale;
+            for (k = 0; k < c->d; k++) dx[k] += g * y[k];
+        }
+    }
+}
+
+CTR_PRIVATE_ void ctr_contrast_plain_(ctr_ctx *ctx, ctr_contrast_ *c, ctr_job_fn job)
+{
+    c->rows = ctr_vec_rows_(c->m * c->d);
+    ctr_parallel_(ctx, (c->m + c->rows - 1) / c->rows, job, c);
+}
+
+#if CTR_GEMM_AVX2_
+
+/* The fast one never has more of the similarities in memory than one tile a thread, [192, 192] at
+   most: memory grows with m d.
+
+   - Rows are put in the order of their ids. The positives of a row are then neighbours, and no loop
+     over pairs looks at ids.
+   - s_ij = s_ji: a tile of blocks I and J, I <= J, serves the anchors of both, and both gradients.
+     Blocks are met in rounds: round r has the pairs with I + J = r modulo their number, which share
+     no block. So no two jobs write to the same anchor, and each anchor's sums have one order,
+     whatever the number of threads.
+   - With b the largest s_ii, |s_ij| <= b. As long as 2 b <= 60, every exp(s_ij - b) is above e^-60
+     and none is lost, so one shift serves all anchors and one exp serves both sides of a pair: in
+     the gradient exp(s_ij - lse_i) + exp(s_ij - lse_j) = exp(s_ij - b) (w_i + w_j), w_i = exp(b -
+     lse_i). For unit rows that is T >= 1/30. Colder, the terms of one anchor could all be lost for
+     the sake of another's, so each has the largest s it has met for its own shift: two exps. */
+#define CTR_CONTRAST_BLOCK_ 192            /* rows of a block at most: a multiple of 6 and of 16 */
+#define CTR_CONTRAST_LINE_ (CTR_CONTRAST_BLOCK_ + 16) /* from row to row of a tile: not a power of 2 */
+#define CTR_CONTRAST_RANGE_ 60.0f
+
+typedef struct ctr_contrast_fast_ {
+    ctr_contrast_ c;
+    int64_t block, blocks, round;
+    int one_shift;
+    float bound;                  /* b */
+    float mask;                   /* a similarity whose exp is 0 */
+    int32_t *order, *spare;       /* [m] rows by id */
+    int32_t *first, *last;        /* [m] where the id of the row at this place begins and ends */
+    float *weight;                /* [m] by place, for the gradient: w_i, or lse_i */
+    float *across;                /* [m/16][d][16]: the rows as panels of B in s = x x' */
+    float *along;                 /* [d/16][m][16]: and in dx = g x */
+    float *tiles;                 /* a worker's own [block][CTR_CONTRAST_LINE_] */
+} ctr_contrast_fast_;
+
+/* One tile: places i0 .. i0 + ni - 1 by j0 .. j0 + nj - 1. */
+typedef struct ctr_contrast_tile_ {
+    int64_t i0, ni, j0, nj;
+    int64_t width;                /* nj rounded up to whole panels */
+    int same;                     /* i0 = j0: it has each pair twice, so it serves its rows alone */
+    float *s;                     /* [ni][CTR_CONTRAST_LINE_] */
+} ctr_contrast_tile_;
+
+/* order = the rows by id (in no meaningful order of ids), each id's in their own order. */
+CTR_PRIVATE_ void ctr_contrast_group_(const ctr_contrast_fast_ *f)
+{
+    const int32_t *ids = f->c.ids;
+    int64_t at[257], i, j, m = f->c.m;
+    int shift, k;
+    for (i = 0; i < m; i++) f->order[i] = (int32_t)i;
+    for (shift = 0; shift < 32; shift += 8) {
+        memset(at, 0, sizeof at);
+        for (i = 0; i < m; i++) at[1 + ((uint32_t)ids[i] >> shift & 255u)]++;
+        if (at[1 + ((uint32_t)ids[0] >> shift & 255u)] == m) continue; /* the same in all */
+        for (k = 0; k < 256; k++) at[k + 1] += at[k];
+        for (i = 0; i < m; i++)
+            f->spare[at[(uint32_t)ids[f->order[i]] >> shift & 255u]++] = f->order[i];
+        memcpy(f->order, f->spare, (size_t)m * sizeof *f->order);
+    }
+    for (i = 0; i < m; i = j) {
+        for (j = i; j < m && ids[f->order[j]] == ids[f->order[i]]; j++) f->first[j] = (int32_t)i;
+        for (k = (int)i; k < j; k++) f->last[k] = (int32_t)j;
+    }
+}
+
+/* Packs sixteen rows, sixteen columns at a time; what is missing at the edges is zero. */
+CTR_PRIVATE_ void ctr_contrast_pack_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_contrast_fast_ *f = (const ctr_contrast_fast_ *)arg;
+    const int64_t m = f->c.m, d = f->c.d, lines = (m + 15) / 16 * 16;
+    float square[256];
+    int64_t i, p, width;
+    (void)worker;
+    for (p = 0; p < d; p += 16) {
+        width = CTR_MIN_(16, d - p);
+        memset(square, 0, sizeof square);
+        for (i = 0; i < 16 && chunk * 16 + i < m; i++)
+            memcpy(square + 16 * i, f->c.x + f->order[chunk * 16 + i] * d + p,
+                   (size_t)width * sizeof *square);
+        ctr_gemm_turn_(square, 16, 16, width, f->across + (chunk * d + p) * 16, 16);
+        if (f->along) memcpy(f->along + (p * lines + chunk * 256), square, sizeof square);
+    }
+}
+
+/* The largest x_i . x_i. */
+CTR_TARGET_AVX2_ CTR_PRIVATE_ float ctr_contrast_longest_(const ctr_contrast_ *c)
+{
+    float most = 0, dot;
+    int64_t i;
+    for (i = 0; i < c->m; i++) {
+        dot = ctr_dot_(c->x + i * c->d, c->x + i * c->d, c->d);
+        most = dot > most || dot != dot ? dot : most; /* not a number: no bound */
+        if (most != most) break;
+    }
+    return most;
+}
+
+/* Memory and what both directions begin with. Returns 0 with an error. */
+CTR_PRIVATE_ int ctr_contrast_open_(ctr_ctx *ctx, ctr_contrast_fast_ *f, const ctr_contrast_ *c,
+                                    int gradient)
+{
+    const int64_t m = c->m, lines = (m + 15) / 16 * 16, panels = (c->d + 15) / 16;
+    int64_t tile, floats;
+    f->c = *c;
+    f->block = CTR_MIN_((m / 12 + 47) / 48 * 48 + 48 * (m < 12), CTR_CONTRAST_BLOCK_);
+    f->blocks = (m + f->block - 1) / f->block;
+    tile = f->block * CTR_CONTRAST_LINE_;
+    floats = ctr_threads_(ctx) * tile + lines * c->d + (gradient ? 16 * panels * lines + lines : 0);
+    f->c.anchors = (ctr_anchor_ *)ctr_scratch_(
+        ctx, (gradient ? 0 : (size_t)m * sizeof *c->anchors) + (size_t)floats * sizeof(float) +
+                 (size_t)(4 * m) * sizeof(int32_t));
+    if (!f->c.anchors) return 0;
+    f->tiles = (float *)(void *)(f->c.anchors + (gradient ? 0 : m));
+    f->across = f->tiles + ctr_threads_(ctx) * tile;
+    f->along = gradient ? f->across + lines * c->d : NULL;
+    f->weight = gradient ? f->along + 16 * panels * lines : NULL;
+    f->order = (int32_t *)(void *)(f->tiles + floats);
+    f->spare = f->order + m;
+    f->first = f->spare + m;
+    f->last = f->first + m;
+    ctr_contrast_group_(f);
+    ctr_parallel_(ctx, lines / 16, ctr_contrast_pack_job_, f);
+    f->bound = c->scale * ctr_contrast_longest_(c);
+    f->one_shift = 2 * f->bound <= CTR_CONTRAST_RANGE_;
+    f->mask = -1e30f / (c->scale > 1 ? c->scale : 1);
+    return 1;
+}
+
+/* The pairs of blocks of a round are I + J = round, or blocks + round, with I <= J. */
+CTR_PRIVATE_ void ctr_contrast_rounds_(ctr_ctx *ctx, ctr_contrast_fast_ *f, ctr_job_fn job)
+{
+    for (f->round = 0; f->round < f->blocks; f->round++)
+        ctr_parallel_(ctx, f->round / 2 + 1 + (f->blocks + f->round) / 2 - f->round, job, f);
+}
+
+/* Finds the chunk's tile and computes x_i . x_j for it; *chunk's first half is I + J = round. */
+CTR_PRIVATE_ ctr_contrast_tile_ ctr_contrast_tile_run_(const ctr_contrast_fast_ *f, int64_t chunk,
+                                                       int worker)
+{
+    const int64_t half = f->round / 2 + 1, wrap = chunk >= half;
+    const int64_t i = wrap ? f->round + 1 + chunk - half : chunk;
+    const int64_t j = f->round - i + (wrap ? f->blocks : 0);
+    const float *rows[CTR_CONTRAST_BLOCK_];
+    float *outs[CTR_CONTRAST_BLOCK_];
+    ctr_gemm_block_ q;
+    ctr_contrast_tile_ t;
+    int64_t r;
+    t.i0 = i * f->block;
+    t.j0 = j * f->block;
+    t.ni = CTR_MIN_(f->block, f->c.m - t.i0);
+    t.nj = CTR_MIN_(f->block, f->c.m - t.j0);
+    t.width = (t.nj + 15) / 16 * 16;
+    t.same = i == j;
+    t.s = f->tiles + worker * f->block * CTR_CONTRAST_LINE_;
+    for (r = 0; r < t.ni; r++) {
+        rows[r] = f->c.x + f->order[t.i0 + r] * f->c.d;
+        outs[r] = t.s + r * CTR_CONTRAST_LINE_;
+    }
+    q.rows = rows;
+    q.outs = outs;
+    q.m = t.ni;
+    q.n = t.width;
+    q.taps = 1;
+    q.k = f->c.d;
+    q.b = f->across + t.j0 * f->c.d;
+    q.panel = f->c.d * 16;
+    q.first = 0;
+    q.last = t.width / 16;
+    q.acc = 0;
+    ctr_gemm_block_run_(&q);
+    return t;
+}
+
+/* The positives of the tile's row i are its columns *lo .. *hi - 1 (and maybe i itself). */
+CTR_INLINE_ void ctr_contrast_near_(const ctr_contrast_fast_ *f, const ctr_contrast_tile_ *t,
+                                    int64_t i, int64_t *lo, int64_t *hi)
+{
+    int64_t from = f->first[t->i0 + i] - t->j0, to = f->last[t->i0 + i] - t->j0;
+    *lo = CTR_MIN_(CTR_MAX_(from, 0), t->nj);
+    *hi = CTR_MIN_(CTR_MAX_(to, 0), t->nj);
+}
+
+/* An anchor meets x_i . x_j = dot, the largest of a tile. What was summed before the first one
+   vanishes by the factor exp(-1e30). */
+CTR_INLINE_ void ctr_contrast_raise_(const ctr_contrast_fast_ *f, ctr_anchor_ *a, float dot)
+{
+    float shift = f->c.scale * dot;
+    if (!(dot > a->max)) return;
+    a->max = dot;
+    if (f->one_shift) return;
+    a->sum *= exp((double)a->shift - (double)shift);
+    a->shift = shift;
+}
+
+/* The shifts of a tile's anchors, before its pairs are summed. */
+CTR_INLINE_ void ctr_contrast_maxima_(const ctr_contrast_fast_ *f, const ctr_contrast_tile_ *t)
+{
+    float columns[CTR_CONTRAST_BLOCK_];
+    int64_t i, j;
+    for (j = 0; j < t->width; j++) columns[j] = f->mask;
+    for (i = 0; i < t->ni; i++) {
+        const float *s = t->s + i * CTR_CONTRAST_LINE_;
+        for (j = 0; j < t->width; j++) columns[j] = s[j] > columns[j] ? s[j] : columns[j];
+        ctr_contrast_raise_(f, &f->c.anchors[f->order[t->i0 + i]], ctr_row_max_(s, t->width));
+    }
+    for (j = 0; j < t->nj && !t->same; j++)
+        ctr_contrast_raise_(f, &f->c.anchors[f->order[t->j0 + j]], columns[j]);
+}
+
+/* Sums of exp for the anchors of the rows and of the columns. */
+CTR_INLINE_ void ctr_contrast_sums_(const ctr_contrast_fast_ *f, const ctr_contrast_tile_ *t)
+{
+    float sums[CTR_CONTRAST_BLOCK_], shifts[CTR_CONTRAST_BLOCK_], e[CTR_CONTRAST_BLOCK_];
+    const float scale = f->c.scale;
+    int64_t i, j;
+    for (j = 0; j < t->width; j++) {
+        sums[j] = 0;
+        shifts[j] = f->c.anchors[f->order[t->j0 + CTR_MIN_(j, t->nj - 1)]].shift;
+    }
+    for (i = 0; i < t->ni; i++) {
+        const float *s = t->s + i * CTR_CONTRAST_LINE_;
+        ctr_anchor_ *a = &f->c.anchors[f->order[t->i0 + i]];
+        const float shift = a->shift;
+        for (j = 0; j < t->width; j++) e[j] = ctr_exp_(s[j] * scale - shift);
+        a->sum += (double)ctr_row_sum_(e, t->width);
+        if (t->same) continue;
+        if (f->one_shift)
+            for (j = 0; j < t->width; j++) sums[j] += e[j];
+        else
+            for (j = 0; j < t->width; j++) sums[j] += ctr_exp_(s[j] * scale - shifts[j]);
+    }
+    for (j = 0; j < t->nj && !t->same; j++)
+        f->c.anchors[f->order[t->j0 + j]].sum += (double)sums[j];
+}
+
+/* Positive and negative pairs. Of the negatives only the sum over all anchors is asked for, so a
+   pair's two go to the same one. */
+CTR_INLINE_ void ctr_contrast_pairs_(const ctr_contrast_fast_ *f, const ctr_contrast_tile_ *t)
+{
+    int64_t i, j, lo, hi;
+    for (i = 0; i < t->ni; i++) {
+        const float *s = t->s + i * CTR_CONTRAST_LINE_;
+        ctr_anchor_ *a = &f->c.anchors[f->order[t->i0 + i]];
+        ctr_contrast_near_(f, t, i, &lo, &hi);
+        a->far += (t->same ? 1 : 2) *
+                  ((double)ctr_row_sum_(s, lo) + (double)ctr_row_sum_(s + hi, t->nj - hi));
+        for (j = lo; j < hi; j++) {
+            ctr_anchor_ *b = &f->c.anchors[f->order[t->j0 + j]];
+            if (a == b) continue;
+            a->near += (double)s[j];
+            a->best = s[j] > a->best ? s[j] : a->best;
+            a->count += 1;
+            if (t->same) continue;
+            b->near += (double)s[j];
+            b->best = s[j] > b->best ? s[j] : b->best;
+            b->count += 1;
+        }
+    }
+}
+
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_contrast_fast_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_contrast_fast_ *f = (const ctr_contrast_fast_ *)arg;
+    const ctr_contrast_tile_ t = ctr_contrast_tile_run_(f, chunk, worker);
+    int64_t i, j;
+    for (i = 0; i < t.ni; i++) {
+        float *s = t.s + i * CTR_CONTRAST_LINE_;
+        for (j = t.nj; j < t.width; j++) s[j] = f->mask;
+        if (t.same) s[i] = f->mask;
+    }
+    ctr_contrast_maxima_(f, &t);
+    ctr_contrast_sums_(f, &t);
+    ctr_contrast_pairs_(f, &t);
+}
+
+/* The tile of similarities becomes scale (g_ij + g_ji), see the reference. */
+CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_contrast_slopes_(const ctr_contrast_fast_ *f,
+                                                        const ctr_contrast_tile_ *t)
+{
+    const float scale = f->c.scale, factor = f->c.share * scale, bound = f->bound;
+    const float *weights = f->weight + t->j0;
+    int64_t i, j, lo, hi;
+    for (i = 0; i < t->ni; i++) {
+        float *s = t->s + i * CTR_CONTRAST_LINE_, weight = f->weight[t->i0 + i], pull;
+        if (f->one_shift)
+            for (j = 0; j < t->nj; j++)
+                s[j] = factor * ctr_exp_(s[j] * scale - bound) * (weight + weights[j]);
+        else
+            for (j = 0; j < t->nj; j++)
+                s[j] = factor * (ctr_exp_(s[j] * scale - weight) +
+                                 ctr_exp_(s[j] * scale - weights[j]));
+        ctr_contrast_near_(f, t, i, &lo, &hi);
+        pull = hi > lo ? 2 * factor / f->c.positives[f->order[t->i0 + i]] : 0;
+        for (j = lo; j < hi; j++) s[j] -= pull;
+        if (t->same) s[i] = 0;
+    }
+}
+
+/* dx of block I += g times the rows of J; and dx of block J += g' times the rows of I. */
+CTR_PRIVATE_ void ctr_contrast_fast_grad_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_contrast_fast_ *f = (const ctr_contrast_fast_ *)arg;
+    const ctr_contrast_tile_ t = ctr_contrast_tile_run_(f, chunk, worker);
+    const float *rows[CTR_CONTRAST_BLOCK_];
+    float *outs[CTR_CONTRAST_BLOCK_];
+    ctr_gemm_block_ q;
+    int64_t r;
+    ctr_contrast_slopes_(f, &t);
+    q.rows = rows;
+    q.outs = outs;
+    q.n = f->c.d;
+    q.taps = 1;
+    q.panel = (f->c.m + 15) / 16 * 256;
+    q.first = 0;
+    q.last = (f->c.d + 15) / 16;
+    q.acc = 1;
+    for (r = 0; r < t.ni; r++) {
+        rows[r] = t.s + r * CTR_CONTRAST_LINE_;
+        outs[r] = f->c.dx + f->order[t.i0 + r] * f->c.d;
+    }
+    q.m = t.ni;
+    q.k = t.nj;
+    q.b = f->along + t.j0 * 16;
+    ctr_gemm_block_run_(&q);
+    if (t.same) return;
+    for (r = 0; r < t.nj; r++) outs[r] = f->c.dx + f->order[t.j0 + r] * f->c.d;
+    q.m = t.nj;
+    q.k = t.ni;
+    q.b = f->along + t.i0 * 16;
+    ctr_gemm_turned_run_(&q);
+}
+
+CTR_PRIVATE_ void ctr_contrast_fast_forward_(ctr_ctx *ctx, ctr_contrast_ *c)
+{
+    ctr_contrast_fast_ f;
+    if (!ctr_contrast_open_(ctx, &f, c, 0)) return;
+    c->anchors = f.c.anchors;
+    ctr_contrast_clear_(c, f.one_shift ? f.bound : -1e30f);
+    ctr_contrast_rounds_(ctx, &f, ctr_contrast_fast_job_);
+}
+
+CTR_PRIVATE_ void ctr_contrast_fast_backward_(ctr_ctx *ctx, const ctr_contrast_ *c)
+{
+    ctr_contrast_fast_ f;
+    int64_t i, row;
+    if (!ctr_contrast_open_(ctx, &f, c, 1)) return;
+    for (i = 0; i < c->m; i++) {
+        row = f.order[i];
+        if (c->positives[row] > 0)
+            f.weight[i] = f.one_shift ? expf(f.bound - c->lse[row]) : c->lse[row];
+        else
+            f.weight[i] = f.one_shift ? 0 : 1e30f;
+    }
+    if (!c->acc) memset(c->dx, 0, (size_t)(c->m * c->d) * sizeof *c->dx);
+    ctr_contrast_rounds_(ctx, &f, ctr_contrast_fast_grad_job_);
+}
+
+#endif /* CTR_GEMM_AVX2_ */
+
+CTR_PRIVATE_ ctr_contrast_ ctr_contrast_args_(int64_t m, int64_t d, const int32_t *ids,
+                                              const ctr_real *x, ctr_real scale)
+{
+    ctr_contrast_ c;
+    memset(&c, 0, sizeof c);
+    c.m = m;
+    c.d = d;
+    c.ids = ids;
+    c.x = x;
+    c.scale = scale;
+    return c;
+}
+
+CTR_API void ctr_k_contrast(ctr_ctx *ctx, int64_t m, int64_t d, const int32_t *ids,
+                            const ctr_real *x, ctr_real scale, ctr_real *lse, ctr_real *positives,
+                            ctr_real *out)
+{
+    ctr_contrast_ c = ctr_contrast_args_(m, d, ids, x, scale);
+    CTR_VERB_(contrast, (ctx, m, d, ids, x, scale, lse, positives, out))
+#if CTR_GEMM_AVX2_
+    if (m > 0 && d > 0 && ctr_kernels_(ctx) >= CTR_KERNELS_AVX2)
+        ctr_contrast_fast_forward_(ctx, &c);
+    else
+#endif
+    {
+        c.anchors = (ctr_anchor_ *)ctr_scratch_(ctx, (size_t)m * sizeof *c.anchors);
+        if (!c.anchors) return;
+        ctr_contrast_clear_(&c, CTR_R(-1e30));
+        ctr_contrast_plain_(ctx, &c, ctr_contrast_plain_job_);
+    }
+    if (c.anchors) ctr_contrast_finish_(&c, lse, positives, out);
+}
+
+CTR_API void ctr_k_contrast_grad(ctr_ctx *ctx, int64_t m, int64_t d, const int32_t *ids,
+                                 const ctr_real *x, ctr_real scale, const ctr_real *lse,
+                                 const ctr_real *positives, const ctr_real *out,
+                                 const ctr_real *dloss, ctr_real *dx, int acc)
+{
+    ctr_contrast_ c = ctr_contrast_args_(m, d, ids, x, scale);
+    CTR_VERB_(contrast_grad, (ctx, m, d, ids, x, scale, lse, positives, out, dloss, dx, acc))
+    c.lse = lse;
+    c.positives = positives;
+    c.share = out[1] > 0 ? dloss[0] / out[1] : 0;
+    c.dx = dx;
+    c.acc = acc;
+#if CTR_GEMM_AVX2_
+    if (m > 0 && d > 0 && ctr_kernels_(ctx) >= CTR_KERNELS_AVX2) {
+        ctr_contrast_fast_backward_(ctx, &c);
+        return;
+    }
+#endif
+    ctr_contrast_plain_(ctx, &c, ctr_contrast_plain_grad_job_);
+}
+
+/* ---- the operation and the losses ------------------------------------------------------------ */
+
+CTR_PRIVATE_ void ctr_contrast_backward_(ctr_ctx *ctx, ctr_node *n)
+{
+    ctr_tensor *x = n->in[0];
+    int64_t m = x->shape[0];
+    ctr_real *grad;
+    int acc;
+    if (ctr_grad_(ctx, x, &grad, &acc))
+        ctr_k_contrast_grad(ctx, m, x->shape[1], n->index, ctr_f_(x), n->f[0], n->saved,
+                            n->saved + m, n->saved2, n->out->grad, grad, acc);
+}
+
+/* x [m, d] and an id a row: rows with the same id are positives of each other.
+   out [CTR_CONTRAST_OUT]: the verb's numbers, copied to the host for the report */
+CTR_PRIVATE_ ctr_tensor *ctr_contrast_op_(ctr_ctx *ctx, ctr_tensor *x, const ctr_tensor *ids,
+                                          double scale, ctr_real *out)
 {
     ctr_node *n;
-    int64_t m = sim->shape[0];
-    if (!ctr_check_(ctx, "contrast", sim, 2)) return &ctx->poison;
-    n = ctr_node_begin_(ctx, "contrast", ctr_contrast_backward_, sim, NULL);
+    int64_t m = x->shape[0];
+    if (!ctr_check_(ctx, "contrast", x, 2)) return &ctx->poison;
+    n = ctr_node_begin_(ctx, "contrast", ctr_contrast_backward_, x, NULL);
     if (!ctr_node_out_(ctx, n, 0, NULL)) return &ctx->poison;
     n->saved = (ctr_real *)ctr_slab_low_(ctx, (size_t)(2 * m) * sizeof(ctr_real));
     n->saved2 = (ctr_real *)ctr_slab_low_(ctx, CTR_CONTRAST_OUT * sizeof(ctr_real));
     n->index = (const int32_t *)ids->data;
+    n->f[0] = (ctr_real)scale;
     if (ctx->status != CTR_OK) return &ctx->poison;
-    ctr_k_contrast(ctx, m, n->index, ctr_f_(sim), n->saved, n->saved + m, n->saved2);
+    ctr_k_contrast(ctx, m, x->shape[1], n->index, ctr_f_(x), n->f[0], n->saved, n->saved + m,
+                   n->saved2);
     ctr_k_copy(ctx, sizeof(ctr_real), n->saved2, n->out->data);
     if (!ctx->plan) ctr_k_download(ctx, CTR_CONTRAST_OUT * sizeof *out, n->saved2, out);
     return ctr_node_done_(ctx, n);
@@ -13462,7 +13922,7 @@ CTR_PRIVATE_ ctr_tensor *ctr_loss_contrast_(ctr_ctx *ctx, ctr_tensor *z, int vie
                                             ctr_report *report)
 {
     const char *name = labels ? "loss_supcon" : "loss_nt_xent";
-    ctr_tensor *unit, *sim, *loss;
+    ctr_tensor *unit, *loss;
     ctr_real out[CTR_CONTRAST_OUT] = { 0 };
     if (!ctr_check_(ctx, name, z, 2)) return &ctx->poison;
     if (views < 1 || z->shape[0] < 1 || z->shape[0] % views || (!labels && views < 2)) {
@@ -13476,8 +13936,8 @@ CTR_PRIVATE_ ctr_tensor *ctr_loss_contrast_(ctr_ctx *ctx, ctr_tensor *z, int vie
         return &ctx->poison;
     }
     unit = ctr_normalize(ctx, z);                                              /* [m, d] */
-    sim = ctr_scale(ctx, ctr_matmul(ctx, unit, 0, unit, 1), 1 / temperature);  /* [m, m] */
-    loss = ctr_contrast_op_(ctx, sim, ctr_loss_ids_(ctx, z->shape[0] / views, views, labels), out);
+    loss = ctr_contrast_op_(ctx, unit, ctr_loss_ids_(ctx, z->shape[0] / views, views, labels),
+                            1 / temperature, out);
     if (report && ctx->status == CTR_OK) {
         report->active = (double)out[1] / (double)z->shape[0];
         report->accuracy = (double)out[2];

@@ -391,32 +391,34 @@ TEST_FN void fake_nll_grad_(ctr_ctx *ctx, int64_t rows, int64_t cols, int32_t ig
     FAKE_RUN_(nll_grad, (FAKE_HOST_, rows, cols, ignore, index, out, dloss, dlogp, acc));
 }
 
-TEST_FN void fake_contrast_(ctr_ctx *ctx, int64_t m, const int32_t *ids, const ctr_real *sim,
-                            ctr_real *lse, ctr_real *positives, ctr_real *out)
+TEST_FN void fake_contrast_(ctr_ctx *ctx, int64_t m, int64_t d, const int32_t *ids,
+                            const ctr_real *x, ctr_real scale, ctr_real *lse, ctr_real *positives,
+                            ctr_real *out)
 {
     FAKE_BEGIN_(contrast);
     ids = fake_int_(ctx, ids, m);
-    sim = fake_in_(ctx, sim, m * m);
+    x = fake_in_(ctx, x, m * d);
     lse = fake_out_(ctx, lse, m);
     positives = fake_out_(ctx, positives, m);
     out = fake_out_(ctx, out, CTR_CONTRAST_OUT);
-    FAKE_RUN_(contrast, (FAKE_HOST_, m, ids, sim, lse, positives, out));
+    FAKE_RUN_(contrast, (FAKE_HOST_, m, d, ids, x, scale, lse, positives, out));
 }
 
-TEST_FN void fake_contrast_grad_(ctr_ctx *ctx, int64_t m, const int32_t *ids, const ctr_real *sim,
-                                 const ctr_real *lse, const ctr_real *positives,
-                                 const ctr_real *out, const ctr_real *dloss, ctr_real *dsim,
-                                 int acc)
+TEST_FN void fake_contrast_grad_(ctr_ctx *ctx, int64_t m, int64_t d, const int32_t *ids,
+                                 const ctr_real *x, ctr_real scale, const ctr_real *lse,
+                                 const ctr_real *positives, const ctr_real *out,
+                                 const ctr_real *dloss, ctr_real *dx, int acc)
 {
     FAKE_BEGIN_(contrast_grad);
     ids = fake_int_(ctx, ids, m);
-    sim = fake_in_(ctx, sim, m * m);
+    x = fake_in_(ctx, x, m * d);
     lse = fake_in_(ctx, lse, m);
     positives = fake_in_(ctx, positives, m);
     out = fake_in_(ctx, out, CTR_CONTRAST_OUT);
     dloss = fake_in_(ctx, dloss, 1);
-    dsim = fake_out_(ctx, dsim, m * m);
-    FAKE_RUN_(contrast_grad, (FAKE_HOST_, m, ids, sim, lse, positives, out, dloss, dsim, acc));
+    dx = fake_out_(ctx, dx, m * d);
+    FAKE_RUN_(contrast_grad,
+              (FAKE_HOST_, m, d, ids, x, scale, lse, positives, out, dloss, dx, acc));
 }
 
 TEST_FN void fake_gemm_(ctr_ctx *ctx, int ta, int tb, int64_t m, int64_t n, int64_t k,

@@ -458,8 +458,9 @@ static int64_t ref_nll_grad(const verb_case *c, double *out)
     return c->d[0] * c->d[1];
 }
 
-/* d: m; op: pairs (0), three classes and some alone (1), all alone (2). out: the five numbers, lse,
-   positives, and the gradient for d loss = 1.5 */
+/* d: m, columns; op: pairs (0), three classes and some alone (1), all alone (2). out: the five
+   numbers, lse, positives, and the gradient for d loss = 1.5 */
+#define CONTRAST_SCALE 0.75
 static void contrast_ids(const verb_case *c, int32_t *ids)
 {
     int64_t i, m = c->d[0];
@@ -469,32 +470,41 @@ static void contrast_ids(const verb_case *c, int32_t *ids)
 }
 static void run_contrast(ctr_ctx *ctx, const verb_case *c, ctr_real *out)
 {
-    int64_t m = c->d[0];
+    int64_t m = c->d[0], d = c->d[1];
     int32_t *ids = (int32_t *)test_alloc((size_t)(m + 1) * sizeof *ids);
-    ctr_real dloss = CTR_TEST_R(1.5), *lse = out + CTR_CONTRAST_OUT, *positives = lse + m;
+    ctr_real dloss = CTR_TEST_R(1.5), scale = CTR_TEST_R(CONTRAST_SCALE);
+    ctr_real *lse = out + CTR_CONTRAST_OUT, *positives = lse + m;
     contrast_ids(c, ids);
-    ctr_k_contrast(ctx, m, ids, reals[0], lse, positives, out);
-    ctr_k_contrast_grad(ctx, m, ids, reals[0], lse, positives, out, &dloss, positives + m, c->acc);
+    ctr_k_contrast(ctx, m, d, ids, reals[0], scale, lse, positives, out);
+    ctr_k_contrast_grad(ctx, m, d, ids, reals[0], scale, lse, positives, out, &dloss,
+                        positives + m, c->acc);
     free(ids);
 }
+static double contrast_s(const verb_case *c, int64_t i, int64_t j)
+{
+    double s = 0;
+    int64_t k, d = c->d[1];
+    for (k = 0; k < d; k++) s += doubles[0][i * d + k] * doubles[0][j * d + k];
+    return CONTRAST_SCALE * s;
+}
 /* One anchor: adds its part to out (sums until the caller divides), sets lse and positives. */
-static void contrast_anchor(const int32_t *ids, int64_t m, int64_t i, double *out,
+static void contrast_anchor(const verb_case *c, const int32_t *ids, int64_t i, double *out,
                             double *negatives)
 {
-    const double *s = doubles[0] + i * m;
-    double sum = 0, near_sum = 0, count = 0, best = -1e30, max = -1e30;
-    int64_t j;
+    double sum = 0, near_sum = 0, count = 0, best = -1e30, max = -1e30, s;
+    int64_t j, m = c->d[0];
     for (j = 0; j < m; j++) {
         if (j == i) continue;
-        sum += exp(s[j]);
-        max = s[j] > max ? s[j] : max;
+        s = contrast_s(c, i, j);
+        sum += exp(s);
+        max = s > max ? s : max;
         if (ids[j] != ids[i]) {
-            out[4] += s[j];
+            out[4] += s;
             *negatives += 1;
             continue;
         }
-        best = s[j] > best ? s[j] : best;
-        near_sum += s[j];
+        best = s > best ? s : best;
+        near_sum += s;
         count += 1;
     }
     out[CTR_CONTRAST_OUT + i] = m > 1 ? log(sum) : 0;
@@ -505,33 +515,40 @@ static void contrast_anchor(const int32_t *ids, int64_t m, int64_t i, double *ou
     out[1] += 1;
     out[2] += best >= max ? 1 : 0;
 }
+/* d loss / d s_ij for the sum over anchors */
+static double contrast_slope(const verb_case *c, const int32_t *ids, const double *lse,
+                             const double *positives, int64_t i, int64_t j)
+{
+    if (j == i || !(positives[i] > 0)) return 0;
+    return exp(contrast_s(c, i, j) - lse[i]) - (ids[i] == ids[j] ? 1 / positives[i] : 0);
+}
 static int64_t ref_contrast(const verb_case *c, double *out)
 {
-    int64_t m = c->d[0], i, j;
+    int64_t m = c->d[0], d = c->d[1], i, j, k;
     int32_t *ids = (int32_t *)test_alloc((size_t)(m + 1) * sizeof *ids);
     double *lse = out + CTR_CONTRAST_OUT, *positives = lse + m, *grad = positives + m;
     double pairs = 0, negatives = 0, anchors;
     contrast_ids(c, ids);
     for (i = 0; i < CTR_CONTRAST_OUT; i++) out[i] = 0;
     for (i = 0; i < m; i++) {
-        contrast_anchor(ids, m, i, out, &negatives);
+        contrast_anchor(c, ids, i, out, &negatives);
         pairs += positives[i];
     }
     anchors = out[1];
+    for (i = 0; i < m * d; i++) grad[i] = plus(c, grad[i], 0);
     for (i = 0; i < m; i++)
         for (j = 0; j < m; j++) {
-            double g = 0;
-            if (positives[i] > 0 && j != i)
-                g = exp(doubles[0][i * m + j] - lse[i]) -
-                    (ids[i] == ids[j] ? 1 / positives[i] : 0);
-            grad[i * m + j] = plus(c, grad[i * m + j], anchors > 0 ? 1.5 * g / anchors : 0);
+            double g = contrast_slope(c, ids, lse, positives, i, j) +
+                       contrast_slope(c, ids, lse, positives, j, i);
+            if (anchors > 0) g *= 1.5 * CONTRAST_SCALE / anchors;
+            for (k = 0; k < d; k++) grad[i * d + k] += g * doubles[0][j * d + k];
         }
     out[0] = anchors > 0 ? out[0] / anchors : 0;
     out[2] = anchors > 0 ? out[2] / anchors : 0;
     out[3] = pairs > 0 ? out[3] / pairs : 0;
     out[4] = negatives > 0 ? out[4] / negatives : 0;
     free(ids);
-    return CTR_CONTRAST_OUT + 2 * m + m * m;
+    return CTR_CONTRAST_OUT + 2 * m + m * d;
 }
 
 /* ---------------------------------------------------------------------- norms, d: rows, columns */
@@ -1050,11 +1067,11 @@ static void test_rows(void)
     test_group("contrast and its gradient");
     for (acc = 0; acc < 2; acc++)
         for (op = 0; op < 3; op++) {
-            one("contrast", run_contrast, ref_contrast, op, acc, 1, 0, 0, 0);
-            one("contrast", run_contrast, ref_contrast, op, acc, 2, 0, 0, 0);
-            one("contrast", run_contrast, ref_contrast, op, acc, 9, 0, 0, 0);
-            one("contrast", run_contrast, ref_contrast, op, acc, 34, 0, 0, 0);
-            one("contrast", run_contrast, ref_contrast, op, acc, 258, 0, 0, 0);
+            one("contrast", run_contrast, ref_contrast, op, acc, 1, 3, 0, 0);
+            one("contrast", run_contrast, ref_contrast, op, acc, 2, 4, 0, 0);
+            one("contrast", run_contrast, ref_contrast, op, acc, 9, 1, 0, 0);
+            one("contrast", run_contrast, ref_contrast, op, acc, 34, 17, 0, 0);
+            one("contrast", run_contrast, ref_contrast, op, acc, 258, 6, 0, 0);
         }
 }
 
