@@ -3490,18 +3490,17 @@ CTR_PRIVATE_ ctr_vec_ ctr_vec_args_(int64_t n)
 
 /* exp(x) without branches, so that a loop over it can be vectorised: x = k ln 2 + r with |r| <= ln
    2 / 2, e^r by Taylor's series to the seventh power, 2^k by its exponent bits. Relative error
-   below 2e-7; results below 2^-126 are 0. In the double build it is the C library's. */
+   below 2e-7; results below 2^-126 are 0. In the double build it is the C library's. (gcc keeps
+   the loop a vector as long as nothing but a choice between two values depends on a comparison.) */
 CTR_INLINE_ ctr_real ctr_exp_(ctr_real x)
 {
 #if CTR_REAL_IS_FLOAT_
     float k, r, p, scale;
     int32_t bits;
-    x = x > 88.37f ? 88.37f : x;
-    r = x > -87.33f ? x : -87.33f; /* NaN too: its cast would be undefined */
-    r *= 1.44269504f;
-    bits = (int32_t)(r + (r < 0 ? -0.5f : 0.5f));
+    r = x > 88.37f ? 88.37f : x;
+    r = r > -87.33f ? r : -87.33f; /* NaN too: its cast would be undefined */
+    bits = (int32_t)(r * 1.44269504f + 512.5f) - 512; /* the nearest: a cast cuts off */
     k = (float)bits;
-    r = x > -87.33f ? x : -87.33f;
     r = (r - k * 0.693359375f) + k * 2.12194440e-4f;
     p = 1.98412698e-4f;
     p = p * r + 1.38888889e-3f;
@@ -3512,7 +3511,9 @@ CTR_INLINE_ ctr_real ctr_exp_(ctr_real x)
     p = p * r * r + r + 1.0f;
     bits = (bits + 127) * 8388608;
     memcpy(&scale, &bits, sizeof scale);
-    return x < -87.33f ? 0.0f : x != x ? x : p * scale;
+    p *= scale;
+    p = x < -87.33f ? 0.0f : p;
+    return x != x ? x : p;
 #else
     return exp(x);
 #endif
