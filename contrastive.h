@@ -370,10 +370,10 @@ CTR_API void ctr_k_nll(ctr_ctx *ctx, int64_t rows, int64_t cols, int32_t ignore,
 CTR_API void ctr_k_nll_grad(ctr_ctx *ctx, int64_t rows, int64_t cols, int32_t ignore,
                             const int32_t *index, const ctr_real *out, const ctr_real *dloss,
                             ctr_real *dlogp, int acc);
-/* Contrast of every row of x [m, d] with the others by s_ij = scale x_i . x_j; ids name what belongs
-   together: the heart of NT-Xent and SupCon, see >>LOSS. lse [m]; positives [m]: their number; out:
-   loss, anchors that have a positive, share of these whose largest s is a positive's, mean s of
-   positive and of negative pairs. Memory grows with m d, not with m m. */
+/* Contrast of every row of x [m, d] with the others by s_ij = scale x_i . x_j; ids name what
+   belongs together: the heart of NT-Xent and SupCon, see >>LOSS. lse [m]; positives [m]: their
+   number; out: loss, anchors that have a positive, share of these whose largest s is a positive's,
+   mean s of positive and of negative pairs. No matrix [m, m] is ever in memory. */
 #define CTR_CONTRAST_OUT 5
 CTR_API void ctr_k_contrast(ctr_ctx *ctx, int64_t m, int64_t d, const int32_t *ids,
                             const ctr_real *x, ctr_real scale, ctr_real *lse, ctr_real *positives,
@@ -1221,6 +1221,10 @@ CTR_API double ctr_loader_seconds(const ctr_loader *loader);
    SupCon (Khosla et al., 2020, their L_out): positives are all rows of the same label. Anchors
    without a positive add nothing and do not count; if there is none at all, the loss is exactly 0.
    An unlabelled image (-1) has its own views for positives.
+
+   Time grows with the square of the rows, memory does not: similarities are computed a tile at a
+   time, forward and once more backward. 16,384 rows of 128 numbers need some 80 MB with their
+   gradients, where the matrix of their similarities would be 1 GB.
    ---------------------------------------------------------------------------------------------- */
 
 CTR_API ctr_tensor *ctr_loss_nt_xent(ctr_ctx *ctx, ctr_tensor *z, int views, double temperature);
@@ -13469,8 +13473,9 @@ CTR_PRIVATE_ void ctr_contrast_plain_(ctr_ctx *ctx, ctr_contrast_ *c, ctr_job_fn
      the gradient exp(s_ij - lse_i) + exp(s_ij - lse_j) = exp(s_ij - b) (w_i + w_j), w_i = exp(b -
      lse_i). For unit rows that is T >= 1/30. Colder, the terms of one anchor could all be lost for
      the sake of another's, so each has the largest s it has met for its own shift: two exps. */
-#define CTR_CONTRAST_BLOCK_ 192            /* rows of a block at most: a multiple of 6 and of 16 */
-#define CTR_CONTRAST_LINE_ (CTR_CONTRAST_BLOCK_ + 16) /* from row to row of a tile: not a power of 2 */
+#define CTR_CONTRAST_BLOCK_ 192 /* rows of a block at most: a multiple of 6 and of 16 */
+#define CTR_CONTRAST_LINE_ (CTR_CONTRAST_BLOCK_ + 16) /* numbers from row to row of a tile: 13 cache
+                                                         lines, so that columns spread over L1 */
 #define CTR_CONTRAST_RANGE_ 60.0f
 
 typedef struct ctr_contrast_fast_ {

@@ -138,11 +138,11 @@ static void measure(void *user)
 
 int main(int argc, char **argv)
 {
-    static const int ROWS[] = {1024, 2048, 4096, 8192};
+    static const int ROWS[] = {1024, 2048, 4096, 8192, 16384};
     bench_options o;
     char name[16];
     size_t i;
-    bench_parse(&o, argc, argv, "loss: NT-Xent. cases: 1024 2048 4096 8192");
+    bench_parse(&o, argc, argv, "loss: NT-Xent. cases: 1024 2048 4096 8192 16384");
     for (i = 0; i < sizeof ROWS / sizeof *ROWS; i++) {
         job j;
         memset(&j, 0, sizeof j);

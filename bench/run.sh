@@ -314,7 +314,7 @@ fi
 if wanted loss; then
     table "NT-Xent forward and backward, d = 128, $threads threads (ratio: times as fast)"
     : >"$work/memory"
-    for m in 1024 2048 4096 8192; do
+    for m in 1024 2048 4096 8192 16384; do
         [ $quick = 1 ] && [ $m != 2048 ] && continue
         ours loss --only $m --threads "$threads" --seconds 0 >/dev/null || exit 1
         us() { ours loss --only $m --threads "$threads" --seconds "$seconds" --checked 1; }
