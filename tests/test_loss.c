@@ -8,6 +8,8 @@
  * 3. Gradients against central differences (double build).
  * 4. What is known by hand: one image, one dimension, zero rows, scale, order of images, chance.
  * 5. The flat functions give the same bytes; wrong arguments give one clear line.
+ * 6. Batches of many tiles against plain loops, warm and cold, with equal rows and zero rows; the
+ *    same bytes with 1, 2, 3 and 7 threads; far less memory than a matrix of similarities.
  */
 #include "fake_device.h"
 
@@ -492,30 +494,285 @@ static void symmetries(ctr_ctx *ctx)
     test_error("gradients are perpendicular to their rows", worst, test_bound(1e-14, 1e-6));
 }
 
-/* Bytes of value and gradient for a batch that is cut into many chunks. */
-static void threads(void)
+/* ---------------------------------------------------------------------- batches of many tiles */
+
+/* The gradient to z in plain loops, see the formula at the head of bench/loss.c: with
+   g_ij = (exp(s_ij - lse_i) - [j positive] / positives_i) / anchors the unit rows get
+   sum_j (g_ij + g_ji) u_j / T, of which z gets what stands upright on it, over its length. */
+static void plain_gradient(const loss_case *c, const double *z, double *dz)
 {
-    enum { N = 96, D = 40 };
-    ctr_real *z = test_reals(2 * N * D), *dz = test_reals(2 * N * D),
-             *first = test_reals(2 * N * D);
+    int64_t m = rows(c), d = c->d, i, j, k, anchors = 0;
+    double *u = test_doubles(m * d), *length = test_doubles(m), *lse = test_doubles(m);
+    double *positives = test_doubles(m), *s = test_doubles(m * m), along;
+    for (i = 0; i < m; i++) {
+        for (k = 0; k < d; k++) length[i] += z[i * d + k] * z[i * d + k];
+        length[i] = sqrt(length[i]);
+        for (k = 0; k < d && length[i] > 0; k++) u[i * d + k] = z[i * d + k] / length[i];
+    }
+    for (i = 0; i < m; i++) {
+        double top = -1e300;
+        for (j = 0; j < m; j++) {
+            for (k = 0; k < d; k++) s[i * m + j] += u[i * d + k] * u[j * d + k] / c->t;
+            if (j == i) continue;
+            top = s[i * m + j] > top ? s[i * m + j] : top;
+            positives[i] += same(c, i, j);
+        }
+        for (j = 0; j < m; j++)
+            if (j != i) lse[i] += exp(s[i * m + j] - top);
+        lse[i] = top + log(lse[i]);
+        anchors += positives[i] > 0;
+    }
+    for (i = 0; i < m; i++) {
+        double *g = dz + i * d;
+        memset(g, 0, (size_t)d * sizeof *g);
+        for (j = 0; j < m; j++) {
+            double e = 0;
+            if (j == i) continue;
+            if (positives[i] > 0) e += exp(s[i * m + j] - lse[i]);
+            if (positives[j] > 0) e += exp(s[i * m + j] - lse[j]);
+            if (same(c, i, j)) e -= 2 / positives[i];
+            for (k = 0; k < d; k++) g[k] += e * u[j * d + k] / (c->t * (double)anchors);
+        }
+        for (along = 0, k = 0; k < d; k++) along += g[k] * u[i * d + k];
+        for (k = 0; k < d; k++)
+            g[k] = length[i] > 0 ? (g[k] - along * u[i * d + k]) / length[i] : 0;
+    }
+    free(u);
+    free(length);
+    free(lse);
+    free(positives);
+    free(s);
+}
+
+/* Views of one image are alike, but every third image's second view is its neighbour's: some
+   anchors find their positive, and some do not. */
+static void alike(const loss_case *c, double *z)
+{
+    int64_t i, k, m = rows(c);
+    double *images = test_doubles(c->n * c->d);
+    test_fill("alike", images, c->n * c->d, 1.0);
+    test_fill("noise", z, m * c->d, 0.3);
+    for (i = 0; i < m; i++) {
+        int64_t image = i % c->n, other = i / c->n == 1 && image % 3 == 0;
+        for (k = 0; k < c->d; k++)
+            z[i * c->d + k] =
+                (double)(float)(z[i * c->d + k] + images[(image + other) % c->n * c->d + k]);
+    }
+    free(images);
+}
+
+/* Loss and gradient against plain loops. In float a similarity is off by some 1e-7 / T, and so is
+   every term of the gradient, relatively. */
+static void tiled_case(ctr_ctx *ctx, const char *what, const loss_case *c, const double *z)
+{
+    int64_t i, size = rows(c) * c->d, count;
+    ctr_real *zr = test_reals(size), *dz = test_reals(size);
+    double *want = test_doubles(size), got, value = reference(c, z, &count), slack = 1e-6 / c->t;
+    char name[128];
+    for (i = 0; i < size; i++) zr[i] = (ctr_real)z[i];
+    plain_gradient(c, z, want);
+    got = by_op(ctx, c, zr, dz);
+    snprintf(name, sizeof name, "%s, T %g: loss", what, c->t);
+    test_error(name, fabs(got - value), test_bound(1e-11, 1e-6 + slack));
+    snprintf(name, sizeof name, "%s, T %g: gradient", what, c->t);
+    test_near(name, dz, want, size, test_bound(1e-11, 5e-6 + slack), 1e-12);
+    test_fine(ctx, what);
+    free(zr);
+    free(dz);
+    free(want);
+}
+
+/* The verb's other numbers, which make up the report. */
+static void tiled_report(ctr_ctx *ctx, const char *what, const loss_case *c, const double *z)
+{
+    int64_t m = rows(c), d = c->d, i, j, k;
+    ctr_real *zr = test_reals(m * d), *unit = test_reals(m * d), *note = test_reals(2 * m);
+    ctr_real out[CTR_CONTRAST_OUT];
+    int32_t *ids = (int32_t *)test_alloc((size_t)m * sizeof *ids);
+    double right = 0, anchors = 0, near_sum = 0, far_sum = 0, pairs = 0;
+    for (i = 0; i < m * d; i++) zr[i] = (ctr_real)z[i];
+    for (i = 0; i < m; i++)
+        ids[i] = c->labels && c->labels[i % c->n] >= 0 ? c->labels[i % c->n]
+                                                       : -2 - (int32_t)(i % c->n);
+    ctr_k_normalize(ctx, m, d, zr, unit, note);
+    ctr_k_contrast(ctx, m, d, ids, unit, (ctr_real)(1 / c->t), note, note + m, out);
+    for (i = 0; i < m; i++) {
+        double best = -1e300, top = -1e300, count = 0;
+        for (j = 0; j < m; j++) {
+            double s = 0;
+            if (j == i) continue;
+            for (k = 0; k < d; k++) s += (double)unit[i * d + k] * (double)unit[j * d + k] / c->t;
+            if (same(c, i, j)) {
+                count++;
+                near_sum += s;
+                best = s > best ? s : best;
+            } else {
+                far_sum += s;
+            }
+            top = s > top ? s : top;
+        }
+        anchors += count > 0;
+        right += count > 0 && best >= top;
+        pairs += count;
+        if ((double)note[m + i] != count) test_equal("positives", (double)note[m + i], count);
+    }
+    test_equal(what, (double)out[1], anchors);
+    test_true("some anchors find their positive, others do not", right > 0 && right < anchors);
+    test_error("share of anchors that do", fabs((double)out[2] - right / anchors), 1.5 / anchors);
+    test_error("mean over positives", fabs((double)out[3] - near_sum / pairs) * c->t,
+               test_bound(1e-13, 1e-6));
+    test_error("mean over negatives",
+               fabs((double)out[4] - far_sum / ((double)m * (double)(m - 1) - pairs)) * c->t,
+               test_bound(1e-13, 1e-6));
+    test_fine(ctx, what);
+    free(zr);
+    free(unit);
+    free(note);
+    free(ids);
+}
+
+/* Rows and columns that are no multiples of tiles, panels or vectors. T 0.034 and 0.033 are on both
+   sides of what one shift of exp can do. */
+static void tiled(ctr_ctx *ctx)
+{
+    static const struct {
+        const char *name;
+        int kind, views;
+        int64_t n, d;
+        int classes;
+    } c[] = {{"2 views of 301, 17 columns", NT_XENT, 2, 301, 17, 0},
+             {"3 views of 67, 40 columns", NT_XENT, 3, 67, 40, 0},
+             {"2 views of 51, 300 columns", SUPCON, 2, 51, 300, 7},
+             {"385 of 4 classes", SUPCON, 1, 385, 9, 4},
+             {"2 views of 950, many classes", SUPCON, 2, 950, 3, 400}};
+    static const double t[6] = { 0.5, 0.01, 0.05, 0.034, 0.033, 10 };
+    int32_t labels[950];
+    loss_case k;
+    double *z;
+    size_t i, j, many = test_quick() ? 4 : 5;
+    for (i = 0; i < many; i++) {
+        k.kind = c[i].kind;
+        k.views = c[i].views;
+        k.n = c[i].n;
+        k.d = c[i].d;
+        for (j = 0; j < 950; j++)
+            labels[j] = j % 11 == 3 ? -1 : (int32_t)(j * j % 1009) % (c[i].classes + 1) - 1;
+        k.labels = k.kind == SUPCON ? labels : NULL;
+        z = test_doubles(rows(&k) * k.d);
+        alike(&k, z);
+        for (j = 0; j < (i == 4 || test_quick() ? 2 : 6); j++) {
+            k.t = t[j];
+            tiled_case(ctx, c[i].name, &k, z);
+        }
+        tiled_report(ctx, c[i].name, &k, z);
+        free(z);
+    }
+}
+
+/* Rows that occur many times, and zero rows. */
+static void duplicates(ctr_ctx *ctx)
+{
+    static const double t[3] = { 0.5, 0.05, 0.01 };
+    int32_t labels[157];
+    loss_case c;
+    int64_t i, k;
+    int j;
+    double *z = test_doubles(2 * 157 * 20);
+    for (i = 0; i < 157; i++) labels[i] = (int32_t)(i % 13);
+    test_fill("duplicates", z, 2 * 157 * 20, 1.0);
+    for (i = 0; i < 2 * 157; i++)
+        for (k = 0; k < 20; k++) z[i * 20 + k] = i % 7 == 5 ? 0 : z[i % 5 * 20 + k];
+    c.views = 2;
+    c.n = 157;
+    c.d = 20;
+    for (j = 0; j < 6; j++) {
+        c.kind = j % 2 ? SUPCON : NT_XENT;
+        c.labels = j % 2 ? labels : NULL;
+        c.t = t[j / 2];
+        tiled_case(ctx, j % 2 ? "equal and zero rows, classes" : "equal and zero rows", &c, z);
+    }
+    free(z);
+}
+
+/* A row that is not a number makes the loss one that is not. */
+static void not_finite(ctr_ctx *ctx)
+{
+    ctr_real z[100 * 4];
+    uint32_t bits32 = 0x7fc00000u;
+    uint64_t bits64 = (uint64_t)0x7ff80000u << 32;
+    test_fill_real("not finite", z, 400, 1.0);
+    memcpy(&z[203], TEST_DOUBLE ? (const void *)&bits64 : (const void *)&bits32, sizeof z[0]);
+    test_true("NaN in, NaN out",
+              !golden_finite_(ctr_loss_nt_xent_flat(ctx, 50, 2, 4, z, 0.5, NULL)));
+    test_true("NaN in, NaN out, cold",
+              !golden_finite_(ctr_loss_nt_xent_flat(ctx, 50, 2, 4, z, 0.01, NULL)));
+    test_fine(ctx, "a row that is not a number");
+}
+
+/* All that a context takes for loss and gradient of m rows, input and tiles included, against the
+   matrix of similarities. */
+static void memory(ctr_kernels kernels, const char *name)
+{
+    enum { D = 16 };
+    int64_t m = test_quick() ? 2048 : 4096;
+    size_t matrix = (size_t)(m * m) * sizeof(ctr_real);
+    ctr_ctx *ctx = test_ctx(2, kernels);
+    ctr_real *z = test_reals(m * D), *dz = test_reals(m * D);
+    ctr_memory stats;
+    test_fill_real("memory", z, m * D, 1.0);
+    ctr_loss_nt_xent_flat(ctx, m / 2, 2, D, z, 0.2, dz);
+    stats = ctr_memory_stats(ctx);
+    test_true("the loss ran", largest(dz, m * D) > 0 && largest(dz, m * D) < 1);
+    test_error(name, (double)stats.peak / (double)matrix, 1.0 / 8);
+    test_error("the step's part of it", (double)stats.slab_peak / (double)matrix, 1.0 / 32);
+    test_fine(ctx, name);
+    ctr_ctx_destroy(ctx);
+    free(z);
+    free(dz);
+}
+
+/* Bytes of value and gradient for batches that are cut into many tiles. */
+static void threads_of(int kind, int64_t n, int64_t d, double t)
+{
     static const int counts[4] = { 1, 2, 3, 7 };
+    ctr_real *z = test_reals(2 * n * d), *dz = test_reals(2 * n * d);
+    ctr_real *first = test_reals(2 * n * d);
+    int32_t *labels = (int32_t *)test_alloc((size_t)n * sizeof *labels);
+    loss_case c;
     double value = 0, got;
     int i;
     char name[64];
-    test_fill_real("threads", z, 2 * N * D, 1.0);
+    for (i = 0; i < n; i++) labels[i] = i % 23 - 1;
+    c.kind = kind;
+    c.views = 2;
+    c.n = n;
+    c.d = d;
+    c.t = t;
+    c.labels = kind == SUPCON ? labels : NULL;
+    test_fill_real("threads", z, 2 * n * d, 1.0);
     for (i = 0; i < 4; i++) {
         ctr_ctx *ctx = test_ctx(counts[i], CTR_KERNELS_AUTO);
-        got = ctr_loss_nt_xent_flat(ctx, N, 2, D, z, 0.1, i ? dz : first);
+        got = by_flat(ctx, &c, z, i ? dz : first);
         if (!i) value = got;
-        snprintf(name, sizeof name, "%d threads", counts[i]);
+        snprintf(name, sizeof name, "%d rows, T %g, %d threads", (int)(2 * n), t, counts[i]);
         test_equal(name, got, value);
-        if (i) test_bytes(name, dz, first, (size_t)(2 * N * D) * sizeof *dz);
+        if (i) test_bytes(name, dz, first, (size_t)(2 * n * d) * sizeof *dz);
         test_fine(ctx, name);
         ctr_ctx_destroy(ctx);
     }
     free(z);
     free(dz);
     free(first);
+    free(labels);
+}
+
+static void threads(void)
+{
+    threads_of(NT_XENT, 96, 40, 0.1);
+    threads_of(NT_XENT, 301, 33, 0.1);
+    threads_of(NT_XENT, 301, 33, 0.01);
+    threads_of(SUPCON, 203, 20, 0.2);
+    if (!test_quick()) threads_of(SUPCON, 1000, 5, 0.02);
 }
 
 static void all(ctr_ctx *ctx, const char *where, int on_cpu)
@@ -538,6 +795,11 @@ static void all(ctr_ctx *ctx, const char *where, int on_cpu)
     snprintf(name, sizeof name, "refusals, %s", where);
     test_group(name);
     refusals(ctx);
+    snprintf(name, sizeof name, "many tiles, %s", where);
+    test_group(name);
+    if (on_cpu) tiled(ctx);
+    duplicates(ctx);
+    not_finite(ctx);
 }
 
 int main(int argc, char **argv)
@@ -560,5 +822,8 @@ int main(int argc, char **argv)
     fake_device_close(fake);
     test_group("threads");
     threads();
+    test_group("memory");
+    memory(CTR_KERNELS_AUTO, "peak memory of the loss over its matrix, best kernels");
+    if (!test_quick()) memory(CTR_KERNELS_SCALAR, "peak memory of the loss, scalar");
     return test_end();
 }

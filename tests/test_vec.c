@@ -1072,6 +1072,7 @@ static void test_rows(void)
             one("contrast", run_contrast, ref_contrast, op, acc, 9, 1, 0, 0);
             one("contrast", run_contrast, ref_contrast, op, acc, 34, 17, 0, 0);
             one("contrast", run_contrast, ref_contrast, op, acc, 258, 6, 0, 0);
+            one("contrast", run_contrast, ref_contrast, op, acc, 300, 40, 0, 0);
         }
 }
 
