@@ -8734,7 +8734,7 @@ CTR_PRIVATE_ void ctr_init_job_(void *arg, int64_t chunk, int worker)
     float x[CTR_INIT_BLOCK_];
     (void)worker;
     for (; lo < hi; lo += CTR_INIT_BLOCK_) {
-        int64_t m = CTR_MIN_(hi - lo, CTR_INIT_BLOCK_);
+        int64_t m = CTR_MIN_(hi - lo, (int64_t)CTR_INIT_BLOCK_);
         ctr_init_block_(t, lo, x);
         for (i = 0; i < m; i++) t->out[lo + i] = t->scale * x[i] - t->shift;
     }

@@ -780,8 +780,8 @@ static void reports(void)
     batch.epoch = 3;
     batch.batch = 2;
     memcpy(batch.pixels + 6 * 192, batch.pixels, 6 * 192 * sizeof(ctr_real)); /* equal views */
-    test_true("step", ctr_method_step(r.method, &batch, 0.03125, &a));
-    test_true("where it was", a.epoch == 3 && a.batch == 2 && a.lr == 0.03125);
+    test_true("step", ctr_method_step(r.method, &batch, 0.001953125, &a));
+    test_true("where it was", a.epoch == 3 && a.batch == 2 && a.lr == 0.001953125);
     test_error("chance: ln 11", fabs(a.chance - log(11.0)), 1e-14);
     test_error("equal views: positives at cosine 1", fabs(a.positive - 1), test_bound(1e-12, 1e-5));
     test_true("negatives below", a.negative < a.positive && a.negative >= -1);
@@ -792,7 +792,7 @@ static void reports(void)
     test_true("the std", a.std > 0.01 && a.std < 1.2 * a.std_reference);
     test_true("time", a.seconds > 0 && a.seconds < 60);
     batch.labels = NULL;
-    test_true("step", ctr_method_step(r.method, &batch, 0.03125, &b));
+    test_true("step", ctr_method_step(r.method, &batch, 0.001953125, &b));
     test_equal("no labels: not known", b.false_negatives, -1);
     test_true("a lower loss on the same batch", b.loss < a.loss);
     model_batch_free(&batch);
