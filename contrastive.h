@@ -23,6 +23,7 @@
        VEC GEMM CONV WINO                           kernels: the scalar reference, then the fast one
        TAPE OPS NN OPTIM                            autograd, layers, networks, optimisers
        IMAGE AUG SAMPLE DATA LOADER                 pictures, augmentations, batches of views
+       CLUSTER                                      k-means, whitening, Sinkhorn, NMI
        LOSS HEALTH METHOD                           NT-Xent, SupCon; is it alive?; SimCLR
        EVAL MAP IO FIT                              k-NN, probe, maps; files; the training driver
    A section of the implementation calls only those above it. Each level can be used alone: the
@@ -1203,6 +1204,140 @@ CTR_API int ctr_loader_seek(ctr_ctx *ctx, ctr_loader *loader, int64_t epoch, int
 CTR_API double ctr_loader_seconds(const ctr_loader *loader);
 
 /* ------------------------------------------------------------------------------------------------
+   >>CLUSTER  k-means, whitening, balanced codes, and how well clusters agree with classes
+   Everything takes host memory that stays the caller's, gives the same bits for any number of
+   threads, and leaves nothing behind. Functions return 1, or 0 after recording an error.
+   ---------------------------------------------------------------------------------------------- */
+
+/* k-means (Lloyd, 1982): minimise the inertia, sum_i |x_i - c_a(i)|^2, by turns over the assignment
+   a and the centroids c.
+
+   Where centroids start: POINTS are k different points drawn at random, as DeepCluster and faiss
+   do; PLUSPLUS draws each next one with probability in proportion to its squared distance from
+   those drawn before (Arthur and Vassilvitskii, 2007): a better start, as dear as an iteration. */
+typedef enum ctr_kmeans_init { CTR_KMEANS_POINTS = 0, CTR_KMEANS_PLUSPLUS } ctr_kmeans_init;
+
+typedef struct ctr_kmeans_config {
+    int64_t k;            /* clusters, 1..n; default 10 */
+    int iterations;       /* the most updates of the centroids, >= 0, default 20 */
+    int restarts;         /* runs from different starts, >= 1, default 1; the least inertia wins */
+    int spherical;        /* 1: rows of x and centroids count at unit length; default 0 */
+    ctr_kmeans_init init; /* default POINTS */
+    const ctr_real *start; /* [k, d] centroids to start from instead (one run), or NULL, default */
+    uint64_t seed;        /* of the start, default 1 */
+    double tolerance;     /* >= 0: stop when the inertia falls by less than this share of itself in
+                             an iteration; default 0: when no point changes its cluster */
+    int64_t min_points;   /* fewer points a cluster than this on average are told to the log as a
+                             warning, as faiss does; default 39; 0: never */
+} ctr_kmeans_config;
+
+typedef struct ctr_kmeans_result {
+    double inertia;       /* of the centroids and assignment that were written */
+    int iterations;       /* updates done in the best run */
+    int converged;        /* it stopped before they ran out */
+    int restart;          /* which run was best, from 0 */
+    int64_t refilled;     /* how often an empty cluster was filled in it */
+    int64_t filled;       /* clusters that have points in the end: less than k if k exceeds the
+                             number of different points */
+} ctr_kmeans_result;
+
+/* The defaults: by value, and into a struct of the caller's (for other languages). */
+CTR_API ctr_kmeans_config ctr_kmeans_config_default(void);
+CTR_API void ctr_kmeans_config_init(ctr_kmeans_config *config);
+
+/* x [n, d], finite. Writes centroids [k, d], and, where not NULL, assignment [n]: the index of the
+   nearest centroid, of equals the lower one; sizes [k]: points of each cluster; and out.
+   A cluster that an assignment leaves empty takes half of the largest: both get its centroid, moved
+   apart by 1/1024 of each coordinate (the rule of faiss, which draws the donor at random). In the
+   last assignment it takes the point that is farthest from its centroid.
+   config NULL: the defaults. Errors: k above n or below 1, n or d below 1 (CTR_E_SHAPE or VALUE),
+   NaN or infinity (CTR_E_NUMBER). Memory: 4 MB of products and a few numbers a point and centroid;
+   never n x k. */
+CTR_API int ctr_kmeans_run(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x,
+                           const ctr_kmeans_config *config, ctr_real *centroids,
+                           int32_t *assignment, int64_t *sizes, ctr_kmeans_result *out);
+
+/* Assigns points to given centroids [k, d], as the last step of ctr_kmeans_run does. spherical: by
+   the largest cosine. assignment [n]; inertia (NULL allowed). */
+CTR_API int ctr_kmeans_assign(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x, int64_t k,
+                              const ctr_real *centroids, int spherical, int32_t *assignment,
+                              double *inertia);
+
+/* Principal components at equal variance: y = A (x - mean), where row j of A is axis j times
+   (variance_j + epsilon)^power; then rows of length 1. DeepCluster's preparation of features for
+   k-means (Caron et al., 2018): 256 axes, power -0.5, no epsilon, unit rows. */
+typedef struct ctr_whiten_config {
+    int k;                /* axes kept, 1..min(d, 256); default 0: min(d, 256) */
+    double power;         /* default -0.5: all axes get variance 1; 0: principal components alone */
+    double epsilon;       /* >= 0, in units of x squared, default 0 */
+} ctr_whiten_config;
+
+/* The defaults: by value, and into a struct of the caller's (for other languages). */
+CTR_API ctr_whiten_config ctr_whiten_config_default(void);
+CTR_API void ctr_whiten_config_init(ctr_whiten_config *config);
+
+/* x [n, d], finite; config NULL: the defaults. Writes mean [d] and matrix [k, d]: A. Variances have
+   divisor n - 1; rows of A beyond the rank of the data are zero. Returns k, or 0 after an error.
+   Memory: x once more, and n x (k + 8) or, up to d = 768, n x d numbers. */
+CTR_API int ctr_whiten_fit(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x,
+                           const ctr_whiten_config *config, ctr_real *mean, ctr_real *matrix);
+/* out [n, k] = (x - mean) matrix^T; unit_rows: each row divided by its length, a zero row stays. */
+CTR_API int ctr_whiten_apply(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x, int k,
+                             const ctr_real *mean, const ctr_real *matrix, int unit_rows,
+                             ctr_real *out);
+
+/* Balanced codes (Cuturi, 2013; for SwAV: Caron et al., 2020): the n points are spread over k
+   prototypes so that each prototype gets an equal share of them while sum codes * scores is large.
+     Q = exp(scores / epsilon);  iterations times: each column of Q scaled to sum 1 / k, each row to
+     sum 1 / n;  codes = n Q
+   In the logarithmic domain and in double, so no epsilon overflows. A small epsilon gives codes
+   near 0 and 1. Scores come from a forward pass without gradients, in host memory
+   (ctr_tensor_read); codes are targets and have no gradient. */
+typedef struct ctr_sinkhorn_config {
+    double epsilon;       /* > 0, default 0.05, for scores that are cosines */
+    int iterations;       /* >= 1, default 3 */
+} ctr_sinkhorn_config;
+
+/* The defaults: by value, and into a struct of the caller's (for other languages). */
+CTR_API ctr_sinkhorn_config ctr_sinkhorn_config_default(void);
+CTR_API void ctr_sinkhorn_config_init(ctr_sinkhorn_config *config);
+
+/* scores, codes [n, k] (they may be the same memory); each row of codes sums to 1. residual (NULL
+   allowed): how far the prototypes' shares are from equal, max_j |k / n sum_i codes_ij - 1|, 0 when
+   balanced, at most k - 1. config NULL: the defaults. Time: 2 iterations + 1 exponentials for each
+   score. */
+CTR_API int ctr_sinkhorn_run(ctr_ctx *ctx, int64_t n, int64_t k, const ctr_real *scores,
+                             const ctr_sinkhorn_config *config, ctr_real *codes, double *residual);
+
+/* How well two partitions of the same points agree. No measure cares how the parts are numbered. */
+typedef struct ctr_agreement {
+    double nmi;           /* 2 I(a, b) / (H(a) + H(b)): mutual information over the arithmetic mean
+                             of the entropies, 0..1; 1 if both have one part */
+    double nmi_geometric; /* I(a, b) / sqrt(H(a) H(b)), as in DeepCluster's tables; 1 if both have
+                             one part, 0 if only one of them has */
+    double ari;           /* adjusted Rand index (Hubert and Arabie, 1985): 0 at chance, 1 if equal,
+                             below 0 if worse than chance */
+    double purity;        /* share of points in the majority label of their cluster, 0..1; at least
+                             the share of the largest label, and 1 if each point is a cluster */
+    int64_t points;       /* that count */
+    int64_t clusters, classes; /* parts that occur */
+} ctr_agreement;
+
+/* clusters, labels [n], each below CTR_MAX_CLASSES; points where either is negative are left out.
+   Without a point that counts all of out is 0. Time n log n at most, memory O(n). */
+CTR_API int ctr_agreement_measure(ctr_ctx *ctx, int64_t n, const int32_t *clusters,
+                                  const int32_t *labels, ctr_agreement *out);
+
+/* Clustering accuracy (Yang et al., 2010): each cluster is given a label of its own, one to one, so
+   that most points are right; by the Hungarian algorithm (Kuhn, 1955), in O(s^2 t) for s the lesser
+   and t the larger of both numbers. match (NULL allowed) [1 + the largest cluster]: its label, -1
+   for none. accuracy: 0..1. Memory: the table of clusters x labels. */
+CTR_API int ctr_agreement_match(ctr_ctx *ctx, int64_t n, const int32_t *clusters,
+                                const int32_t *labels, int32_t *match, double *accuracy);
+
+#define CTR_MAX_CLASSES 1048576
+
+/* ------------------------------------------------------------------------------------------------
    >>LOSS  losses
 
    Rows of z are embeddings [views * n, d]: all of view 1, then all of view 2, ... Losses normalise
@@ -1399,8 +1534,6 @@ typedef struct ctr_points {
     const ctr_real *x;       /* [n, d], row-major, finite */
     const int32_t *labels;   /* [n] or NULL: -1, or 0..CTR_MAX_CLASSES - 1 */
 } ctr_points;
-
-#define CTR_MAX_CLASSES 1048576
 
 /* The same as a struct in one call. */
 CTR_API ctr_points ctr_points_make(int64_t n, int64_t d, const ctr_real *x, const int32_t *labels);
@@ -2415,6 +2548,68 @@ CTR_API ctr_memory ctr_memory_stats(const ctr_ctx *ctx)
     m.slab = ctx->slab.size;
     m.slab_peak = ctx->slab.peak;
     return m;
+}
+
+/* ---- memory of one call ---- */
+
+/* Blocks of one call, given back together. After a failure every take is NULL and harmless. */
+typedef struct ctr_bag_ {
+    ctr_ctx *ctx;
+    int count;
+    void *ptr[24];
+    size_t size[24];
+} ctr_bag_;
+
+CTR_PRIVATE_ void ctr_bag_open_(ctr_bag_ *bag, ctr_ctx *ctx)
+{
+    memset(bag, 0, sizeof *bag);
+    bag->ctx = ctx;
+}
+
+/* a * b items of a size each, aligned, content undefined. NULL once the context has an error. */
+CTR_PRIVATE_ void *ctr_bag_take_(ctr_bag_ *bag, int64_t a, int64_t b, size_t each)
+{
+    size_t size = ctr_size_mul_(bag->ctx, (size_t)a, (size_t)b);
+    void *p;
+    size = ctr_size_mul_(bag->ctx, size, each);
+    if (bag->ctx->status != CTR_OK) return NULL;
+    if (bag->count == 24) {
+        ctr_fail_(bag->ctx, CTR_E_STATE, "memory: more than 24 blocks in one call");
+        return NULL;
+    }
+    p = ctr_aligned_alloc_(bag->ctx, size);
+    if (!p) return NULL;
+    bag->ptr[bag->count] = p;
+    bag->size[bag->count++] = size;
+    return p;
+}
+
+CTR_PRIVATE_ ctr_real *ctr_bag_real_(ctr_bag_ *bag, int64_t a, int64_t b)
+{
+    return (ctr_real *)ctr_bag_take_(bag, a, b, sizeof(ctr_real));
+}
+
+CTR_PRIVATE_ double *ctr_bag_double_(ctr_bag_ *bag, int64_t a, int64_t b)
+{
+    return (double *)ctr_bag_take_(bag, a, b, sizeof(double));
+}
+
+CTR_PRIVATE_ int32_t *ctr_bag_i32_(ctr_bag_ *bag, int64_t a, int64_t b)
+{
+    return (int32_t *)ctr_bag_take_(bag, a, b, sizeof(int32_t));
+}
+
+CTR_PRIVATE_ int64_t *ctr_bag_i64_(ctr_bag_ *bag, int64_t a, int64_t b)
+{
+    return (int64_t *)ctr_bag_take_(bag, a, b, sizeof(int64_t));
+}
+
+CTR_PRIVATE_ void ctr_bag_close_(ctr_bag_ *bag)
+{
+    while (bag->count > 0) {
+        bag->count--;
+        ctr_aligned_free_(bag->ctx, bag->ptr[bag->count], bag->size[bag->count]);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -13329,6 +13524,1493 @@ CTR_PRIVATE_ void ctr_loader_run_(const ctr_loader *l, int64_t *images, int64_t 
 }
 
 /* ------------------------------------------------------------------------------------------------
+   >>CLUSTER
+   Also what HEALTH, EVAL and MAP share: checks and lengths of rows, principal components.
+   ---------------------------------------------------------------------------------------------- */
+
+/* ---- rows ------------------------------------------------------------------------------------ */
+
+#define CTR_EVAL_CHUNK_ 64 /* rows in a chunk of parallel work */
+
+typedef struct ctr_eval_rows_ {
+    const ctr_real *x;         /* [n, d] */
+    int64_t n, d;
+    double *inverse;           /* [n] 1 / |row|, 0 for a zero row, -1 if a number is not finite */
+    ctr_real *out;             /* [n, d], of ctr_eval_rows_unit_ */
+} ctr_eval_rows_;
+
+CTR_PRIVATE_ void ctr_eval_rows_scan_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_eval_rows_ *r = (ctr_eval_rows_ *)arg;
+    int64_t i = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(i + CTR_EVAL_CHUNK_, r->n), j;
+    (void)worker;
+    for (; i < end; i++) {
+        const ctr_real *x = r->x + i * r->d;
+        double sum[4] = { 0, 0, 0, 0 }, square; /* four sums: one chain of additions is slow */
+        int finite = 1;
+        for (j = 0; j < r->d; j++) {
+            sum[j & 3] += (double)x[j] * (double)x[j];
+            finite &= ctr_real_finite_(x[j]);
+        }
+        square = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        r->inverse[i] = !finite ? -1.0 : square > 0 ? 1.0 / sqrt(square) : 0.0;
+    }
+}
+
+CTR_PRIVATE_ int64_t ctr_eval_rows_chunks_(int64_t n)
+{
+    return (n + CTR_EVAL_CHUNK_ - 1) / CTR_EVAL_CHUNK_;
+}
+
+/* Fills inverse[n]. 0 with an error if a row holds NaN or infinity. */
+CTR_PRIVATE_ int ctr_eval_rows_scan_(ctr_ctx *ctx, const char *who, const char *what, int64_t n,
+                                     int64_t d, const ctr_real *x, double *inverse)
+{
+    ctr_eval_rows_ r;
+    int64_t i;
+    if (ctx->status != CTR_OK) return 0;
+    r.x = x;
+    r.n = n;
+    r.d = d;
+    r.inverse = inverse;
+    r.out = NULL;
+    ctr_parallel_(ctx, ctr_eval_rows_chunks_(n), ctr_eval_rows_scan_job_, &r);
+    for (i = 0; i < n; i++)
+        if (inverse[i] < 0) {
+            ctr_fail_(ctx, CTR_E_NUMBER, "%s: row %ld of the %s holds NaN or infinity", who,
+                      (long)i, what);
+            return 0;
+        }
+    return 1;
+}
+
+CTR_PRIVATE_ void ctr_eval_rows_unit_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_eval_rows_ *r = (ctr_eval_rows_ *)arg;
+    int64_t i = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(i + CTR_EVAL_CHUNK_, r->n), j;
+    (void)worker;
+    for (; i < end; i++)
+        for (j = 0; j < r->d; j++)
+            r->out[i * r->d + j] = (ctr_real)((double)r->x[i * r->d + j] * r->inverse[i]);
+}
+
+/* out [n, d] = rows of x, each times its inverse length. */
+CTR_PRIVATE_ void ctr_eval_rows_unit_(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x,
+                                      double *inverse, ctr_real *out)
+{
+    ctr_eval_rows_ r;
+    r.x = x;
+    r.n = n;
+    r.d = d;
+    r.inverse = inverse;
+    r.out = out;
+    ctr_parallel_(ctx, ctr_eval_rows_chunks_(n), ctr_eval_rows_unit_job_, &r);
+}
+
+/* mean [d] of n rows, and their standard deviation (divisor n) if std is not NULL. Two passes: the
+   short formula loses the digits of a small spread about a large mean. */
+typedef struct ctr_eval_columns_ {
+    const ctr_real *x;
+    int64_t n, d;
+    double *mean, *std;
+} ctr_eval_columns_;
+
+CTR_PRIVATE_ void ctr_eval_moments_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_eval_columns_ *m = (ctr_eval_columns_ *)arg;
+    int64_t first = chunk * CTR_EVAL_CHUNK_, width = CTR_MIN_(CTR_EVAL_CHUNK_, m->d - first), i, j;
+    double *mean = m->mean + first, square[CTR_EVAL_CHUNK_];
+    (void)worker;
+    for (j = 0; j < width; j++) mean[j] = square[j] = 0;
+    for (i = 0; i < m->n; i++)
+        for (j = 0; j < width; j++) mean[j] += (double)m->x[i * m->d + first + j];
+    for (j = 0; j < width; j++) mean[j] /= (double)m->n;
+    if (!m->std) return;
+    for (i = 0; i < m->n; i++)
+        for (j = 0; j < width; j++) {
+            double t = (double)m->x[i * m->d + first + j] - mean[j];
+            square[j] += t * t;
+        }
+    for (j = 0; j < width; j++) m->std[first + j] = sqrt(square[j] / (double)m->n);
+}
+
+CTR_PRIVATE_ void ctr_eval_moments_(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x,
+                                    double *mean, double *std)
+{
+    ctr_eval_columns_ m;
+    m.x = x;
+    m.n = n;
+    m.d = d;
+    m.mean = mean;
+    m.std = std;
+    ctr_parallel_(ctx, ctr_eval_rows_chunks_(d), ctr_eval_moments_job_, &m);
+}
+
+CTR_PRIVATE_ double ctr_eval_dot_(int64_t n, const double *a, const double *b)
+{
+    double sum[4] = { 0, 0, 0, 0 };
+    int64_t i;
+    for (i = 0; i < n; i++) sum[i & 3] += a[i] * b[i];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* ---- k-means -----------------------------------------------------------------------------------
+
+   The nearest centroid of x has the largest  s_j = x.(c_j - m) - h_j,  h_j = (|c_j|^2 - |m|^2) / 2,
+   since |x - c_j|^2 = |x|^2 - 2 x.c_j + |c_j|^2 and what does not depend on j decides nothing. Nor
+   does m, the mean of the centroids, but with it rounding is in proportion to their spread and not
+   to their distance from 0. Spherical: the largest x.c_j, m = h = 0.
+
+   Blocks of points are multiplied with blocks of centroids, and each point keeps its best. */
+
+#define CTR_KMEANS_ROWS_ 1024    /* points in a block of products */
+#define CTR_KMEANS_COLUMNS_ 1024 /* centroids in one */
+
+typedef struct ctr_kmeans_ {
+    ctr_ctx *ctx;
+    int64_t n, d, k;
+    int spherical;
+    const ctr_real *x;        /* [n, d] */
+    double *inverse;          /* [n] 1 / |x_i| or 0 */
+    ctr_real *centroids;      /* [k, d] */
+    ctr_real *moved, *half;   /* [k, d] c - m; [k] h */
+    double *middle;           /* [d] m */
+    ctr_real *product;        /* [CTR_KMEANS_ROWS_, columns] */
+    ctr_real *best;           /* [CTR_KMEANS_ROWS_] */
+    int32_t *assignment, *previous; /* [n] */
+    int64_t *sizes, *begin;   /* [k], [k + 1] where a cluster's points begin in order */
+    int64_t *order;           /* [n] points by cluster, each in rising order */
+    double *distance;         /* [n] squared, to the own centroid */
+    double *chunk_sum;        /* [chunks] of distance, for k-means++ */
+    double *sums;             /* [threads, d] of a cluster's points */
+    int64_t first, rows, column, columns; /* the block; numbers in product's rows */
+    int64_t drawn;            /* of k-means++: centroids so far */
+} ctr_kmeans_;
+
+/* The largest s = product - half of a row, after best so far; of equals the lowest index. */
+CTR_PRIVATE_ void ctr_kmeans_best_scalar_(int64_t n, const ctr_real *product, const ctr_real *half,
+                                          int64_t first, ctr_real *best, int32_t *which)
+{
+    int64_t j;
+    for (j = 0; j < n; j++) {
+        ctr_real s = product[j] - half[j];
+        if (s > *best) {
+            *best = s;
+            *which = (int32_t)(first + j);
+        }
+    }
+}
+
+#if CTR_HAS_AVX2_
+/* The same with eight candidates side by side: lane l has the best of j = l, l + 8, ... */
+CTR_PRIVATE_ CTR_TARGET_AVX2_ void ctr_kmeans_best_avx2_(int64_t n, const float *product,
+                                                         const float *half, int64_t first,
+                                                         float *best, int32_t *which)
+{
+    __m256 top = _mm256_set1_ps(*best);
+    __m256i at = _mm256_set1_epi32(-1), now = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    float value[8];
+    int32_t index[8], found = -1;
+    int64_t j, n8 = n / 8 * 8;
+    int l;
+    for (j = 0; j < n8; j += 8) {
+        __m256 s = _mm256_sub_ps(_mm256_loadu_ps(product + j), _mm256_loadu_ps(half + j));
+        __m256 more = _mm256_cmp_ps(s, top, _CMP_GT_OQ);
+        top = _mm256_blendv_ps(top, s, more);
+        at = _mm256_blendv_epi8(at, now, _mm256_castps_si256(more));
+        now = _mm256_add_epi32(now, _mm256_set1_epi32(8));
+    }
+    _mm256_storeu_ps(value, top);
+    _mm256_storeu_si256((__m256i *)(void *)index, at);
+    for (l = 0; l < 8; l++) {
+        if (index[l] < 0) continue; /* nothing better in this lane */
+        if (found < 0 || value[l] > *best || (value[l] >= *best && index[l] < found)) {
+            *best = value[l];
+            found = index[l];
+        }
+    }
+    if (found >= 0) *which = (int32_t)(first + found);
+    ctr_kmeans_best_scalar_(n - n8, product + n8, half + n8, first + n8, best, which);
+}
+#endif
+
+/* Takes a block's products into best and assignment. */
+CTR_PRIVATE_ void ctr_kmeans_best_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_kmeans_ *m = (ctr_kmeans_ *)arg;
+    int64_t r = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(r + CTR_EVAL_CHUNK_, m->rows);
+    int64_t columns = CTR_MIN_(m->columns, m->k - m->column);
+    (void)worker;
+    for (; r < end; r++) {
+        const ctr_real *product = m->product + r * m->columns, *half = m->half + m->column;
+        int32_t *which = m->assignment + m->first + r;
+        if (m->column == 0) { /* the first centroid stands until a better one comes */
+            m->best[r] = product[0] - half[0];
+            *which = 0;
+        }
+#if CTR_HAS_AVX2_
+        if (m->ctx->kernels >= CTR_KERNELS_AVX2) {
+            ctr_kmeans_best_avx2_(columns, product, half, m->column, m->best + r, which);
+            continue;
+        }
+#endif
+        ctr_kmeans_best_scalar_(columns, product, half, m->column, m->best + r, which);
+    }
+}
+
+/* m, c - m and h of the centroids. */
+CTR_PRIVATE_ void ctr_kmeans_move_(ctr_kmeans_ *m)
+{
+    int64_t j, l;
+    for (l = 0; l < m->d; l++) m->middle[l] = 0;
+    for (j = 0; j < m->k && !m->spherical; j++)
+        for (l = 0; l < m->d; l++)
+            m->middle[l] += (double)m->centroids[j * m->d + l] / (double)m->k;
+    for (j = 0; j < m->k; j++) {
+        double h = 0;
+        for (l = 0; l < m->d; l++) {
+            double c = (double)m->centroids[j * m->d + l], t = c - m->middle[l];
+            m->moved[j * m->d + l] = (ctr_real)t;
+            h += 0.5 * t * (c + m->middle[l]);
+        }
+        m->half[j] = m->spherical ? CTR_R(0.0) : (ctr_real)h;
+    }
+}
+
+/* The nearest centroid of every point. */
+CTR_PRIVATE_ void ctr_kmeans_assign_(ctr_kmeans_ *m)
+{
+    ctr_kmeans_move_(m);
+    for (m->first = 0; m->first < m->n; m->first += CTR_KMEANS_ROWS_) {
+        m->rows = CTR_MIN_(CTR_KMEANS_ROWS_, m->n - m->first);
+        for (m->column = 0; m->column < m->k; m->column += m->columns) {
+            ctr_gemm_run_(m->ctx, 0, 1, m->rows, CTR_MIN_(m->columns, m->k - m->column), m->d, 1,
+                          m->x + m->first * m->d, m->d, m->moved + m->column * m->d, m->d, 0,
+                          m->product, m->columns);
+            ctr_parallel_(m->ctx, ctr_eval_rows_chunks_(m->rows),
+                          ctr_kmeans_best_job_, m);
+        }
+    }
+}
+
+/* sizes, and the points in the order of their clusters (a counting sort). */
+CTR_PRIVATE_ void ctr_kmeans_sort_(ctr_kmeans_ *m)
+{
+    int64_t i, j;
+    for (j = 0; j < m->k; j++) m->sizes[j] = 0;
+    for (i = 0; i < m->n; i++) m->sizes[m->assignment[i]]++;
+    m->begin[0] = 0;
+    for (j = 0; j < m->k; j++) m->begin[j + 1] = m->begin[j] + m->sizes[j];
+    for (i = 0; i < m->n; i++) m->order[m->begin[m->assignment[i]]++] = i;
+    for (j = m->k; j > 0; j--) m->begin[j] = m->begin[j - 1];
+    m->begin[0] = 0;
+}
+
+/* |w x - c|^2 */
+CTR_PRIVATE_ double ctr_kmeans_distance_(int64_t d, const ctr_real *x, double w, const ctr_real *c)
+{
+    double sum[4] = { 0, 0, 0, 0 };
+    int64_t l;
+    for (l = 0; l < d; l++) {
+        double t = w * (double)x[l] - (double)c[l];
+        sum[l & 3] += t * t;
+    }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* What a point counts by: 1, or for directions the inverse of its length. */
+CTR_PRIVATE_ double ctr_kmeans_weight_(const ctr_kmeans_ *m, int64_t i)
+{
+    return m->spherical ? m->inverse[i] : 1.0;
+}
+
+/* Row j of the centroids from c [d] in double; at unit length if spherical, and as it was if c has
+   no direction. */
+CTR_PRIVATE_ void ctr_kmeans_store_(ctr_kmeans_ *m, int64_t j, const double *c)
+{
+    double square = 0, scale = 1;
+    int64_t l;
+    if (m->spherical) {
+        for (l = 0; l < m->d; l++) square += c[l] * c[l];
+        if (square <= 0) return;
+        scale = 1 / sqrt(square);
+    }
+    for (l = 0; l < m->d; l++) m->centroids[j * m->d + l] = (ctr_real)(scale * c[l]);
+}
+
+/* Centroid j is point i. */
+CTR_PRIVATE_ void ctr_kmeans_take_(ctr_kmeans_ *m, int64_t j, int64_t i)
+{
+    double w = ctr_kmeans_weight_(m, i);
+    int64_t l;
+    for (l = 0; l < m->d; l++)
+        m->centroids[j * m->d + l] = (ctr_real)(w * (double)m->x[i * m->d + l]);
+}
+
+/* One centroid: the mean of its points, summed in the order of their indices; without any it
+   stays. */
+CTR_PRIVATE_ void ctr_kmeans_mean_job_(void *arg, int64_t j, int worker)
+{
+    ctr_kmeans_ *m = (ctr_kmeans_ *)arg;
+    double *sum = m->sums + worker * m->d;
+    int64_t i, l;
+    if (m->sizes[j] == 0) return;
+    for (l = 0; l < m->d; l++) sum[l] = 0;
+    for (i = m->begin[j]; i < m->begin[j + 1]; i++) {
+        const ctr_real *x = m->x + m->order[i] * m->d;
+        double weight = ctr_kmeans_weight_(m, m->order[i]);
+        for (l = 0; l < m->d; l++) sum[l] += weight * (double)x[l];
+    }
+    for (l = 0; l < m->d; l++) sum[l] /= (double)m->sizes[j];
+    ctr_kmeans_store_(m, j, sum);
+}
+
+/* Each empty cluster takes half of the largest, of equals the first: the same centroid, its even
+   coordinates larger and its odd ones smaller by 1/1024, those of the donor the other way. */
+CTR_PRIVATE_ int64_t ctr_kmeans_split_(ctr_kmeans_ *m)
+{
+    double *a = m->sums, *b = m->middle; /* both are free between assignments */
+    int64_t j, i, l, donor, count = 0;
+    for (j = 0; j < m->k; j++) {
+        if (m->sizes[j] > 0) continue;
+        for (donor = 0, i = 1; i < m->k; i++)
+            if (m->sizes[i] > m->sizes[donor]) donor = i;
+        for (l = 0; l < m->d; l++) {
+            double c = (double)m->centroids[donor * m->d + l], t = l % 2 ? -c / 1024 : c / 1024;
+            a[l] = c + t;
+            b[l] = c - t;
+        }
+        ctr_kmeans_store_(m, j, a);
+        ctr_kmeans_store_(m, donor, b);
+        m->sizes[j] = m->sizes[donor] / 2;
+        m->sizes[donor] -= m->sizes[j];
+        count++;
+    }
+    return count;
+}
+
+CTR_PRIVATE_ void ctr_kmeans_distance_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_kmeans_ *m = (ctr_kmeans_ *)arg;
+    int64_t i = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(i + CTR_EVAL_CHUNK_, m->n);
+    (void)worker;
+    for (; i < end; i++)
+        m->distance[i] = ctr_kmeans_distance_(m->d, m->x + i * m->d, ctr_kmeans_weight_(m, i),
+                                              m->centroids + m->assignment[i] * m->d);
+}
+
+/* Fills distance and adds it up. */
+CTR_PRIVATE_ double ctr_kmeans_inertia_(ctr_kmeans_ *m)
+{
+    double sum = 0;
+    int64_t i;
+    ctr_parallel_(m->ctx, ctr_eval_rows_chunks_(m->n),
+                  ctr_kmeans_distance_job_, m);
+    for (i = 0; i < m->n; i++) sum += m->distance[i];
+    return sum;
+}
+
+/* Each empty cluster takes the point that is farthest from its centroid, of equals the first.
+   Returns how many found one that is not on its centroid. */
+CTR_PRIVATE_ int64_t ctr_kmeans_farthest_(ctr_kmeans_ *m)
+{
+    int64_t i, j, far, count = 0;
+    for (j = 0; j < m->k; j++) {
+        if (m->sizes[j] > 0) continue;
+        for (far = 0, i = 1; i < m->n; i++)
+            if (m->distance[i] > m->distance[far]) far = i;
+        if (m->distance[far] <= 0) break;
+        ctr_kmeans_take_(m, j, far);
+        m->distance[far] = 0;
+        count++;
+    }
+    return count;
+}
+
+/* ---- where centroids start ---- */
+
+/* The squared distance to the nearest centroid drawn so far, after one more; a sum each chunk. */
+CTR_PRIVATE_ void ctr_kmeans_plus_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_kmeans_ *m = (ctr_kmeans_ *)arg;
+    int64_t i = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(i + CTR_EVAL_CHUNK_, m->n);
+    const ctr_real *c = m->centroids + (m->drawn - 1) * m->d;
+    (void)worker;
+    m->chunk_sum[chunk] = 0;
+    for (; i < end; i++) {
+        double t = ctr_kmeans_distance_(m->d, m->x + i * m->d, ctr_kmeans_weight_(m, i), c);
+        if (m->drawn == 1 || t < m->distance[i]) m->distance[i] = t;
+        m->chunk_sum[chunk] += m->distance[i];
+    }
+}
+
+/* Draws a point in proportion to distance; any point if all lie on centroids already. */
+CTR_PRIVATE_ int64_t ctr_kmeans_plus_draw_(ctr_kmeans_ *m, ctr_rng *rng)
+{
+    int64_t chunks = ctr_eval_rows_chunks_(m->n), chunk, i, last = -1;
+    double total = 0, at;
+    for (chunk = 0; chunk < chunks; chunk++) total += m->chunk_sum[chunk];
+    at = total * ((double)ctr_rng_u32(rng) + ctr_rng_uniform(rng)) / 4294967296.0;
+    if (!(total > 0)) return ctr_rng_below(rng, m->n);
+    for (chunk = 0; chunk < chunks - 1 && at >= m->chunk_sum[chunk]; chunk++)
+        at -= m->chunk_sum[chunk];
+    for (i = chunk * CTR_EVAL_CHUNK_; i < m->n; i++) {
+        if (m->distance[i] <= 0) continue;
+        last = i;
+        at -= m->distance[i];
+        if (at < 0) return i;
+    }
+    for (i = 0; i < m->n && last < 0; i++) /* rounding led past the end: the last one possible */
+        if (m->distance[m->n - 1 - i] > 0) last = m->n - 1 - i;
+    return last;
+}
+
+CTR_PRIVATE_ void ctr_kmeans_start_(ctr_kmeans_ *m, const ctr_kmeans_config *c, int restart)
+{
+    int64_t j, l;
+    ctr_rng rng;
+    ctr_rng_init(&rng, c->seed, CTR_STREAM_CLUSTER, restart, 0, 0);
+    if (c->start) {
+        for (j = 0; j < m->k * m->d; j++) m->centroids[j] = c->start[j];
+        for (j = 0; j < m->k; j++) {
+            for (l = 0; l < m->d; l++) m->sums[l] = (double)c->start[j * m->d + l];
+            ctr_kmeans_store_(m, j, m->sums);
+        }
+    } else if (c->init == CTR_KMEANS_POINTS) {
+        ctr_rng_permutation(&rng, m->n, m->order);
+        for (j = 0; j < m->k; j++) ctr_kmeans_take_(m, j, m->order[j]);
+    } else {
+        ctr_kmeans_take_(m, 0, ctr_rng_below(&rng, m->n));
+        for (m->drawn = 1; m->drawn < m->k; m->drawn++) {
+            ctr_parallel_(m->ctx, ctr_eval_rows_chunks_(m->n),
+                          ctr_kmeans_plus_job_, m);
+            ctr_kmeans_take_(m, m->drawn, ctr_kmeans_plus_draw_(m, &rng));
+        }
+    }
+}
+
+/* ---- the run ---- */
+
+CTR_API void ctr_kmeans_config_init(ctr_kmeans_config *config)
+{
+    memset(config, 0, sizeof *config);
+    config->k = 10;
+    config->iterations = 20;
+    config->restarts = 1;
+    config->init = CTR_KMEANS_POINTS;
+    config->seed = 1;
+    config->min_points = 39;
+}
+
+CTR_API ctr_kmeans_config ctr_kmeans_config_default(void)
+{
+    ctr_kmeans_config config;
+    ctr_kmeans_config_init(&config);
+    return config;
+}
+
+/* The last assignment, so that it belongs to the centroids; fresh: it does already. No cluster
+   stays empty, unless there are too few different points. */
+CTR_PRIVATE_ void ctr_kmeans_finish_(ctr_kmeans_ *m, int fresh, ctr_kmeans_result *r)
+{
+    int64_t j, filled;
+    int round;
+    for (round = 0;; round++) {
+        if (round > 0 || !fresh) {
+            ctr_kmeans_assign_(m);
+            ctr_kmeans_sort_(m);
+        }
+        r->inertia = ctr_kmeans_inertia_(m);
+        r->filled = 0;
+        for (j = 0; j < m->k; j++) r->filled += m->sizes[j] > 0;
+        if (r->filled == m->k || round == 10) return; /* ten rounds: duplicates may never part */
+        filled = ctr_kmeans_farthest_(m);
+        if (filled == 0) return;
+        r->refilled += filled;
+    }
+}
+
+/* One run from one start. */
+CTR_PRIVATE_ void ctr_kmeans_once_(ctr_kmeans_ *m, const ctr_kmeans_config *c, int restart,
+                                   ctr_kmeans_result *r)
+{
+    double before = 0, inertia;
+    int64_t split = 0;
+    int it;
+    memset(r, 0, sizeof *r);
+    r->restart = restart;
+    ctr_kmeans_start_(m, c, restart);
+    for (it = 0; it < c->iterations && m->ctx->status == CTR_OK; it++) {
+        memcpy(m->previous, m->assignment, (size_t)m->n * sizeof *m->previous);
+        ctr_kmeans_assign_(m);
+        ctr_kmeans_sort_(m);
+        if (it > 0 && split == 0 &&
+            memcmp(m->previous, m->assignment, (size_t)m->n * sizeof *m->previous) == 0)
+            break;
+        if (c->tolerance > 0) {
+            inertia = ctr_kmeans_inertia_(m);
+            if (it > 0 && split == 0 && before - inertia <= c->tolerance * before) break;
+            before = inertia;
+        }
+        ctr_parallel_(m->ctx, m->k, ctr_kmeans_mean_job_, m);
+        split = ctr_kmeans_split_(m);
+        r->refilled += split;
+        r->iterations++;
+    }
+    r->converged = it < c->iterations;
+    ctr_kmeans_finish_(m, r->converged, r);
+}
+
+CTR_PRIVATE_ int ctr_kmeans_check_(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x, int64_t k)
+{
+    if (ctx->status != CTR_OK) return 0;
+    if (n < 1 || d < 1 || !x) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "kmeans: the points must be at least 1 x 1 numbers, got %ld x "
+                  "%ld%s", (long)n, (long)d, x ? "" : " at NULL");
+        return 0;
+    }
+    if (k < 1 || k > INT32_MAX) {
+        ctr_fail_(ctx, CTR_E_VALUE, "kmeans: k must be 1..%ld, got %ld", (long)INT32_MAX, (long)k);
+        return 0;
+    }
+    return 1;
+}
+
+/* Memory, and the points' lengths. */
+CTR_PRIVATE_ int ctr_kmeans_open_(ctr_kmeans_ *m, ctr_bag_ *bag, int64_t n, int64_t d,
+                                  const ctr_real *x, int64_t k, int spherical)
+{
+    int64_t chunks = ctr_eval_rows_chunks_(n);
+    memset(m, 0, sizeof *m);
+    m->ctx = bag->ctx;
+    m->n = n;
+    m->d = d;
+    m->k = k;
+    m->x = x;
+    m->spherical = spherical != 0;
+    m->columns = CTR_MIN_(k, (int64_t)CTR_KMEANS_COLUMNS_);
+    m->inverse = ctr_bag_double_(bag, n, 1);
+    m->centroids = ctr_bag_real_(bag, k, d);
+    m->moved = ctr_bag_real_(bag, k, d);
+    m->half = ctr_bag_real_(bag, k, 1);
+    m->middle = ctr_bag_double_(bag, d, 1);
+    m->sums = ctr_bag_double_(bag, m->ctx->threads, d);
+    m->product = ctr_bag_real_(bag, CTR_MIN_(n, (int64_t)CTR_KMEANS_ROWS_), m->columns);
+    m->best = ctr_bag_real_(bag, CTR_KMEANS_ROWS_, 1);
+    m->assignment = ctr_bag_i32_(bag, n, 1);
+    m->previous = ctr_bag_i32_(bag, n, 1);
+    m->sizes = ctr_bag_i64_(bag, k, 1);
+    m->begin = ctr_bag_i64_(bag, k + 1, 1);
+    m->order = ctr_bag_i64_(bag, n, 1);
+    m->distance = ctr_bag_double_(bag, n, 1);
+    m->chunk_sum = ctr_bag_double_(bag, chunks, 1);
+    return ctr_eval_rows_scan_(m->ctx, "kmeans", "points", n, d, x, m->inverse);
+}
+
+/* centroids that came from outside must be numbers */
+CTR_PRIVATE_ int ctr_kmeans_finite_(ctr_ctx *ctx, int64_t k, int64_t d, const ctr_real *c)
+{
+    int64_t j;
+    for (j = 0; j < k * d; j++)
+        if (!ctr_real_finite_(c[j])) {
+            ctr_fail_(ctx, CTR_E_NUMBER, "kmeans: row %ld of the centroids holds NaN or infinity",
+                      (long)(j / d));
+            return 0;
+        }
+    return 1;
+}
+
+CTR_PRIVATE_ void ctr_kmeans_best_of_(ctr_kmeans_ *m, const ctr_kmeans_config *c,
+                                      ctr_real *centroids, int32_t *assignment, int64_t *sizes,
+                                      ctr_kmeans_result *out)
+{
+    int restart, runs = c->start ? 1 : c->restarts;
+    for (restart = 0; restart < runs; restart++) {
+        ctr_kmeans_result r;
+        ctr_kmeans_once_(m, c, restart, &r);
+        if (m->ctx->status != CTR_OK) return;
+        if (restart > 0 && !(r.inertia < out->inertia)) continue;
+        *out = r;
+        memcpy(centroids, m->centroids, (size_t)(m->k * m->d) * sizeof *centroids);
+        if (assignment) memcpy(assignment, m->assignment, (size_t)m->n * sizeof *assignment);
+        if (sizes) memcpy(sizes, m->sizes, (size_t)m->k * sizeof *sizes);
+    }
+}
+
+CTR_API int ctr_kmeans_run(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x,
+                           const ctr_kmeans_config *config, ctr_real *centroids,
+                           int32_t *assignment, int64_t *sizes, ctr_kmeans_result *out)
+{
+    ctr_kmeans_config c = config ? *config : ctr_kmeans_config_default();
+    ctr_kmeans_result result;
+    ctr_kmeans_ m;
+    ctr_bag_ bag;
+    memset(&result, 0, sizeof result);
+    if (out) *out = result;
+    if (!ctr_kmeans_check_(ctx, n, d, x, c.k)) return 0;
+    if (c.k > n) {
+        ctr_fail_(ctx, CTR_E_VALUE, "kmeans: k must be at most the number of points, %ld, got %ld",
+                  (long)n, (long)c.k);
+        return 0;
+    }
+    if (c.iterations < 0 || c.restarts < 1 || !(c.tolerance >= 0) ||
+        !ctr_real_finite_((ctr_real)c.tolerance) ||
+        (c.init != CTR_KMEANS_POINTS && c.init != CTR_KMEANS_PLUSPLUS)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "kmeans: iterations must be 0 or more, restarts 1 or more, "
+                  "tolerance 0 or more, init POINTS or PLUSPLUS, got %d, %d, %g, %d", c.iterations,
+                  c.restarts, c.tolerance, (int)c.init);
+        return 0;
+    }
+    if (n / c.k < c.min_points)
+        ctr_log_(ctx, CTR_LOG_WARN, "kmeans: %ld points for %ld clusters: fewer than %ld each",
+                 (long)n, (long)c.k, (long)c.min_points);
+    ctr_bag_open_(&bag, ctx);
+    if (ctr_kmeans_open_(&m, &bag, n, d, x, c.k, c.spherical) &&
+        (!c.start || ctr_kmeans_finite_(ctx, c.k, d, c.start)))
+        ctr_kmeans_best_of_(&m, &c, centroids, assignment, sizes, &result);
+    ctr_bag_close_(&bag);
+    if (out && ctx->status == CTR_OK) *out = result;
+    return ctx->status == CTR_OK;
+}
+
+CTR_API int ctr_kmeans_assign(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x, int64_t k,
+                              const ctr_real *centroids, int spherical, int32_t *assignment,
+                              double *inertia)
+{
+    ctr_kmeans_ m;
+    ctr_bag_ bag;
+    int64_t j, l;
+    if (!ctr_kmeans_check_(ctx, n, d, x, k)) return 0;
+    ctr_bag_open_(&bag, ctx);
+    if (ctr_kmeans_open_(&m, &bag, n, d, x, k, spherical) &&
+        ctr_kmeans_finite_(ctx, k, d, centroids)) {
+        memcpy(m.centroids, centroids, (size_t)(k * d) * sizeof *centroids);
+        for (j = 0; j < k && m.spherical; j++) {
+            for (l = 0; l < d; l++) m.sums[l] = (double)centroids[j * d + l];
+            ctr_kmeans_store_(&m, j, m.sums);
+        }
+        ctr_kmeans_assign_(&m);
+        if (inertia) *inertia = ctr_kmeans_inertia_(&m);
+        if (ctx->status == CTR_OK) memcpy(assignment, m.assignment, (size_t)n * sizeof *assignment);
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+/* ---- principal components ----------------------------------------------------------------------
+
+   Here because whitening needs them as well as MAP. */
+
+#define CTR_PCA_EXTRA_ 8  /* directions iterated beside the k wanted: they speed up convergence */
+#define CTR_PCA_WHOLE_ 768 /* up to this d, many axes are found in one solution for all d */
+
+/* Makes the symmetric a [n, n] tridiagonal by reflections  I - 2 u u^T  from both sides
+   (Householder, 1958): diagonal [n], off [n] with off[i] between i and i + 1. Rows of v are the new
+   basis. u, w [n] are scratch; a is lost. */
+CTR_PRIVATE_ void ctr_pca_tridiagonal_(int64_t n, double *a, double *v, double *diagonal,
+                                       double *off, double *u, double *w)
+{
+    int64_t i, j, k;
+    for (i = 0; i < n * n; i++) v[i] = i % (n + 1) == 0;
+    for (k = 0; k < n; k++) {
+        int64_t m = n - k - 1;
+        double *below = a + (k + 1) * (n + 1), square = 0, length, along = 0;
+        diagonal[k] = a[k * (n + 1)];
+        off[k] = 0;
+        if (m == 0) break;
+        for (i = 0; i < m; i++) u[i] = a[k * n + k + 1 + i];
+        length = sqrt(ctr_eval_dot_(m, u, u));
+        off[k] = u[0] > 0 ? -length : length; /* away from u[0]: nothing cancels */
+        u[0] -= off[k];
+        square = ctr_eval_dot_(m, u, u);
+        if (square <= 0) continue;
+        for (i = 0; i < m; i++) u[i] /= sqrt(square);
+        for (i = 0; i < m; i++) { /* below -= u w^T + w u^T,  w = 2 below u - (2 u^T below u) u */
+            w[i] = 2 * ctr_eval_dot_(m, below + i * n, u);
+            along += u[i] * w[i];
+        }
+        for (i = 0; i < m; i++) w[i] -= along * u[i];
+        for (i = 0; i < m; i++)
+            for (j = 0; j < m; j++) below[i * n + j] -= u[i] * w[j] + w[i] * u[j];
+        for (j = 0; j < n; j++) w[j] = 0; /* v = (I - 2 u u^T) v, in the rows below k */
+        for (i = 0; i < m; i++)
+            for (j = 0; j < n; j++) w[j] += 2 * u[i] * v[(k + 1 + i) * n + j];
+        for (i = 0; i < m; i++)
+            for (j = 0; j < n; j++) v[(k + 1 + i) * n + j] -= u[i] * w[j];
+    }
+}
+
+/* One QR step with Wilkinson's shift (1968) on the rows first..last of a tridiagonal matrix,
+   without forming Q or R: the first rotation is the shifted one, the next ones chase what it spoils
+   down. Rotations turn the rows of v too. */
+CTR_PRIVATE_ void ctr_pca_step_(int64_t n, double *diagonal, double *off, double *v, int64_t first,
+                                int64_t last)
+{
+    double half = 0.5 * (diagonal[last - 1] - diagonal[last]), tail = off[last - 1];
+    double root = sqrt(half * half + tail * tail), sum = half + (half < 0 ? -root : root);
+    double shift = diagonal[last] - (root > 0 ? tail * tail / sum : 0);
+    double x = diagonal[first] - shift, z = off[first];
+    int64_t i, k;
+    for (i = first; i < last; i++) {
+        double r = sqrt(x * x + z * z), c = r > 0 ? x / r : 1, s = r > 0 ? z / r : 0;
+        double a = diagonal[i], b = diagonal[i + 1], o = off[i], *p = v + i * n, *q = p + n;
+        if (i > first) off[i - 1] = r;
+        diagonal[i] = c * c * a + 2 * c * s * o + s * s * b;
+        diagonal[i + 1] = s * s * a - 2 * c * s * o + c * c * b;
+        off[i] = c * s * (b - a) + (c * c - s * s) * o;
+        if (i < last - 1) {
+            x = off[i];
+            z = s * off[i + 1];
+            off[i + 1] *= c;
+        }
+        for (k = 0; k < n; k++) {
+            double t = p[k];
+            p[k] = c * t + s * q[k];
+            q[k] = c * q[k] - s * t;
+        }
+    }
+}
+
+/* Is the entry between i and i + 1 nothing but rounding? Then it becomes 0. */
+CTR_PRIVATE_ int ctr_pca_apart_(const double *diagonal, double *off, int64_t i)
+{
+    if (fabs(off[i]) > 1.2e-16 * (fabs(diagonal[i]) + fabs(diagonal[i + 1]))) return 0;
+    off[i] = 0;
+    return 1;
+}
+
+/* Eigenvalues of the symmetric a [n, n] into value [n], in no order, unit eigenvectors into the
+   rows of v. scratch [3, n]; a is lost. */
+CTR_PRIVATE_ void ctr_pca_eigen_(int64_t n, double *a, double *v, double *value, double *scratch)
+{
+    double *off = scratch + 2 * n;
+    int64_t first, last = n - 1;
+    int steps = 0; /* two for each value are usual */
+    ctr_pca_tridiagonal_(n, a, v, value, off, scratch, scratch + n);
+    while (last > 0) {
+        if (ctr_pca_apart_(value, off, last - 1) || steps == 60) {
+            last--;
+            steps = 0;
+            continue;
+        }
+        for (first = last - 1; first > 0 && !ctr_pca_apart_(value, off, first - 1);) first--;
+        ctr_pca_step_(n, value, off, v, first, last);
+        steps++;
+    }
+}
+
+/* Makes the rows of q [b, d] unit and orthogonal (Gram and Schmidt, twice: once leaves rounding). A
+   row that is nothing but rounding beside the rows before it becomes zero. */
+CTR_PRIVATE_ void ctr_pca_orthogonal_(int64_t b, int64_t d, double *q)
+{
+    int64_t i, j, k;
+    int pass;
+    for (i = 0; i < b; i++) {
+        double *row = q + i * d, before = sqrt(ctr_eval_dot_(d, row, row)), after = before;
+        for (pass = 0; pass < 2; pass++) {
+            for (j = 0; j < i; j++) {
+                double t = ctr_eval_dot_(d, row, q + j * d);
+                for (k = 0; k < d; k++) row[k] -= t * q[j * d + k];
+            }
+            after = sqrt(ctr_eval_dot_(d, row, row));
+            after = after > 1e-7 * before && after > 1e-150 ? 1 / after : 0;
+            for (k = 0; k < d; k++) row[k] *= after;
+            before = 1;
+        }
+    }
+}
+
+typedef struct ctr_pca_ {
+    ctr_ctx *ctx;
+    int64_t n, d, b, k;
+    ctr_real *x;             /* [n, d] centred */
+    ctr_real *qr, *cr, *y;   /* [b, d], [b, d], [n, b] what the kernels multiply */
+    double *q, *c;           /* [b, d] directions, and the covariance times them */
+    double *t, *s;           /* [b, b] */
+    double *value, *found;   /* [b] by falling size, and as they were found */
+    double *scratch;         /* [3, b] */
+    int64_t *order;          /* [b] */
+    double *swap;            /* [b, d] */
+} ctr_pca_;
+
+/* c = rows of q times the covariance, as (x q^T)^T x / (n - 1): the covariance is never formed. */
+CTR_PRIVATE_ void ctr_pca_multiply_(ctr_pca_ *p)
+{
+    double scale = 1.0 / (double)CTR_MAX_(p->n - 1, 1);
+    int64_t i;
+    for (i = 0; i < p->b * p->d; i++) p->qr[i] = (ctr_real)p->q[i];
+    ctr_gemm_run_(p->ctx, 0, 1, p->n, p->b, p->d, 1, p->x, p->d, p->qr, p->d, 0, p->y, p->b);
+    ctr_gemm_run_(p->ctx, 1, 0, p->b, p->d, p->n, 1, p->y, p->b, p->x, p->d, 0, p->cr, p->d);
+    for (i = 0; i < p->b * p->d; i++) p->c[i] = scale * (double)p->cr[i];
+}
+
+/* rows of m [b, d] = s m, taken in the order of falling value */
+CTR_PRIVATE_ void ctr_pca_turn_(ctr_pca_ *p, const int64_t *order, double *m)
+{
+    int64_t i, j, k;
+    for (i = 0; i < p->b * p->d; i++) p->swap[i] = 0;
+    for (i = 0; i < p->b; i++)
+        for (j = 0; j < p->b; j++) {
+            double f = p->s[order[i] * p->b + j];
+            for (k = 0; k < p->d; k++) p->swap[i * p->d + k] += f * m[j * p->d + k];
+        }
+    memcpy(m, p->swap, (size_t)(p->b * p->d) * sizeof *m);
+}
+
+/* The best axes within the span of q (Rayleigh and Ritz): eigenvectors of t = q c^T. Turns q and c
+   into them. Returns how far the k wanted are from eigenvectors, relative to the first value. */
+CTR_PRIVATE_ double ctr_pca_ritz_(ctr_pca_ *p)
+{
+    int64_t *order = p->order, i, j, k;
+    double worst = 0;
+    for (i = 0; i < p->b; i++)
+        for (j = 0; j < p->b; j++)
+            p->t[i * p->b + j] = ctr_eval_dot_(p->d, p->q + i * p->d, p->c + j * p->d);
+    for (i = 0; i < p->b; i++)
+        for (j = 0; j < i; j++)
+            p->t[i * p->b + j] = p->t[j * p->b + i] =
+                0.5 * (p->t[i * p->b + j] + p->t[j * p->b + i]);
+    ctr_pca_eigen_(p->b, p->t, p->s, p->found, p->scratch);
+    for (i = 0; i < p->b; i++) { /* insertion: of equal values the first stays first */
+        for (j = i; j > 0 && p->found[order[j - 1]] < p->found[i]; j--)
+            order[j] = order[j - 1];
+        order[j] = i;
+    }
+    for (i = 0; i < p->b; i++) p->value[i] = CTR_MAX_(0.0, p->found[order[i]]);
+    ctr_pca_turn_(p, order, p->q);
+    ctr_pca_turn_(p, order, p->c);
+    for (i = 0; i < p->k; i++) {
+        double square = 0;
+        for (k = 0; k < p->d; k++) {
+            double t = p->c[i * p->d + k] - p->value[i] * p->q[i * p->d + k];
+            square += t * t;
+        }
+        worst = CTR_MAX_(worst, sqrt(square));
+    }
+    return p->value[0] > 0 ? worst / p->value[0] : 0;
+}
+
+/* Block power iteration: multiply, find the best axes in the span, make orthogonal, until the axes
+   stand still. A fixed number bounds it: among equal variances axes are a matter of taste. */
+CTR_PRIVATE_ void ctr_pca_iterate_(ctr_pca_ *p)
+{
+    double tolerance = CTR_REAL_IS_FLOAT_ ? 3e-6 : 1e-11;
+    ctr_rng rng;
+    int64_t i;
+    int it;
+    ctr_rng_init(&rng, 1, CTR_STREAM_EVAL, 1, 0, 0);
+    for (i = 0; i < p->b * p->d; i++) p->q[i] = ctr_rng_normal(&rng);
+    ctr_pca_orthogonal_(p->b, p->d, p->q);
+    for (it = 0; it < 300; it++) {
+        ctr_pca_multiply_(p);
+        if (ctr_pca_ritz_(p) <= tolerance || p->b == p->d) break;
+        memcpy(p->q, p->c, (size_t)(p->b * p->d) * sizeof *p->q);
+        ctr_pca_orthogonal_(p->b, p->d, p->q);
+    }
+}
+
+/* Copies the k axes out, each with its entry of largest size positive. */
+CTR_PRIVATE_ void ctr_pca_store_(const ctr_pca_ *p, double floor, ctr_real *axes, double *variance)
+{
+    int64_t i, j;
+    for (i = 0; i < p->k; i++) {
+        const double *q = p->q + i * p->d;
+        double sign = 0, most = 0;
+        variance[i] = p->value[i] > floor ? p->value[i] : 0;
+        for (j = 0; j < p->d; j++)
+            if (fabs(q[j]) > most * (1 + 1e-6)) {
+                most = fabs(q[j]);
+                sign = q[j] < 0 ? -1 : 1;
+            }
+        if (variance[i] <= 0) sign = 0;
+        for (j = 0; j < p->d; j++) axes[i * p->d + j] = (ctr_real)(sign * q[j]);
+    }
+}
+
+CTR_PRIVATE_ int ctr_pca_open_(ctr_pca_ *p, ctr_bag_ *bag, int64_t n, int64_t d, int k)
+{
+    memset(p, 0, sizeof *p);
+    p->ctx = bag->ctx;
+    p->n = n;
+    p->d = d;
+    p->k = k;
+    p->b = d <= CTR_PCA_WHOLE_ && k > d / 4 ? d : CTR_MIN_(d, (int64_t)k + CTR_PCA_EXTRA_);
+    p->x = ctr_bag_real_(bag, p->n, p->d);
+    p->y = ctr_bag_real_(bag, p->n, p->b);
+    p->qr = ctr_bag_real_(bag, p->b, p->d);
+    p->cr = ctr_bag_real_(bag, p->b, p->d);
+    p->q = ctr_bag_double_(bag, p->b, p->d);
+    p->c = ctr_bag_double_(bag, p->b, p->d);
+    p->swap = ctr_bag_double_(bag, p->b, p->d);
+    p->t = ctr_bag_double_(bag, p->b, p->b);
+    p->s = ctr_bag_double_(bag, p->b, p->b);
+    p->value = ctr_bag_double_(bag, p->b, 1);
+    p->found = ctr_bag_double_(bag, p->b, 1);
+    p->scratch = ctr_bag_double_(bag, p->b, 3);
+    p->order = ctr_bag_i64_(bag, p->b, 1);
+    return p->ctx->status == CTR_OK;
+}
+
+/* What ctr_pca_fit promises, for whoever asks. */
+CTR_PRIVATE_ int ctr_pca_solve_(ctr_ctx *ctx, const char *who, int64_t n, int64_t d,
+                                const ctr_real *x, int k, ctr_real *mean, ctr_real *axes,
+                                double *variance, double *total)
+{
+    double *inverse, *middle, *std, sum = 0;
+    int64_t i, j;
+    ctr_pca_ p;
+    ctr_bag_ bag;
+    ctr_bag_open_(&bag, ctx);
+    inverse = ctr_bag_double_(&bag, n, 1);
+    middle = ctr_bag_double_(&bag, d, 1);
+    std = ctr_bag_double_(&bag, d, 1);
+    if (ctr_pca_open_(&p, &bag, n, d, k) &&
+        ctr_eval_rows_scan_(ctx, who, "points", n, d, x, inverse)) {
+        ctr_eval_moments_(ctx, n, d, x, middle, std);
+        for (j = 0; j < d; j++) {
+            mean[j] = (ctr_real)middle[j];
+            sum += std[j] * std[j] * (double)n / (double)CTR_MAX_(n - 1, 1);
+        }
+        for (i = 0; i < n; i++)
+            for (j = 0; j < d; j++) p.x[i * d + j] = (ctr_real)((double)x[i * d + j] - middle[j]);
+        ctr_pca_iterate_(&p);
+        ctr_pca_store_(&p, sum * (CTR_REAL_IS_FLOAT_ ? 1e-11 : 1e-14), axes, variance);
+        if (total) *total = sum;
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+/* ---- whitening ------------------------------------------------------------------------------- */
+
+#define CTR_WHITEN_MOST_ 256
+#define CTR_WHITEN_ROWS_ 512 /* points that are projected at a time */
+
+CTR_API void ctr_whiten_config_init(ctr_whiten_config *config)
+{
+    config->k = 0;
+    config->power = -0.5;
+    config->epsilon = 0;
+}
+
+CTR_API ctr_whiten_config ctr_whiten_config_default(void)
+{
+    ctr_whiten_config config;
+    ctr_whiten_config_init(&config);
+    return config;
+}
+
+CTR_PRIVATE_ int ctr_whiten_check_(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x, int64_t k)
+{
+    int64_t most = CTR_MIN_(d, (int64_t)CTR_WHITEN_MOST_);
+    if (ctx->status != CTR_OK) return 0;
+    if (n < 1 || d < 1 || !x) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "whiten: the points must be at least 1 x 1 numbers, got %ld x "
+                  "%ld%s", (long)n, (long)d, x ? "" : " at NULL");
+        return 0;
+    }
+    if (k < 1 || k > most) {
+        ctr_fail_(ctx, CTR_E_VALUE, "whiten: k must be 1..min(d, %d) = %ld, got %ld",
+                  CTR_WHITEN_MOST_, (long)most, (long)k);
+        return 0;
+    }
+    return 1;
+}
+
+CTR_API int ctr_whiten_fit(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x,
+                           const ctr_whiten_config *config, ctr_real *mean, ctr_real *matrix)
+{
+    ctr_whiten_config c = config ? *config : ctr_whiten_config_default();
+    double variance[CTR_WHITEN_MOST_];
+    int64_t i, j;
+    if (c.k == 0) c.k = (int)CTR_MIN_(CTR_MAX_(d, 1), (int64_t)CTR_WHITEN_MOST_);
+    if (!ctr_whiten_check_(ctx, n, d, x, c.k)) return 0;
+    if (!ctr_real_finite_((ctr_real)c.power) || !ctr_real_finite_((ctr_real)c.epsilon) ||
+        !(c.epsilon >= 0)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "whiten: power must be a number and epsilon 0 or more, got %g "
+                  "and %g", c.power, c.epsilon);
+        return 0;
+    }
+    if (!ctr_pca_solve_(ctx, "whiten", n, d, x, c.k, mean, matrix, variance, NULL)) return 0;
+    for (i = 0; i < c.k; i++) {
+        double scale = variance[i] > 0 ? pow(variance[i] + c.epsilon, c.power) : 0;
+        for (j = 0; j < d; j++) matrix[i * d + j] = (ctr_real)(scale * (double)matrix[i * d + j]);
+    }
+    return c.k;
+}
+
+typedef struct ctr_whiten_ {
+    int64_t d, k, first, rows;
+    const ctr_real *x, *mean;
+    ctr_real *centred, *out;   /* [CTR_WHITEN_ROWS_, d], [n, k] */
+} ctr_whiten_;
+
+CTR_PRIVATE_ void ctr_whiten_centre_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_whiten_ *w = (const ctr_whiten_ *)arg;
+    int64_t r = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(r + CTR_EVAL_CHUNK_, w->rows), j;
+    (void)worker;
+    for (; r < end; r++)
+        for (j = 0; j < w->d; j++)
+            w->centred[r * w->d + j] = w->x[(w->first + r) * w->d + j] - w->mean[j];
+}
+
+CTR_PRIVATE_ void ctr_whiten_unit_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_whiten_ *w = (const ctr_whiten_ *)arg;
+    int64_t r = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(r + CTR_EVAL_CHUNK_, w->rows), j;
+    (void)worker;
+    for (; r < end; r++) {
+        ctr_real *out = w->out + (w->first + r) * w->k;
+        double square = 0;
+        for (j = 0; j < w->k; j++) square += (double)out[j] * (double)out[j];
+        for (j = 0; j < w->k && square > 0; j++) out[j] = (ctr_real)((double)out[j] / sqrt(square));
+    }
+}
+
+CTR_API int ctr_whiten_apply(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x, int k,
+                             const ctr_real *mean, const ctr_real *matrix, int unit_rows,
+                             ctr_real *out)
+{
+    ctr_whiten_ w;
+    ctr_bag_ bag;
+    if (!ctr_whiten_check_(ctx, n, d, x, k)) return 0;
+    ctr_bag_open_(&bag, ctx);
+    w.d = d;
+    w.k = k;
+    w.x = x;
+    w.mean = mean;
+    w.out = out;
+    w.centred = ctr_bag_real_(&bag, CTR_WHITEN_ROWS_, d);
+    for (w.first = 0; w.first < n && ctx->status == CTR_OK; w.first += CTR_WHITEN_ROWS_) {
+        w.rows = CTR_MIN_(CTR_WHITEN_ROWS_, n - w.first);
+        ctr_parallel_(ctx, ctr_eval_rows_chunks_(w.rows), ctr_whiten_centre_job_, &w);
+        ctr_gemm_run_(ctx, 0, 1, w.rows, k, d, 1, w.centred, d, matrix, d, 0, out + w.first * k, k);
+        if (unit_rows)
+            ctr_parallel_(ctx, ctr_eval_rows_chunks_(w.rows), ctr_whiten_unit_job_, &w);
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+/* ---- balanced codes ----------------------------------------------------------------------------
+
+   ln Q_ij = s_ij / epsilon + f_i + g_j, where f and g begin at 0 and each scaling sets one of them:
+     g_j = -ln k - ln sum_i exp(s_ij / epsilon + f_i)      f_i the same over j, with n for k
+   Sums are taken about the largest exponent, so that nothing overflows and one term is 1. */
+
+#define CTR_SINKHORN_COLUMNS_ 32 /* columns, and rows, in a chunk of parallel work */
+
+typedef struct ctr_sinkhorn_ {
+    int64_t n, k;
+    double epsilon;
+    const ctr_real *scores;  /* [n, k] */
+    ctr_real *codes;         /* [n, k] */
+    double *f, *g;           /* [n], [k] */
+} ctr_sinkhorn_;
+
+CTR_API void ctr_sinkhorn_config_init(ctr_sinkhorn_config *config)
+{
+    config->epsilon = 0.05;
+    config->iterations = 3;
+}
+
+CTR_API ctr_sinkhorn_config ctr_sinkhorn_config_default(void)
+{
+    ctr_sinkhorn_config config;
+    ctr_sinkhorn_config_init(&config);
+    return config;
+}
+
+CTR_PRIVATE_ void ctr_sinkhorn_column_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_sinkhorn_ *s = (ctr_sinkhorn_ *)arg;
+    int64_t first = chunk * CTR_SINKHORN_COLUMNS_, i, j;
+    int64_t width = CTR_MIN_(CTR_SINKHORN_COLUMNS_, s->k - first);
+    double top[CTR_SINKHORN_COLUMNS_], sum[CTR_SINKHORN_COLUMNS_];
+    (void)worker;
+    for (i = 0; i < s->n; i++)
+        for (j = 0; j < width; j++) {
+            double t = (double)s->scores[i * s->k + first + j] / s->epsilon + s->f[i];
+            if (i == 0 || t > top[j]) top[j] = t;
+        }
+    for (j = 0; j < width; j++) sum[j] = 0;
+    for (i = 0; i < s->n; i++)
+        for (j = 0; j < width; j++)
+            sum[j] += exp((double)s->scores[i * s->k + first + j] / s->epsilon + s->f[i] - top[j]);
+    for (j = 0; j < width; j++) s->g[first + j] = -log((double)s->k) - top[j] - log(sum[j]);
+}
+
+CTR_PRIVATE_ void ctr_sinkhorn_row_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_sinkhorn_ *s = (ctr_sinkhorn_ *)arg;
+    int64_t i = chunk * CTR_SINKHORN_COLUMNS_, j;
+    int64_t end = CTR_MIN_(i + CTR_SINKHORN_COLUMNS_, s->n);
+    (void)worker;
+    for (; i < end; i++) {
+        const ctr_real *row = s->scores + i * s->k;
+        double top = (double)row[0] / s->epsilon + s->g[0], sum = 0;
+        for (j = 1; j < s->k; j++) top = CTR_MAX_(top, (double)row[j] / s->epsilon + s->g[j]);
+        for (j = 0; j < s->k; j++) sum += exp((double)row[j] / s->epsilon + s->g[j] - top);
+        s->f[i] = -log((double)s->n) - top - log(sum);
+    }
+}
+
+CTR_PRIVATE_ void ctr_sinkhorn_code_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_sinkhorn_ *s = (ctr_sinkhorn_ *)arg;
+    int64_t i = chunk * CTR_SINKHORN_COLUMNS_, j;
+    int64_t end = CTR_MIN_(i + CTR_SINKHORN_COLUMNS_, s->n);
+    (void)worker;
+    for (; i < end; i++)
+        for (j = 0; j < s->k; j++)
+            s->codes[i * s->k + j] =
+                (ctr_real)((double)s->n * exp((double)s->scores[i * s->k + j] / s->epsilon +
+                                              s->f[i] + s->g[j]));
+}
+
+/* max_j |k / n sum_i codes_ij - 1|; share [k] is scratch */
+CTR_PRIVATE_ double ctr_sinkhorn_residual_(const ctr_sinkhorn_ *s, double *share)
+{
+    double worst = 0;
+    int64_t i, j;
+    for (j = 0; j < s->k; j++) share[j] = 0;
+    for (i = 0; i < s->n; i++)
+        for (j = 0; j < s->k; j++) share[j] += (double)s->codes[i * s->k + j];
+    for (j = 0; j < s->k; j++)
+        worst = CTR_MAX_(worst, fabs(share[j] * (double)s->k / (double)s->n - 1));
+    return worst;
+}
+
+CTR_PRIVATE_ int ctr_sinkhorn_check_(ctr_ctx *ctx, int64_t n, int64_t k, const ctr_real *scores,
+                                     const ctr_sinkhorn_config *c)
+{
+    if (ctx->status != CTR_OK) return 0;
+    if (n < 1 || k < 1 || !scores) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "sinkhorn: the scores must be at least 1 x 1 numbers, got %ld "
+                  "x %ld%s", (long)n, (long)k, scores ? "" : " at NULL");
+        return 0;
+    }
+    if (c->iterations < 1 || !(c->epsilon > 0) || !ctr_real_finite_((ctr_real)c->epsilon)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "sinkhorn: epsilon must be above 0 and iterations at least 1, "
+                  "got %g and %d", c->epsilon, c->iterations);
+        return 0;
+    }
+    return 1;
+}
+
+CTR_API int ctr_sinkhorn_run(ctr_ctx *ctx, int64_t n, int64_t k, const ctr_real *scores,
+                             const ctr_sinkhorn_config *config, ctr_real *codes, double *residual)
+{
+    ctr_sinkhorn_config c = config ? *config : ctr_sinkhorn_config_default();
+    ctr_sinkhorn_ s;
+    ctr_bag_ bag;
+    int64_t rows = (n + CTR_SINKHORN_COLUMNS_ - 1) / CTR_SINKHORN_COLUMNS_, i;
+    int it;
+    if (residual) *residual = 0;
+    if (!ctr_sinkhorn_check_(ctx, n, k, scores, &c)) return 0;
+    ctr_bag_open_(&bag, ctx);
+    s.n = n;
+    s.k = k;
+    s.epsilon = c.epsilon;
+    s.scores = scores;
+    s.codes = codes;
+    s.f = ctr_bag_double_(&bag, n, 1);
+    s.g = ctr_bag_double_(&bag, k, 1);
+    if (ctr_eval_rows_scan_(ctx, "sinkhorn", "scores", n, k, scores, s.f)) {
+        for (i = 0; i < n; i++) s.f[i] = 0; /* the scan has left lengths there */
+        for (it = 0; it < c.iterations; it++) {
+            ctr_parallel_(ctx, (k + CTR_SINKHORN_COLUMNS_ - 1) / CTR_SINKHORN_COLUMNS_,
+                          ctr_sinkhorn_column_job_, &s);
+            ctr_parallel_(ctx, rows, ctr_sinkhorn_row_job_, &s);
+        }
+        ctr_parallel_(ctx, rows, ctr_sinkhorn_code_job_, &s);
+        if (residual) *residual = ctr_sinkhorn_residual_(&s, s.g);
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+/* ---- agreement of two partitions ---------------------------------------------------------------
+
+   n_ij: points in part i of a and part j of b; a_i, b_j: sizes of the parts; n: all points. */
+
+typedef struct ctr_agree_ {
+    int64_t n, parts[2];     /* points that count; parts that occur */
+    int32_t *part[2];        /* [n] which part of a and of b, numbered without gaps */
+    int32_t *name[2];        /* [parts] their numbers outside */
+    int64_t *size[2];        /* [parts] */
+    int64_t limit[2];        /* 1 + the largest number outside */
+} ctr_agree_;
+
+/* Numbers the parts that occur in rising order of their names. */
+CTR_PRIVATE_ int ctr_agree_open_(ctr_agree_ *g, ctr_bag_ *bag, int64_t n, const int32_t *a,
+                                 const int32_t *b)
+{
+    const int32_t *side[2];
+    int64_t i, j;
+    int s;
+    memset(g, 0, sizeof *g);
+    side[0] = a;
+    side[1] = b;
+    for (i = 0; i < n; i++)
+        for (s = 0; s < 2; s++) {
+            if (side[s][i] >= CTR_MAX_CLASSES) {
+                ctr_fail_(bag->ctx, CTR_E_VALUE, "agreement: %s %ld must be below %d, got %ld",
+                          s ? "label" : "cluster", (long)i, CTR_MAX_CLASSES, (long)side[s][i]);
+                return 0;
+            }
+            g->limit[s] = CTR_MAX_(g->limit[s], (int64_t)side[s][i] + 1);
+        }
+    for (s = 0; s < 2; s++) {
+        int32_t *dense = ctr_bag_i32_(bag, g->limit[s], 1);
+        g->part[s] = ctr_bag_i32_(bag, n, 1);
+        g->name[s] = ctr_bag_i32_(bag, g->limit[s], 1);
+        g->size[s] = ctr_bag_i64_(bag, g->limit[s], 1);
+        if (bag->ctx->status != CTR_OK) return 0;
+        for (j = 0; j < g->limit[s]; j++) dense[j] = -1;
+        for (i = 0; i < n; i++)
+            if (a[i] >= 0 && b[i] >= 0) dense[side[s][i]] = 0;
+        for (j = 0; j < g->limit[s]; j++) {
+            if (dense[j] < 0) continue;
+            g->size[s][g->parts[s]] = 0;
+            g->name[s][g->parts[s]] = (int32_t)j;
+            dense[j] = (int32_t)g->parts[s]++;
+        }
+        for (g->n = 0, i = 0; i < n; i++)
+            if (a[i] >= 0 && b[i] >= 0) g->part[s][g->n++] = dense[side[s][i]];
+        for (i = 0; i < g->n; i++) g->size[s][g->part[s][i]]++;
+    }
+    return 1;
+}
+
+/* Points in the order of their part of a (counting sort); begin [parts + 1]: where each starts. */
+CTR_PRIVATE_ void ctr_agree_sort_(const ctr_agree_ *g, int64_t *begin, int64_t *order)
+{
+    int64_t i, j;
+    begin[0] = 0;
+    for (j = 0; j < g->parts[0]; j++) begin[j + 1] = begin[j] + g->size[0][j];
+    for (i = 0; i < g->n; i++) order[begin[g->part[0][i]]++] = i;
+    for (j = g->parts[0]; j > 0; j--) begin[j] = begin[j - 1];
+    begin[0] = 0;
+}
+
+/* n (n - 1) / 2, and -sum p ln p */
+CTR_PRIVATE_ double ctr_agree_pairs_(int64_t n)
+{
+    return 0.5 * (double)n * (double)(n - 1);
+}
+
+CTR_PRIVATE_ double ctr_agree_entropy_(int64_t parts, const int64_t *size, int64_t n)
+{
+    double sum = 0;
+    int64_t i;
+    for (i = 0; i < parts; i++) {
+        double p = (double)size[i] / (double)n;
+        sum -= p * log(p);
+    }
+    return sum;
+}
+
+/* What the cells of the table add up to: n_ij ln(n n_ij / (a_i b_j)), pairs of points that are
+   together in both partitions, and the largest n_ij of each i. The table is never there in whole: a
+   row at a time, its cells in the order in which its points come. cell [parts of b] is zero on
+   entry and on return. */
+typedef struct ctr_agree_sums_ { double mutual, together, majority; } ctr_agree_sums_;
+
+CTR_PRIVATE_ ctr_agree_sums_ ctr_agree_cells_(const ctr_agree_ *g, const int64_t *begin,
+                                              const int64_t *order, int64_t *cell)
+{
+    ctr_agree_sums_ sums = { 0, 0, 0 };
+    int64_t i, at;
+    for (i = 0; i < g->parts[0]; i++) {
+        int64_t most = 0;
+        for (at = begin[i]; at < begin[i + 1]; at++) cell[g->part[1][order[at]]]++;
+        for (at = begin[i]; at < begin[i + 1]; at++) {
+            int64_t j = g->part[1][order[at]], count = cell[j];
+            if (count == 0) continue; /* this cell has been counted */
+            cell[j] = 0;
+            sums.mutual += (double)count * log((double)g->n * (double)count /
+                                               ((double)g->size[0][i] * (double)g->size[1][j]));
+            sums.together += ctr_agree_pairs_(count);
+            most = CTR_MAX_(most, count);
+        }
+        sums.majority += (double)most;
+    }
+    return sums;
+}
+
+/* ari = (t - e) / (mean(A, B) - e): t pairs together in both, A and B in each, e = A B / all pairs
+   expected by chance. */
+CTR_PRIVATE_ void ctr_agree_measure_(const ctr_agree_ *g, const ctr_agree_sums_ *sums,
+                                     ctr_agreement *out)
+{
+    double n = (double)g->n, pairs[2] = { 0, 0 }, entropy[2], chance, mutual = sums->mutual / n;
+    int64_t i;
+    int s, single = g->parts[0] == 1 && g->parts[1] == 1;
+    for (s = 0; s < 2; s++) {
+        entropy[s] = ctr_agree_entropy_(g->parts[s], g->size[s], g->n);
+        for (i = 0; i < g->parts[s]; i++) pairs[s] += ctr_agree_pairs_(g->size[s][i]);
+    }
+    mutual = CTR_MAX_(mutual, 0.0);
+    out->nmi = single ? 1.0 : 2 * mutual / (entropy[0] + entropy[1]);
+    out->nmi_geometric = single ? 1.0
+                         : g->parts[0] == 1 || g->parts[1] == 1
+                             ? 0.0
+                             : mutual / sqrt(entropy[0] * entropy[1]);
+    chance = g->n > 1 ? pairs[0] * pairs[1] / ctr_agree_pairs_(g->n) : 0;
+    /* the same partition, which covers 0 / 0: all points apart in both, or together in both */
+    out->ari = pairs[0] <= sums->together && pairs[1] <= sums->together
+                   ? 1.0
+                   : (sums->together - chance) / (0.5 * (pairs[0] + pairs[1]) - chance);
+    out->purity = sums->majority / n;
+    out->points = g->n;
+    out->clusters = g->parts[0];
+    out->classes = g->parts[1];
+}
+
+CTR_PRIVATE_ int ctr_agree_check_(ctr_ctx *ctx, int64_t n, const int32_t *a, const int32_t *b)
+{
+    if (ctx->status != CTR_OK) return 0;
+    if (n >= 0 && n <= INT32_MAX && (n == 0 || (a && b))) return 1;
+    ctr_fail_(ctx, CTR_E_VALUE, "agreement: clusters and labels of 0..%ld points must be given, "
+              "got %ld points%s", (long)INT32_MAX, (long)n, a && b ? "" : " at NULL");
+    return 0;
+}
+
+CTR_API int ctr_agreement_measure(ctr_ctx *ctx, int64_t n, const int32_t *clusters,
+                                  const int32_t *labels, ctr_agreement *out)
+{
+    ctr_agree_ g;
+    ctr_agree_sums_ sums;
+    ctr_bag_ bag;
+    int64_t *begin, *order, *cell;
+    memset(out, 0, sizeof *out);
+    if (!ctr_agree_check_(ctx, n, clusters, labels)) return 0;
+    ctr_bag_open_(&bag, ctx);
+    if (ctr_agree_open_(&g, &bag, n, clusters, labels) && g.n > 0) {
+        begin = ctr_bag_i64_(&bag, g.parts[0] + 1, 1);
+        order = ctr_bag_i64_(&bag, g.n, 1);
+        cell = ctr_bag_i64_(&bag, g.parts[1], 1);
+        if (ctx->status == CTR_OK) {
+            memset(cell, 0, (size_t)g.parts[1] * sizeof *cell);
+            ctr_agree_sort_(&g, begin, order);
+            sums = ctr_agree_cells_(&g, begin, order, cell);
+            ctr_agree_measure_(&g, &sums, out);
+        }
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+/* ---- the Hungarian algorithm ----
+
+   Rows are taken in one after another; each time the cheapest path that frees a column is found as
+   Dijkstra finds it, over costs that potentials keep non-negative:  cost_ij - u_i - v_j >= 0, and
+   = 0 on the matching. All in integers, so the result is exact. */
+typedef struct ctr_match_ {
+    int64_t rows, columns;     /* rows <= columns */
+    const int32_t *gain;       /* [rows, columns]; cost = -gain */
+    int64_t *u, *v;            /* [rows], [columns] potentials */
+    int64_t *least;            /* [columns] cheapest way to a column so far */
+    int32_t *row, *from;       /* [columns + 1] whose column it is or -1; where a path came from */
+    char *done;                /* [columns + 1] */
+} ctr_match_;
+
+/* Takes row r in. Column `columns` stands for the beginning of the path. */
+CTR_PRIVATE_ void ctr_match_row_(ctr_match_ *m, int64_t r)
+{
+    int64_t j, column = m->columns, next;
+    m->row[column] = (int32_t)r;
+    for (j = 0; j <= m->columns; j++) m->done[j] = 0;
+    for (j = 0; j < m->columns; j++) m->least[j] = INT64_MAX;
+    while (m->row[column] >= 0) {
+        int64_t i = m->row[column], step = INT64_MAX;
+        m->done[column] = 1;
+        for (next = -1, j = 0; j < m->columns; j++) {
+            int64_t way = -(int64_t)m->gain[i * m->columns + j] - m->u[i] - m->v[j];
+            if (m->done[j]) continue;
+            if (way < m->least[j]) {
+                m->least[j] = way;
+                m->from[j] = (int32_t)column;
+            }
+            if (m->least[j] < step) {
+                step = m->least[j];
+                next = j;
+            }
+        }
+        for (j = 0; j < m->columns; j++) {
+            if (m->done[j]) {
+                m->u[m->row[j]] += step;
+                m->v[j] -= step;
+            } else {
+                m->least[j] -= step;
+            }
+        }
+        m->u[r] += step; /* the beginning's row */
+        column = next;
+    }
+    for (; column != m->columns; column = next) { /* along the path each column gets a new row */
+        next = m->from[column];
+        m->row[column] = m->row[next];
+    }
+}
+
+CTR_PRIVATE_ int ctr_match_run_(ctr_match_ *m, ctr_bag_ *bag)
+{
+    int64_t i;
+    m->u = ctr_bag_i64_(bag, m->rows, 1);
+    m->v = ctr_bag_i64_(bag, m->columns, 1);
+    m->least = ctr_bag_i64_(bag, m->columns, 1);
+    m->row = ctr_bag_i32_(bag, m->columns + 1, 1);
+    m->from = ctr_bag_i32_(bag, m->columns + 1, 1);
+    m->done = (char *)ctr_bag_take_(bag, m->columns + 1, 1, 1);
+    if (bag->ctx->status != CTR_OK) return 0;
+    for (i = 0; i < m->rows; i++) m->u[i] = 0;
+    for (i = 0; i < m->columns; i++) {
+        m->v[i] = 0;
+        m->row[i] = -1;
+    }
+    for (i = 0; i < m->rows; i++) ctr_match_row_(m, i);
+    return 1;
+}
+
+CTR_API int ctr_agreement_match(ctr_ctx *ctx, int64_t n, const int32_t *clusters,
+                                const int32_t *labels, int32_t *match, double *accuracy)
+{
+    ctr_agree_ g;
+    ctr_match_ m;
+    ctr_bag_ bag;
+    int32_t *gain;
+    int64_t i, hits = 0;
+    int rows; /* which side has fewer parts */
+    *accuracy = 0;
+    if (!ctr_agree_check_(ctx, n, clusters, labels)) return 0;
+    ctr_bag_open_(&bag, ctx);
+    if (ctr_agree_open_(&g, &bag, n, clusters, labels)) {
+        for (i = 0; match && i < g.limit[0]; i++) match[i] = -1;
+        rows = g.parts[1] < g.parts[0];
+        m.rows = g.parts[rows];
+        m.columns = g.parts[!rows];
+        gain = ctr_bag_i32_(&bag, m.rows, m.columns);
+        m.gain = gain;
+        for (i = 0; gain && i < m.rows * m.columns; i++) gain[i] = 0;
+        for (i = 0; gain && i < g.n; i++) gain[g.part[rows][i] * m.columns + g.part[!rows][i]]++;
+        if (g.n > 0 && ctr_match_run_(&m, &bag)) {
+            for (i = 0; i < m.columns; i++) {
+                int64_t r = m.row[i], cluster = rows ? i : r, label = rows ? r : i;
+                if (r < 0) continue;
+                hits += gain[r * m.columns + i];
+                if (match) match[g.name[0][cluster]] = g.name[1][label];
+            }
+            *accuracy = (double)hits / (double)g.n;
+        }
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------
    >>LOSS
    ---------------------------------------------------------------------------------------------- */
 
@@ -14014,186 +15696,7 @@ CTR_API double ctr_loss_nt_xent_flat(ctr_ctx *ctx, int64_t n, int views, int64_t
 
 /* ------------------------------------------------------------------------------------------------
    >>HEALTH
-   Also the helpers that EVAL shares: memory that is given back together, checks of rows and labels.
    ---------------------------------------------------------------------------------------------- */
-
-/* Blocks of one call, given back together. After a failure every take is NULL and harmless. */
-typedef struct ctr_bag_ {
-    ctr_ctx *ctx;
-    int count;
-    void *ptr[24];
-    size_t size[24];
-} ctr_bag_;
-
-CTR_PRIVATE_ void ctr_bag_open_(ctr_bag_ *bag, ctr_ctx *ctx)
-{
-    memset(bag, 0, sizeof *bag);
-    bag->ctx = ctx;
-}
-
-/* a * b items of a size each, aligned, content undefined. NULL once the context has an error. */
-CTR_PRIVATE_ void *ctr_bag_take_(ctr_bag_ *bag, int64_t a, int64_t b, size_t each)
-{
-    size_t size = ctr_size_mul_(bag->ctx, (size_t)a, (size_t)b);
-    void *p;
-    size = ctr_size_mul_(bag->ctx, size, each);
-    if (bag->ctx->status != CTR_OK) return NULL;
-    if (bag->count == 24) {
-        ctr_fail_(bag->ctx, CTR_E_STATE, "eval: more than 24 blocks in one call");
-        return NULL;
-    }
-    p = ctr_aligned_alloc_(bag->ctx, size);
-    if (!p) return NULL;
-    bag->ptr[bag->count] = p;
-    bag->size[bag->count++] = size;
-    return p;
-}
-
-CTR_PRIVATE_ ctr_real *ctr_bag_real_(ctr_bag_ *bag, int64_t a, int64_t b)
-{
-    return (ctr_real *)ctr_bag_take_(bag, a, b, sizeof(ctr_real));
-}
-
-CTR_PRIVATE_ double *ctr_bag_double_(ctr_bag_ *bag, int64_t a, int64_t b)
-{
-    return (double *)ctr_bag_take_(bag, a, b, sizeof(double));
-}
-
-CTR_PRIVATE_ int32_t *ctr_bag_i32_(ctr_bag_ *bag, int64_t a, int64_t b)
-{
-    return (int32_t *)ctr_bag_take_(bag, a, b, sizeof(int32_t));
-}
-
-CTR_PRIVATE_ int64_t *ctr_bag_i64_(ctr_bag_ *bag, int64_t a, int64_t b)
-{
-    return (int64_t *)ctr_bag_take_(bag, a, b, sizeof(int64_t));
-}
-
-CTR_PRIVATE_ void ctr_bag_close_(ctr_bag_ *bag)
-{
-    while (bag->count > 0) {
-        bag->count--;
-        ctr_aligned_free_(bag->ctx, bag->ptr[bag->count], bag->size[bag->count]);
-    }
-}
-
-/* ---- rows ------------------------------------------------------------------------------------ */
-
-#define CTR_EVAL_CHUNK_ 64 /* rows in a chunk of parallel work */
-
-typedef struct ctr_eval_rows_ {
-    const ctr_real *x;         /* [n, d] */
-    int64_t n, d;
-    double *inverse;           /* [n] 1 / |row|, 0 for a zero row, -1 if a number is not finite */
-    ctr_real *out;             /* [n, d], of ctr_eval_rows_unit_ */
-} ctr_eval_rows_;
-
-CTR_PRIVATE_ void ctr_eval_rows_scan_job_(void *arg, int64_t chunk, int worker)
-{
-    ctr_eval_rows_ *r = (ctr_eval_rows_ *)arg;
-    int64_t i = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(i + CTR_EVAL_CHUNK_, r->n), j;
-    (void)worker;
-    for (; i < end; i++) {
-        const ctr_real *x = r->x + i * r->d;
-        double sum[4] = { 0, 0, 0, 0 }, square; /* four sums: one chain of additions is slow */
-        int finite = 1;
-        for (j = 0; j < r->d; j++) {
-            sum[j & 3] += (double)x[j] * (double)x[j];
-            finite &= ctr_real_finite_(x[j]);
-        }
-        square = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-        r->inverse[i] = !finite ? -1.0 : square > 0 ? 1.0 / sqrt(square) : 0.0;
-    }
-}
-
-CTR_PRIVATE_ int64_t ctr_eval_rows_chunks_(int64_t n)
-{
-    return (n + CTR_EVAL_CHUNK_ - 1) / CTR_EVAL_CHUNK_;
-}
-
-/* Fills inverse[n]. 0 with an error if a row holds NaN or infinity. */
-CTR_PRIVATE_ int ctr_eval_rows_scan_(ctr_ctx *ctx, const char *who, const char *what, int64_t n,
-                                     int64_t d, const ctr_real *x, double *inverse)
-{
-    ctr_eval_rows_ r;
-    int64_t i;
-    if (ctx->status != CTR_OK) return 0;
-    r.x = x;
-    r.n = n;
-    r.d = d;
-    r.inverse = inverse;
-    r.out = NULL;
-    ctr_parallel_(ctx, ctr_eval_rows_chunks_(n), ctr_eval_rows_scan_job_, &r);
-    for (i = 0; i < n; i++)
-        if (inverse[i] < 0) {
-            ctr_fail_(ctx, CTR_E_NUMBER, "%s: row %ld of the %s holds NaN or infinity", who,
-                      (long)i, what);
-            return 0;
-        }
-    return 1;
-}
-
-CTR_PRIVATE_ void ctr_eval_rows_unit_job_(void *arg, int64_t chunk, int worker)
-{
-    ctr_eval_rows_ *r = (ctr_eval_rows_ *)arg;
-    int64_t i = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(i + CTR_EVAL_CHUNK_, r->n), j;
-    (void)worker;
-    for (; i < end; i++)
-        for (j = 0; j < r->d; j++)
-            r->out[i * r->d + j] = (ctr_real)((double)r->x[i * r->d + j] * r->inverse[i]);
-}
-
-/* out [n, d] = rows of x, each times its inverse length. */
-CTR_PRIVATE_ void ctr_eval_rows_unit_(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x,
-                                      double *inverse, ctr_real *out)
-{
-    ctr_eval_rows_ r;
-    r.x = x;
-    r.n = n;
-    r.d = d;
-    r.inverse = inverse;
-    r.out = out;
-    ctr_parallel_(ctx, ctr_eval_rows_chunks_(n), ctr_eval_rows_unit_job_, &r);
-}
-
-/* mean [d] of n rows, and their standard deviation (divisor n) if std is not NULL. Two passes: the
-   short formula loses the digits of a small spread about a large mean. */
-typedef struct ctr_eval_columns_ {
-    const ctr_real *x;
-    int64_t n, d;
-    double *mean, *std;
-} ctr_eval_columns_;
-
-CTR_PRIVATE_ void ctr_eval_moments_job_(void *arg, int64_t chunk, int worker)
-{
-    ctr_eval_columns_ *m = (ctr_eval_columns_ *)arg;
-    int64_t first = chunk * CTR_EVAL_CHUNK_, width = CTR_MIN_(CTR_EVAL_CHUNK_, m->d - first), i, j;
-    double *mean = m->mean + first, square[CTR_EVAL_CHUNK_];
-    (void)worker;
-    for (j = 0; j < width; j++) mean[j] = square[j] = 0;
-    for (i = 0; i < m->n; i++)
-        for (j = 0; j < width; j++) mean[j] += (double)m->x[i * m->d + first + j];
-    for (j = 0; j < width; j++) mean[j] /= (double)m->n;
-    if (!m->std) return;
-    for (i = 0; i < m->n; i++)
-        for (j = 0; j < width; j++) {
-            double t = (double)m->x[i * m->d + first + j] - mean[j];
-            square[j] += t * t;
-        }
-    for (j = 0; j < width; j++) m->std[first + j] = sqrt(square[j] / (double)m->n);
-}
-
-CTR_PRIVATE_ void ctr_eval_moments_(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x,
-                                    double *mean, double *std)
-{
-    ctr_eval_columns_ m;
-    m.x = x;
-    m.n = n;
-    m.d = d;
-    m.mean = mean;
-    m.std = std;
-    ctr_parallel_(ctx, ctr_eval_rows_chunks_(d), ctr_eval_moments_job_, &m);
-}
 
 /* ---- the measures ---------------------------------------------------------------------------- */
 
@@ -15393,14 +16896,6 @@ CTR_PRIVATE_ double ctr_probe_eval_(ctr_probe_ *p, const double *w, double *grad
     return sum / (double)p->count + 0.5 * p->l2 * square;
 }
 
-CTR_PRIVATE_ double ctr_eval_dot_(int64_t n, const double *a, const double *b)
-{
-    double sum[4] = { 0, 0, 0, 0 };
-    int64_t i;
-    for (i = 0; i < n; i++) sum[i & 3] += a[i] * b[i];
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
-
 /* ---- the factored matrix: B = L L^T ---- */
 
 /* Rows below the diagonal block at `at`: L21 = B21 L11^-T, one row a chunk. */
@@ -15945,234 +17440,16 @@ CTR_API int ctr_probe_run(ctr_ctx *ctx, const ctr_points *train, const ctr_point
    >>MAP  principal components and t-SNE
    ---------------------------------------------------------------------------------------------- */
 
-#define CTR_PCA_EXTRA_ 8 /* directions iterated beside the k wanted: they speed up convergence */
-
-/* Eigenvalues of the symmetric a [n, n] and unit eigenvectors in the columns of v, by rotations
-   that make one off-diagonal entry zero at a time (Jacobi, 1846). Values end on the diagonal. */
-CTR_PRIVATE_ void ctr_pca_jacobi_rotate_(int64_t n, double *a, double *v, int64_t p, int64_t q)
-{
-    double theta = (a[q * n + q] - a[p * n + p]) / (2 * a[p * n + q]), t, c, s, x, y;
-    int64_t i;
-    t = (theta < 0 ? -1.0 : 1.0) / (fabs(theta) + sqrt(theta * theta + 1));
-    c = 1 / sqrt(t * t + 1);
-    s = t * c;
-    for (i = 0; i < n; i++) {
-        x = a[i * n + p];
-        y = a[i * n + q];
-        a[i * n + p] = c * x - s * y;
-        a[i * n + q] = s * x + c * y;
-    }
-    for (i = 0; i < n; i++) {
-        x = a[p * n + i];
-        y = a[q * n + i];
-        a[p * n + i] = c * x - s * y;
-        a[q * n + i] = s * x + c * y;
-        x = v[i * n + p];
-        y = v[i * n + q];
-        v[i * n + p] = c * x - s * y;
-        v[i * n + q] = s * x + c * y;
-    }
-}
-
-CTR_PRIVATE_ void ctr_pca_jacobi_(int64_t n, double *a, double *v)
-{
-    int64_t p, q;
-    int sweep;
-    for (p = 0; p < n * n; p++) v[p] = 0;
-    for (p = 0; p < n; p++) v[p * n + p] = 1;
-    for (sweep = 0; sweep < 40; sweep++) {
-        double off = 0, diagonal = 0;
-        for (p = 0; p < n; p++) {
-            diagonal += a[p * n + p] * a[p * n + p];
-            for (q = p + 1; q < n; q++) off += a[p * n + q] * a[p * n + q];
-        }
-        if (off <= 1e-30 * diagonal) return;
-        for (p = 0; p < n; p++)
-            for (q = p + 1; q < n; q++)
-                if (fabs(a[p * n + q]) > 1e-300) ctr_pca_jacobi_rotate_(n, a, v, p, q);
-    }
-}
-
-/* Makes the rows of q [b, d] unit and orthogonal (Gram and Schmidt, twice: once leaves rounding). A
-   row that is nothing but rounding beside the rows before it becomes zero. */
-CTR_PRIVATE_ void ctr_pca_orthogonal_(int64_t b, int64_t d, double *q)
-{
-    int64_t i, j, k;
-    int pass;
-    for (i = 0; i < b; i++) {
-        double *row = q + i * d, before = sqrt(ctr_eval_dot_(d, row, row)), after = before;
-        for (pass = 0; pass < 2; pass++) {
-            for (j = 0; j < i; j++) {
-                double t = ctr_eval_dot_(d, row, q + j * d);
-                for (k = 0; k < d; k++) row[k] -= t * q[j * d + k];
-            }
-            after = sqrt(ctr_eval_dot_(d, row, row));
-            after = after > 1e-7 * before && after > 1e-150 ? 1 / after : 0;
-            for (k = 0; k < d; k++) row[k] *= after;
-            before = 1;
-        }
-    }
-}
-
-typedef struct ctr_pca_ {
-    ctr_ctx *ctx;
-    int64_t n, d, b, k;
-    ctr_real *x;             /* [n, d] centred */
-    ctr_real *qr, *cr, *y;   /* [b, d], [b, d], [n, b] what the kernels multiply */
-    double *q, *c;           /* [b, d] directions, and the covariance times them */
-    double *t, *s;           /* [b, b] */
-    double *value;           /* [b] */
-    double *swap;            /* [b, d] */
-} ctr_pca_;
-
-/* c = rows of q times the covariance, as (x q^T)^T x / (n - 1): the covariance is never formed. */
-CTR_PRIVATE_ void ctr_pca_multiply_(ctr_pca_ *p)
-{
-    double scale = 1.0 / (double)CTR_MAX_(p->n - 1, 1);
-    int64_t i;
-    for (i = 0; i < p->b * p->d; i++) p->qr[i] = (ctr_real)p->q[i];
-    ctr_gemm_run_(p->ctx, 0, 1, p->n, p->b, p->d, 1, p->x, p->d, p->qr, p->d, 0, p->y, p->b);
-    ctr_gemm_run_(p->ctx, 1, 0, p->b, p->d, p->n, 1, p->y, p->b, p->x, p->d, 0, p->cr, p->d);
-    for (i = 0; i < p->b * p->d; i++) p->c[i] = scale * (double)p->cr[i];
-}
-
-/* rows of m [b, d] = s^T m, taken in the order of falling value */
-CTR_PRIVATE_ void ctr_pca_turn_(ctr_pca_ *p, const int64_t *order, double *m)
-{
-    int64_t i, j, k;
-    for (i = 0; i < p->b * p->d; i++) p->swap[i] = 0;
-    for (i = 0; i < p->b; i++)
-        for (j = 0; j < p->b; j++) {
-            double f = p->s[j * p->b + order[i]];
-            for (k = 0; k < p->d; k++) p->swap[i * p->d + k] += f * m[j * p->d + k];
-        }
-    memcpy(m, p->swap, (size_t)(p->b * p->d) * sizeof *m);
-}
-
-/* The best axes within the span of q (Rayleigh and Ritz): eigenvectors of t = q c^T. Turns q and c
-   into them. Returns how far the k wanted are from eigenvectors, relative to the first value. */
-CTR_PRIVATE_ double ctr_pca_ritz_(ctr_pca_ *p)
-{
-    int64_t order[256], i, j, k;
-    double worst = 0;
-    for (i = 0; i < p->b; i++)
-        for (j = 0; j < p->b; j++)
-            p->t[i * p->b + j] = ctr_eval_dot_(p->d, p->q + i * p->d, p->c + j * p->d);
-    for (i = 0; i < p->b; i++)
-        for (j = 0; j < i; j++)
-            p->t[i * p->b + j] = p->t[j * p->b + i] =
-                0.5 * (p->t[i * p->b + j] + p->t[j * p->b + i]);
-    ctr_pca_jacobi_(p->b, p->t, p->s);
-    for (i = 0; i < p->b; i++) { /* insertion: of equal values the first stays first */
-        for (j = i; j > 0 && p->t[order[j - 1] * (p->b + 1)] < p->t[i * (p->b + 1)]; j--)
-            order[j] = order[j - 1];
-        order[j] = i;
-    }
-    for (i = 0; i < p->b; i++) p->value[i] = CTR_MAX_(0.0, p->t[order[i] * (p->b + 1)]);
-    ctr_pca_turn_(p, order, p->q);
-    ctr_pca_turn_(p, order, p->c);
-    for (i = 0; i < p->k; i++) {
-        double square = 0;
-        for (k = 0; k < p->d; k++) {
-            double t = p->c[i * p->d + k] - p->value[i] * p->q[i * p->d + k];
-            square += t * t;
-        }
-        worst = CTR_MAX_(worst, sqrt(square));
-    }
-    return p->value[0] > 0 ? worst / p->value[0] : 0;
-}
-
-/* Block power iteration: multiply, find the best axes in the span, make orthogonal, until the axes
-   stand still. A fixed number bounds it: among equal variances axes are a matter of taste. */
-CTR_PRIVATE_ void ctr_pca_iterate_(ctr_pca_ *p)
-{
-    double tolerance = CTR_REAL_IS_FLOAT_ ? 3e-6 : 1e-11;
-    ctr_rng rng;
-    int64_t i;
-    int it;
-    ctr_rng_init(&rng, 1, CTR_STREAM_EVAL, 1, 0, 0);
-    for (i = 0; i < p->b * p->d; i++) p->q[i] = ctr_rng_normal(&rng);
-    ctr_pca_orthogonal_(p->b, p->d, p->q);
-    for (it = 0; it < 300; it++) {
-        ctr_pca_multiply_(p);
-        if (ctr_pca_ritz_(p) <= tolerance || p->b == p->d) break;
-        memcpy(p->q, p->c, (size_t)(p->b * p->d) * sizeof *p->q);
-        ctr_pca_orthogonal_(p->b, p->d, p->q);
-    }
-}
-
-/* Copies the k axes out, each with its entry of largest size positive. */
-CTR_PRIVATE_ void ctr_pca_store_(const ctr_pca_ *p, double floor, ctr_real *axes, double *variance)
-{
-    int64_t i, j;
-    for (i = 0; i < p->k; i++) {
-        const double *q = p->q + i * p->d;
-        double sign = 0, most = 0;
-        variance[i] = p->value[i] > floor ? p->value[i] : 0;
-        for (j = 0; j < p->d; j++)
-            if (fabs(q[j]) > most * (1 + 1e-6)) {
-                most = fabs(q[j]);
-                sign = q[j] < 0 ? -1 : 1;
-            }
-        if (variance[i] <= 0) sign = 0;
-        for (j = 0; j < p->d; j++) axes[i * p->d + j] = (ctr_real)(sign * q[j]);
-    }
-}
-
-CTR_PRIVATE_ int ctr_pca_open_(ctr_pca_ *p, ctr_bag_ *bag, const ctr_points *data, int k)
-{
-    memset(p, 0, sizeof *p);
-    p->ctx = bag->ctx;
-    p->n = data->n;
-    p->d = data->d;
-    p->k = k;
-    p->b = CTR_MIN_(data->d, (int64_t)k + CTR_PCA_EXTRA_);
-    p->x = ctr_bag_real_(bag, p->n, p->d);
-    p->y = ctr_bag_real_(bag, p->n, p->b);
-    p->qr = ctr_bag_real_(bag, p->b, p->d);
-    p->cr = ctr_bag_real_(bag, p->b, p->d);
-    p->q = ctr_bag_double_(bag, p->b, p->d);
-    p->c = ctr_bag_double_(bag, p->b, p->d);
-    p->swap = ctr_bag_double_(bag, p->b, p->d);
-    p->t = ctr_bag_double_(bag, p->b, p->b);
-    p->s = ctr_bag_double_(bag, p->b, p->b);
-    p->value = ctr_bag_double_(bag, p->b, 1);
-    return p->ctx->status == CTR_OK;
-}
-
 CTR_API int ctr_pca_fit(ctr_ctx *ctx, const ctr_points *data, int k, ctr_real *mean,
                         ctr_real *axes, double *variance, double *total)
 {
-    double *inverse, *middle, *std, sum = 0;
-    int64_t i, j;
-    ctr_pca_ p;
-    ctr_bag_ bag;
     if (!ctr_points_check_(ctx, "pca", "points", data, NULL, NULL)) return 0;
     if (k < 1 || k > 128 || k > data->d) {
         ctr_fail_(ctx, CTR_E_VALUE, "pca: k must be 1..min(d, 128) = %ld, got %d",
                   (long)CTR_MIN_(data->d, (int64_t)128), k);
         return 0;
     }
-    ctr_bag_open_(&bag, ctx);
-    inverse = ctr_bag_double_(&bag, data->n, 1);
-    middle = ctr_bag_double_(&bag, data->d, 1);
-    std = ctr_bag_double_(&bag, data->d, 1);
-    if (ctr_pca_open_(&p, &bag, data, k) &&
-        ctr_eval_rows_scan_(ctx, "pca", "points", data->n, data->d, data->x, inverse)) {
-        ctr_eval_moments_(ctx, data->n, data->d, data->x, middle, std);
-        for (j = 0; j < p.d; j++) {
-            mean[j] = (ctr_real)middle[j];
-            sum += std[j] * std[j] * (double)p.n / (double)CTR_MAX_(p.n - 1, 1);
-        }
-        for (i = 0; i < p.n; i++)
-            for (j = 0; j < p.d; j++)
-                p.x[i * p.d + j] = (ctr_real)((double)data->x[i * p.d + j] - middle[j]);
-        ctr_pca_iterate_(&p);
-        ctr_pca_store_(&p, sum * (CTR_REAL_IS_FLOAT_ ? 1e-11 : 1e-24), axes, variance);
-        if (total) *total = sum;
-    }
-    ctr_bag_close_(&bag);
-    return ctx->status == CTR_OK;
+    return ctr_pca_solve_(ctx, "pca", data->n, data->d, data->x, k, mean, axes, variance, total);
 }
 
 typedef struct ctr_pca_apply_ {

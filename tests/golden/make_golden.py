@@ -1,9 +1,10 @@
 """Make the golden files golden_*.txt that the tests compare with.
 
-Needs Python 3, numpy, PyTorch and torchvision; the tests themselves need none of them.
+Needs Python 3, numpy, PyTorch and torchvision, for cluster scikit-learn and scipy as well; the
+tests themselves need none of them.
 
     python make_golden.py                 all files, beside this script
-    python make_golden.py loss ops        some of them: loss aug ops optim net step eval
+    python make_golden.py loss ops        some of them: loss aug ops optim net step eval cluster
     python make_golden.py --out DIR       elsewhere
 
 Everything is computed in float64 on the CPU.
@@ -900,6 +901,108 @@ def make_eval():
     return g
 
 
+CLUSTER = """
+golden_cluster.txt: k-means, agreement of partitions, Sinkhorn codes, whitening.
+
+kmeans: x = 0.35 * fill("kmeans.x", 400 * 6) + fill("kmeans.centre", 9 * 6)[point mod 9], [400, 6];
+centroids start at the first K points.
+  kmeans:K:T           400 clusters after T iterations of Lloyd's algorithm by scikit-learn
+  kmeans:K:T:centroids [K, 6], digest
+  kmeans:K:T:inertia   sum of squared distances
+  spherical:K:T        the same for unit rows and unit centroids, by numpy
+  spherical:K:T:centroids, spherical:K:T:inertia
+
+agree: n = 600; a = floor((fill("agree.a", n) + 1) / 2 * A); b = (5 a + 3) mod B where
+fill("agree.same", n) > -0.2, else floor((fill("agree.b", n) + 1) / 2 * B).
+  agree:A:B            NMI (arithmetic), NMI (geometric), ARI (scikit-learn), purity, accuracy under
+                       the best one-to-one match (scipy)
+
+sinkhorn: scores = fill("sinkhorn.N.K", N * K), [N, K]
+  sinkhorn:N:K:E:T     codes [N, K] after T iterations at epsilon E, digest
+  sinkhorn:N:K:E:T:residual  max over prototypes of |sum of its codes * K / N - 1|
+
+whiten: x = fill("whiten.x", 150 * 9) [150, 9] times fill("whiten.mix", 81) [9, 9] + 0.5, centred;
+axes by falling variance (divisor 149), each with its entry of largest size positive;
+coordinates times (variance + eps)^power, then rows of length 1.
+  whiten:K:POWER:EPS   [150, K], digest
+"""
+
+
+def kmeans_numpy(x, c, iterations):
+    for _ in range(iterations):
+        a = (x @ c.T).argmax(1)
+        c = np.stack([x[a == j].sum(0) for j in range(len(c))])
+        c /= np.linalg.norm(c, axis=1, keepdims=True)
+    score = np.sort(x @ c.T, 1)
+    assert (score[:, -1] - score[:, -2] > 1e-5).all()
+    return (x @ c.T).argmax(1), c
+
+
+def sinkhorn(out, epsilon, iterations):
+    """distributed_sinkhorn of facebookresearch/swav, for one process"""
+    q = torch.exp(out / epsilon).t()
+    k, b = q.shape
+    q = q / q.sum()
+    for _ in range(iterations):
+        q = q / q.sum(1, keepdim=True) / k
+        q = q / q.sum(0, keepdim=True) / b
+    return (q * b).t()
+
+
+def make_cluster():
+    from scipy.optimize import linear_sum_assignment
+    from sklearn import cluster, metrics
+    from sklearn.metrics.cluster import contingency_matrix
+    g = Golden("golden_cluster.txt", CLUSTER)
+    x = .35 * fill("kmeans.x", 2400).reshape(400, 6)
+    x = x + fill("kmeans.centre", 54).reshape(9, 6)[np.arange(400) % 9]
+    for k, t in ((1, 4), (2, 1), (9, 3), (12, 5), (12, 100), (40, 2)):
+        m = cluster.KMeans(k, init=x[:k], n_init=1, max_iter=t, tol=0, algorithm="lloyd").fit(x)
+        far = ((x[:, None] - m.cluster_centers_) ** 2).sum(2)
+        near = np.sort(far, 1)
+        assert k == 1 or (near[:, 1] - near[:, 0] > 1e-5).all()
+        assert (far.argmin(1) == m.labels_).all()
+        g.put("kmeans:%d:%d" % (k, t), m.labels_)
+        g.digest("kmeans:%d:%d:centroids" % (k, t), m.cluster_centers_)
+        g.put("kmeans:%d:%d:inertia" % (k, t), [m.inertia_])
+    u = x / np.linalg.norm(x, axis=1, keepdims=True)
+    for k, t in ((2, 1), (12, 4)):
+        a, c = kmeans_numpy(u, u[:k], t)
+        g.put("spherical:%d:%d" % (k, t), a)
+        g.digest("spherical:%d:%d:centroids" % (k, t), c)
+        g.put("spherical:%d:%d:inertia" % (k, t), [((u - c[a]) ** 2).sum()])
+
+    def classes(name, count):
+        return np.floor((fill(name, 600) + 1) / 2 * count).astype(int)
+
+    for a_count, b_count in ((7, 5), (40, 3), (3, 40), (60, 60), (1, 4), (5, 1)):
+        a = classes("agree.a", a_count)
+        b = np.where(fill("agree.same", 600) > -.2, (5 * a + 3) % b_count,
+                     classes("agree.b", b_count))
+        table = contingency_matrix(a, b)
+        r, c = linear_sum_assignment(-table)
+        g.put("agree:%d:%d" % (a_count, b_count), [
+            metrics.normalized_mutual_info_score(a, b, average_method="arithmetic"),
+            metrics.normalized_mutual_info_score(a, b, average_method="geometric"),
+            metrics.adjusted_rand_score(a, b), table.max(1).sum() / 600, table[r, c].sum() / 600])
+
+    for n, k, eps, t in ((24, 10, .05, 3), (37, 11, .01, 3), (16, 50, .05, 1), (64, 7, .25, 20)):
+        q = sinkhorn(tfill("sinkhorn.%d.%d" % (n, k), (n, k)), eps, t)
+        key = "sinkhorn:%d:%d:%g:%d" % (n, k, eps, t)
+        g.digest(key, q)
+        g.put(key + ":residual", [float((q.sum(0) * k / n - 1).abs().max())])
+
+    x = fill("whiten.x", 1350).reshape(150, 9) @ fill("whiten.mix", 81).reshape(9, 9) + .5
+    x = x - x.mean(0)
+    value, axes = np.linalg.eigh(x.T @ x / 149)
+    value, axes = value[::-1], axes[:, ::-1]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(9)])
+    for k, power, eps in ((9, -.5, 0), (4, -.5, 0), (4, -.25, .1), (3, 0, 0)):
+        y = (x @ axes[:, :k]) * (value[:k] + eps) ** power
+        g.digest("whiten:%d:%g:%g" % (k, power, eps), y / np.linalg.norm(y, axis=1, keepdims=True))
+    return g
+
+
 def main(argv):
     folder, names = os.path.dirname(os.path.abspath(__file__)), []
     while argv:
@@ -908,7 +1011,7 @@ def main(argv):
             folder = argv.pop(0)
         else:
             names.append(a)
-    for name in names or ["loss", "aug", "ops", "optim", "net", "step", "eval"]:
+    for name in names or ["loss", "aug", "ops", "optim", "net", "step", "eval", "cluster"]:
         globals()["make_" + name]().write(folder)
 
 
