@@ -8,7 +8,8 @@
 #            it the peers' numbers are the fastest ones kept in RESULTS.md, and are called cached
 # --quick    half a second and one round for everything, fewer cases: does it work at all?
 # --write    appends tables and lines to bench/RESULTS.md; otherwise nothing is left behind
-# --only     a list with commas out of: kernels,gemm,step,scaling,augment,loss,embed,data,startup
+# --only     a list with commas out of: kernels,gemm,step,scaling,augment,loss,embed,data,cluster,
+#            startup
 # --seconds  of measuring in each turn (default 4)
 # --cases    of step: resnet20,resnet18,resnet18x64,resnet8,resnet8x8,resnet50
 #
@@ -20,7 +21,7 @@
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 quick=0 peers=0 write=0 rounds= seconds= threads=$(getconf _NPROCESSORS_ONLN)
-only=kernels,gemm,step,scaling,augment,loss,embed,data,startup
+only=kernels,gemm,step,scaling,augment,loss,embed,data,cluster,startup
 cases=
 while [ $# -gt 0 ]; do
     case $1 in
@@ -182,7 +183,7 @@ table() { # TITLE: begins a table
 # ---- what there is ---------------------------------------------------------------------------
 
 say "compiling with ${CC:-cc} -O2"
-for program in machine kernels step augment loss embed data; do
+for program in machine kernels step augment loss embed data cluster; do
     compile $program || fail "$program.c does not compile"
 done
 openblas=0
@@ -192,7 +193,11 @@ else
     say "no libopenblas here: its comparison is skipped"
 fi
 python=${PYTHON:-python3}
-versions=
+versions= faiss=
+if [ $peers = 1 ] && wanted cluster; then
+    faiss=$("$python" -c 'import faiss; print("faiss-cpu", faiss.__version__)' 2>/dev/null) ||
+        say "no faiss in $python (set PYTHON): its cached numbers instead"
+fi
 if [ $peers = 1 ]; then
     versions=$("$python" -c 'import torch, torchvision
 print("torch %s, torchvision %s" % (torch.__version__, torchvision.__version__))' 2>/dev/null)
@@ -375,6 +380,23 @@ if wanted data && [ $peers = 1 ]; then
     done
 fi
 
+if wanted cluster; then
+    table "60,000 x 128, $threads threads: k-means with k = 1,000, k-NN with k = 200 (times as fast)"
+    ours cluster --threads "$threads" --seconds 0 >/dev/null || exit 1
+    for c in kmeans knn; do
+        [ $quick = 1 ] && [ $c = kmeans ] && continue
+        if [ $c = kmeans ]; then text="k-means, 20 iterations"; else text="k-NN, 2,000 queries"; fi
+        us() { ours cluster --only $c --threads "$threads" --seconds "$seconds" --checked 1; }
+        if [ -n "$faiss" ]; then
+            label=$faiss
+            them() { peer cluster --cases $c --threads "$threads" --seconds "$seconds"; }
+            duel "$text" 1.0 0 ms
+        else
+            alone "$text" 1.0 0 ms "name=$c .*threads=$threads "
+        fi
+    done
+fi
+
 if wanted startup; then
     table "Start to end of a process"
     ours step --only startup --seconds 1 >/dev/null || exit 1
@@ -409,6 +431,7 @@ fi
 report() {
     printf '\n## %s, commit %s\n\n' "$(date +%Y-%m-%d)" "$commit"
     printf '%s\n\n' "$machine"
+    [ -n "$faiss" ] && printf '%s. ' "$faiss"
     [ -n "$versions" ] && printf '%s, %s. ' "$versions" "$("$python" --version)"
     printf '%d rounds of %s s each, load at the end %s.\n' "$rounds" "$seconds" \
         "$(cut -d ' ' -f 1 /proc/loadavg 2>/dev/null)"
