@@ -1377,6 +1377,28 @@ CTR_API double ctr_loss_supcon_flat(ctr_ctx *ctx, int64_t n, int views, int64_t 
                                     const ctr_real *z, const int32_t *labels, double temperature,
                                     ctr_real *dz);
 
+/* InfoNCE (van den Oord et al., 2018): each query picks its own key out of many.
+     l_i = -log( exp(q_i . k_i / T) / (exp(q_i . k_i / T) + sum_j exp(q_i . c_j / T)) )
+     loss = mean of l_i over the n queries
+   q, k [n, d]: row i of k is the positive of row i of q; both are normalised inside, and gradients
+   flow into both (detach k for a momentum encoder). c_j: the rows of negatives [m, d] (a queue or
+   bank of unit rows, which gets no gradient) as in MoCo (He et al., 2020); with negatives NULL the
+   other rows of k, as in MoCo v3 and in each half of CLIP. T > 0: 0.07 in MoCo, 0.2 in v2, 1 in v3
+   (0.2 for ViT). Range 0..; chance: ln(1 + negatives), n - 1 of them within the batch. Without any
+   negative it is exactly 0. MoCo v3 multiplies by 2 T and adds both directions, MoCo neither: that
+   is the caller's. */
+CTR_API ctr_tensor *ctr_loss_infonce(ctr_ctx *ctx, ctr_tensor *q, ctr_tensor *k,
+                                     const ctr_tensor *negatives, double temperature);
+CTR_API double ctr_loss_infonce_chance(int64_t negatives);
+
+/* BYOL's distance (Grill et al., 2020): mean of |p/|p| - z/|z||^2 = 2 - 2 cos(p_i, z_i) over the
+   rows of p, z [n, d]. No gradient flows into z: the operation detaches it. Range 0..4, chance 2;
+   a row of zeros has cosine 0. BYOL adds both directions (0..8). */
+CTR_API ctr_tensor *ctr_loss_regression(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z);
+/* SimSiam's (Chen and He, 2021): mean of -cos(p_i, z_i), z detached here, too. Range -1..1, chance
+   0. SimSiam takes the mean of both directions. */
+CTR_API ctr_tensor *ctr_loss_negative_cosine(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z);
+
 /* ------------------------------------------------------------------------------------------------
    >>HEALTH  is the embedding alive?
    Numbers for a report, from one batch of embeddings in host memory. Nothing here trains.
@@ -15692,6 +15714,163 @@ CTR_API double ctr_loss_nt_xent_flat(ctr_ctx *ctx, int64_t n, int views, int64_t
                                      const ctr_real *z, double temperature, ctr_real *dz)
 {
     return ctr_loss_supcon_flat(ctx, n, views, d, z, NULL, temperature, dz);
+}
+
+/* ---- what the losses below share ------------------------------------------------------------- */
+
+/* Two matrices of one shape [n, d] with n, d >= 1. */
+CTR_PRIVATE_ int ctr_loss_pair_(ctr_ctx *ctx, const char *name, const ctr_tensor *a,
+                                const ctr_tensor *b)
+{
+    if (!ctr_check_(ctx, name, a, 2) || !ctr_check_(ctx, name, b, 2)) return 0;
+    if (a->shape[0] != b->shape[0] || a->shape[1] != b->shape[1] || a->size < 1) {
+        ctr_fail_shapes_(ctx, name, a, b, "both are [n, d], row by row, n and d at least 1");
+        return 0;
+    }
+    return 1;
+}
+
+/* A number whose inverse is needed as well, so above 0 and not absurdly small. */
+CTR_PRIVATE_ int ctr_loss_above_(ctr_ctx *ctx, const char *name, const char *what, double value)
+{
+    if (ctx->status != CTR_OK) return 0;
+    if (ctr_real_finite_((ctr_real)value) && value > 0 && ctr_real_finite_((ctr_real)(1 / value)))
+        return 1;
+    ctr_fail_(ctx, CTR_E_VALUE, "%s: the %s must be above 0, got %g", name, what, value);
+    return 0;
+}
+
+/* 0..n-1, or n times 0, in host memory until the step ends. */
+CTR_PRIVATE_ int32_t *ctr_loss_count_(ctr_ctx *ctx, int64_t n, int up)
+{
+    int32_t *ids;
+    int64_t i;
+    if (ctx->status != CTR_OK) return NULL;
+    ids = (int32_t *)ctr_arena_take_(ctx, &ctx->host, (size_t)n * sizeof *ids);
+    for (i = 0; ids && i < n; i++) ids[i] = up ? (int32_t)i : 0;
+    return ids;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_loss_index_(ctr_ctx *ctx, int64_t n, const int32_t *ids)
+{
+    ctr_tensor *t = ctr_tensor_temp(ctx, CTR_I32, 1, &n);
+    if (ctx->status == CTR_OK) ctr_tensor_write_i32(ctx, t, ids, n);
+    return t;
+}
+
+/* What the report says of logits [n, m] = cosines / temperature: j is a positive of i if their ids
+   are equal (cols NULL: if j is i's id). A row hits if its largest logit is a positive's alone: in
+   an embedding that has collapsed all are equal, and that is no success. */
+CTR_PRIVATE_ void ctr_loss_hits_(ctr_ctx *ctx, const ctr_tensor *logits, const int32_t *rows,
+                                 const int32_t *cols, double temperature, ctr_report *report)
+{
+    int64_t n = logits->shape[0], m = logits->shape[1], i, j;
+    double sum[2] = { 0, 0 }, count[2] = { 0, 0 }, hits = 0;
+    ctr_real *row;
+    if (!report || ctx->status != CTR_OK || ctx->plan) return;
+    row = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, (size_t)m * sizeof *row);
+    for (i = 0; row && i < n && ctx->status == CTR_OK; i++) {
+        ctr_real best[2] = { CTR_R(-1e30), CTR_R(-1e30) };
+        ctr_k_download(ctx, (size_t)m * sizeof *row, ctr_f_(logits) + i * m, row);
+        for (j = 0; j < m; j++) {
+            int same = rows[i] == (cols ? cols[j] : (int32_t)j);
+            sum[same] += (double)row[j];
+            count[same] += 1;
+            if (row[j] > best[same]) best[same] = row[j];
+        }
+        hits += best[1] > best[0];
+    }
+    if (count[0] > 0) report->accuracy = hits / (double)n;
+    if (count[0] > 0) report->negative = temperature * sum[0] / count[0];
+    if (count[1] > 0) report->positive = temperature * sum[1] / count[1];
+}
+
+/* ---- one positive among many: InfoNCE -------------------------------------------------------- */
+
+/* [q . k | q . negatives^T] / T of unit rows, or q k^T / T */
+CTR_PRIVATE_ ctr_tensor *ctr_infonce_logits_(ctr_ctx *ctx, ctr_tensor *q, ctr_tensor *k,
+                                             const ctr_tensor *negatives, double temperature)
+{
+    ctr_tensor *unit = ctr_scale(ctx, ctr_normalize(ctx, q), 1 / temperature); /* [n, d] */
+    ctr_tensor *key = ctr_normalize(ctx, k), *part[2];
+    int64_t column[2] = { -1, 1 };
+    if (!negatives) return ctr_matmul(ctx, unit, 0, key, 1);                   /* [n, n] */
+    part[0] = ctr_reshape(ctx, ctr_sum(ctx, ctr_mul(ctx, unit, key), 1), 2, column);
+    if (negatives->shape[0] == 0) return part[0];
+    part[1] = ctr_matmul(ctx, unit, 0, ctr_view_(ctx, negatives, 2, negatives->shape), 1);
+    return ctr_concat(ctx, 2, part, 1);                                        /* [n, 1 + m] */
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_loss_infonce_(ctr_ctx *ctx, ctr_tensor *q, ctr_tensor *k,
+                                           const ctr_tensor *negatives, double temperature,
+                                           ctr_report *report)
+{
+    const char *name = "loss_infonce";
+    ctr_tensor *logits, *target;
+    int32_t *ids;
+    if (!ctr_loss_pair_(ctx, name, q, k)) return &ctx->poison;
+    if (!ctr_loss_above_(ctx, name, "temperature", temperature)) return &ctx->poison;
+    if (negatives && !ctr_check_(ctx, name, negatives, 2)) return &ctx->poison;
+    if (negatives && negatives->shape[1] != q->shape[1]) {
+        ctr_fail_shapes_(ctx, name, q, negatives, "negatives are [m, d] for queries [n, d]");
+        return &ctx->poison;
+    }
+    ids = ctr_loss_count_(ctx, q->shape[0], !negatives);
+    if (!ids) return &ctx->poison;
+    target = ctr_loss_index_(ctx, q->shape[0], ids);
+    logits = ctr_infonce_logits_(ctx, q, k, negatives, temperature);
+    ctr_loss_hits_(ctx, logits, ids, NULL, temperature, report);
+    return ctr_cross_entropy(ctx, logits, target, -1);
+}
+
+CTR_API ctr_tensor *ctr_loss_infonce(ctr_ctx *ctx, ctr_tensor *q, ctr_tensor *k,
+                                     const ctr_tensor *negatives, double temperature)
+{
+    return ctr_loss_infonce_(ctx, q, k, negatives, temperature, NULL);
+}
+
+CTR_API double ctr_loss_infonce_chance(int64_t negatives)
+{
+    return negatives > 0 ? log(1.0 + (double)negatives) : 0;
+}
+
+/* ---- no negatives: BYOL, SimSiam ------------------------------------------------------------- */
+
+/* offset + factor * mean of cos(p_i, z_i); the report gets the mean cosine */
+CTR_PRIVATE_ ctr_tensor *ctr_loss_cosine_(ctr_ctx *ctx, const char *name, ctr_tensor *p,
+                                          ctr_tensor *z, double factor, double offset,
+                                          ctr_report *report)
+{
+    ctr_tensor *sum;
+    double n;
+    if (!ctr_loss_pair_(ctx, name, p, z)) return &ctx->poison;
+    n = (double)p->shape[0];
+    sum = ctr_mul(ctx, ctr_normalize(ctx, p), ctr_normalize(ctx, ctr_detach(ctx, z)));
+    sum = ctr_sum(ctx, sum, -1);
+    if (report && !ctx->plan) report->positive = (double)ctr_tensor_item(ctx, sum) / n;
+    return ctr_affine_(ctx, name, sum, (ctr_real)(factor / n), (ctr_real)offset);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_loss_regression_(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z,
+                                              ctr_report *report)
+{
+    return ctr_loss_cosine_(ctx, "loss_regression", p, z, -2, 2, report);
+}
+
+CTR_API ctr_tensor *ctr_loss_regression(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z)
+{
+    return ctr_loss_regression_(ctx, p, z, NULL);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_loss_negative_cosine_(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z,
+                                                   ctr_report *report)
+{
+    return ctr_loss_cosine_(ctx, "loss_negative_cosine", p, z, -1, 0, report);
+}
+
+CTR_API ctr_tensor *ctr_loss_negative_cosine(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z)
+{
+    return ctr_loss_negative_cosine_(ctx, p, z, NULL);
 }
 
 /* ------------------------------------------------------------------------------------------------
