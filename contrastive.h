@@ -273,7 +273,7 @@ CTR_API int ctr_tensor_has_grad(const ctr_ctx *ctx, const ctr_tensor *t); /* in 
    ---------------------------------------------------------------------------------------------- */
 
 typedef enum ctr_unary {
-    CTR_RELU, CTR_GELU, CTR_SIGMOID, CTR_TANH, CTR_EXP, CTR_LOG, CTR_SQRT
+    CTR_RELU, CTR_GELU, CTR_SIGMOID, CTR_TANH, CTR_EXP, CTR_LOG, CTR_SQRT, CTR_SOFTPLUS
 } ctr_unary;
 typedef enum ctr_binary { CTR_ADD, CTR_SUB, CTR_MUL, CTR_DIV } ctr_binary;
 
@@ -576,6 +576,7 @@ CTR_API ctr_tensor *ctr_tanh(ctr_ctx *ctx, ctr_tensor *x);
 CTR_API ctr_tensor *ctr_exp(ctr_ctx *ctx, ctr_tensor *x);
 CTR_API ctr_tensor *ctr_log(ctr_ctx *ctx, ctr_tensor *x);
 CTR_API ctr_tensor *ctr_sqrt(ctr_ctx *ctx, ctr_tensor *x);
+CTR_API ctr_tensor *ctr_softplus(ctr_ctx *ctx, ctr_tensor *x); /* ln(1 + exp(x)) */
 
 /* op(x) op(y): [m, k] x [k, n] -> [m, n]; tx, ty transpose the operands. */
 CTR_API ctr_tensor *ctr_matmul(ctr_ctx *ctx, ctr_tensor *x, int tx, ctr_tensor *y, int ty);
@@ -3742,6 +3743,12 @@ CTR_INLINE_ ctr_real ctr_exp_(ctr_real x)
 
 CTR_INLINE_ ctr_real ctr_sigmoid_(ctr_real x) { return CTR_R(1.0) / (CTR_R(1.0) + ctr_exp_(-x)); }
 
+/* ln(1 + exp(x)), of which neither branch overflows */
+CTR_INLINE_ ctr_real ctr_softplus_(ctr_real x)
+{
+    return (x > 0 ? x : 0) + CTR_M_(log1p)(CTR_M_(exp)(x > 0 ? -x : x));
+}
+
 /* Phi(x), the distribution function of the normal distribution, and its density. */
 CTR_INLINE_ ctr_real ctr_normal_cdf_(ctr_real x)
 {
@@ -3915,6 +3922,7 @@ CTR_INLINE_ void ctr_unary_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
     case CTR_TANH: for (i = lo; i < hi; i++) y[i] = CTR_M_(tanh)(x[i]); break;
     case CTR_EXP: for (i = lo; i < hi; i++) y[i] = CTR_M_(exp)(x[i]); break;
     case CTR_LOG: for (i = lo; i < hi; i++) y[i] = CTR_M_(log)(x[i]); break;
+    case CTR_SOFTPLUS: for (i = lo; i < hi; i++) y[i] = ctr_softplus_(x[i]); break;
     default: for (i = lo; i < hi; i++) y[i] = CTR_M_(sqrt)(x[i]); break;
     }
 }
@@ -3940,6 +3948,7 @@ CTR_INLINE_ ctr_real ctr_unary_slope_(int op, ctr_real x, ctr_real y)
     case CTR_TANH: return 1 - y * y;
     case CTR_EXP: return y;
     case CTR_LOG: return 1 / x;
+    case CTR_SOFTPLUS: return -CTR_M_(expm1)(-y); /* = sigmoid(x) */
     default: return CTR_R(0.5) / y;
     }
 }
@@ -7859,6 +7868,10 @@ CTR_API ctr_tensor *ctr_log(ctr_ctx *ctx, ctr_tensor *x)
 CTR_API ctr_tensor *ctr_sqrt(ctr_ctx *ctx, ctr_tensor *x)
 {
     return ctr_unary_op_(ctx, "sqrt", CTR_SQRT, x);
+}
+CTR_API ctr_tensor *ctr_softplus(ctr_ctx *ctx, ctr_tensor *x)
+{
+    return ctr_unary_op_(ctx, "softplus", CTR_SOFTPLUS, x);
 }
 
 /* ---- matrix product

@@ -82,6 +82,7 @@ static ctr_tensor *op_unary(ctr_ctx *ctx, ctr_tensor **in, const op_case *c)
     case 3: return ctr_tanh(ctx, in[0]);
     case 4: return ctr_exp(ctx, in[0]);
     case 5: return ctr_log(ctx, in[0]);
+    case 7: return ctr_softplus(ctx, in[0]);
     default: return ctr_sqrt(ctx, in[0]);
     }
 }
@@ -97,6 +98,7 @@ static void ref_unary(const op_case *c, double *const *in, double *out)
         case 3: out[i] = tanh(x); break;
         case 4: out[i] = exp(x); break;
         case 5: out[i] = log(x); break;
+        case 7: out[i] = log(1 + exp(x)); break;
         default: out[i] = sqrt(x); break;
         }
     }
@@ -451,6 +453,7 @@ static op_case cases[] = {
     C_("scale", "3x11", "n", "3x11", op_affine, ref_affine), P_(0),
     C_("add_scalar", "3x11", "n", "3x11", op_affine, ref_affine), P_(1),
     C_("relu", "5x13", "k", "5x13", op_unary, ref_unary), P_(0),
+    C_("softplus", "5x13", "n", "5x13", op_unary, ref_unary), P_(7),
     C_("gelu", "5x13", "n", "5x13", op_unary, ref_unary), P_(1),
     C_("sigmoid", "5x13", "n", "5x13", op_unary, ref_unary), P_(2),
     C_("tanh", "5x13", "n", "5x13", op_unary, ref_unary), P_(3),

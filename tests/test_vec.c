@@ -143,6 +143,7 @@ static double unary(int op, double x)
     case CTR_TANH: return tanh(x);
     case CTR_EXP: return exp(x);
     case CTR_LOG: return log(x);
+    case CTR_SOFTPLUS: return x > 0 ? x + log(1 + exp(-x)) : log(1 + exp(x));
     default: return sqrt(x);
     }
 }
@@ -156,6 +157,7 @@ static double slope(int op, double x)
     case CTR_TANH: return 1 - y * y;
     case CTR_EXP: return y;
     case CTR_LOG: return 1 / x;
+    case CTR_SOFTPLUS: return 1 / (1 + exp(-x));
     default: return 0.5 / y;
     }
 }
@@ -984,12 +986,12 @@ static void test_elementwise(void)
         one("fill", run_fill, ref_fill, 0, 0, n, 0, 0, 0);
         for (op = 0; op < 4; op++) one("move", run_move, ref_move, op, 0, n, 0, 0, 0);
         for (op = 0; op < 3; op++) one("axpby", run_axpby, ref_axpby, op, 0, n, 0, 0, 0);
-        for (op = CTR_RELU; op <= CTR_SQRT; op++)
+        for (op = CTR_RELU; op <= CTR_SOFTPLUS; op++)
             one("unary", run_unary, ref_unary, op, 0, n, 0, 0, 0);
         for (acc = 0; acc < 2; acc++) {
             for (op = CTR_ADD; op <= CTR_DIV; op++)
                 one("binary", run_binary, ref_binary, op, acc, n, 0, 0, 0);
-            for (op = CTR_RELU; op <= CTR_SQRT; op++)
+            for (op = CTR_RELU; op <= CTR_SOFTPLUS; op++)
                 one("unary_grad", run_unary_grad, ref_unary_grad, op, acc, n, 0, 0, 0);
             one("dropout", run_dropout, ref_dropout, 30, acc, n, 0, 0, 0);
         }
