@@ -24,7 +24,7 @@
        TAPE OPS NN OPTIM                            autograd, layers, networks, optimisers
        IMAGE AUG SAMPLE DATA LOADER                 pictures, augmentations, batches of views
        CLUSTER                                      k-means, whitening, Sinkhorn, NMI
-       LOSS HEALTH METHOD                           NT-Xent, SupCon; is it alive?; SimCLR
+       LOSS HEALTH METHOD                           the losses; is it alive?; SimCLR
        EVAL MAP IO FIT                              k-NN, probe, maps; files; the training driver
    A section of the implementation calls only those above it. Each level can be used alone: the
    losses for embeddings of another framework (ctr_loss_nt_xent_flat), the augmentations
@@ -1399,6 +1399,150 @@ CTR_API ctr_tensor *ctr_loss_regression(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor 
 /* SimSiam's (Chen and He, 2021): mean of -cos(p_i, z_i), z detached here, too. Range -1..1, chance
    0. SimSiam takes the mean of both directions. */
 CTR_API ctr_tensor *ctr_loss_negative_cosine(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z);
+
+/* CLIP (Radford et al., 2021; symmetric InfoNCE): with logits_ij = exp(s) cos(image_i, text_j)
+     loss = (cross entropy of the rows + cross entropy of the columns) / 2
+   image, text [n, d], row by row; log_scale: a tensor of one number s, learnable, their start
+   ln(1 / 0.07). s counts as clamped to 0..ln 100, and its gradient is that of the clamped value, so
+   it can come back; the authors clamp the tensor itself after each step. ids [n] (host) or NULL:
+   equal ids >= 0 are positives of each other, each with an equal share of the target (as in UniCL,
+   Yang et al., 2022); -1: alone. Range 0..; chance ln n = ctr_loss_infonce_chance(n - 1). */
+CTR_API ctr_tensor *ctr_loss_clip(ctr_ctx *ctx, ctr_tensor *image, ctr_tensor *text,
+                                  ctr_tensor *log_scale, const int32_t *ids);
+
+/* SigLIP (Zhai et al., 2023): every pair is a yes or no of its own.
+     loss = 1/n sum_ij ln(1 + exp(-y_ij (exp(t) cos(image_i, text_j) + b))),  y = 1 or -1
+   log_scale t and bias b: tensors of one number, learnable, their start ln 10 and -10; t is not
+   clamped. y_ij = 1 if i = j or the ids are equal. chance: what it is where all cosines are 0. */
+CTR_API ctr_tensor *ctr_loss_siglip(ctr_ctx *ctx, ctr_tensor *image, ctr_tensor *text,
+                                    ctr_tensor *log_scale, ctr_tensor *bias, const int32_t *ids);
+CTR_API double ctr_loss_siglip_chance(int64_t n, double bias);
+
+/* DCL, decoupled contrastive learning (Yeh et al., 2022): NT-Xent of two views whose sum leaves out
+   the positive as well as the row itself:
+     l_i = -s_ip / T + log sum over j of other images of exp(s_ij / T),  mean over the 2n rows
+   z [2n, d], n >= 2; T > 0, the authors' 0.1. Below 0 where it goes well; chance ln(2n - 2). Their
+   weighted form (DCLW) is not offered. */
+CTR_API ctr_tensor *ctr_loss_dcl(ctr_ctx *ctx, ctr_tensor *z, double temperature);
+CTR_API double ctr_loss_dcl_chance(int64_t n);
+
+/* Noise-contrastive estimation over a bank of embeddings. Three losses go by this name. scores
+   [n, 1 + K]: cosines, the positive in column 0; s = scores / T; the loss is per query, its K
+   negatives summed, not averaged:
+   NPID  (Wu et al., 2018): P_j = exp(s_j) / Z, h_j = P_j / (P_j + K/N),
+         -log h_0 - sum_j log(1 - h_j), with 1e-7 in the denominator of h as the authors have it.
+         Z is a constant: *z <= 0 lets the first call set it to N mean exp(s), later ones use it.
+         N = images in the bank.
+   PIRL  (Misra and van der Maaten, 2020, eq. 5 and 6): p = softmax of s over all 1 + K columns,
+         -log p_0 - sum_j log(1 - p_j + 1e-7). Their eq. 5 may be read with the positive left out of
+         a negative's sum.  images and z are ignored (0, NULL).
+   INFO  -log p_0, the cross entropy; images and z are ignored.
+   T > 0, the authors' 0.07 (0.1 for CIFAR-10). Chance: ln(1 + K) + K ln(1 + 1/K) where P = 1/N and
+   where all scores are equal; INFO: ln(1 + K). */
+typedef enum ctr_nce_form { CTR_NCE_NPID, CTR_NCE_PIRL, CTR_NCE_INFO } ctr_nce_form;
+CTR_API ctr_tensor *ctr_loss_nce(ctr_ctx *ctx, ctr_tensor *scores, double temperature,
+                                 ctr_nce_form form, int64_t images, double *z);
+CTR_API double ctr_loss_nce_chance(ctr_nce_form form, int64_t negatives);
+/* scores[i, j] = cosine of q_i and row index[i, j] of the bank: q [n, d], normalised inside; bank
+   [images, d] of unit rows, no gradient, and unchanged until after backward; index [n, columns] in
+   host memory, 0..images - 1. Holds columns * d numbers at a time, not n times that. */
+CTR_API ctr_tensor *ctr_nce_scores(ctr_ctx *ctx, ctr_tensor *q, const ctr_tensor *bank,
+                                   const int32_t *index, int64_t columns);
+
+/* Alignment and uniformity as losses (Wang and Isola, 2020), rows normalised inside:
+     alignment  = mean of |x_i - y_i|^alpha over the rows of x, y [n, d];  0..2^alpha, alpha 2
+     uniformity = ln of the mean over i < j of exp(-t |x_i - x_j|^2), x [n, d], n >= 2;  -4t..0,
+                  t 2, at most 20
+   Rows that know nothing have an alignment of about 2 (alpha 2) and, spread evenly, a uniformity of
+   about -2t + 2 t^2 / d. The authors train alignment(x, y) + (uniformity(x) + uniformity(y)) / 2,
+   or with other weights. */
+CTR_API ctr_tensor *ctr_loss_alignment(ctr_ctx *ctx, ctr_tensor *x, ctr_tensor *y, double alpha);
+CTR_API ctr_tensor *ctr_loss_uniformity(ctr_ctx *ctx, ctr_tensor *x, double t);
+
+/* Barlow Twins (Zbontar et al., 2021): the cross-correlation of two views is to be the identity.
+     c = a^T b / n,  a and b = z1 and z2 [n, d], each with its columns brought to mean 0, variance 1
+         (biased variance, eps 1e-5: the authors' batch norm without weights);  n >= 2
+     loss = sum_j (c_jj - 1)^2 + lambda sum over j != k of c_jk^2
+   lambda >= 0, the authors' 0.0051. They do not scale it; solo-learn and VISSL multiply by 0.024
+   (0.1 for CIFAR-10): ctr_scale does. Chance: independent columns, whose c^2 is 1 / (n - 1). */
+CTR_API ctr_tensor *ctr_loss_barlow_twins(ctr_ctx *ctx, ctr_tensor *z1, ctr_tensor *z2,
+                                          double lambda);
+CTR_API double ctr_loss_barlow_twins_chance(int64_t n, int64_t d, double lambda);
+
+/* VICReg (Bardes et al., 2022), z1, z2 [n, d], n >= 2, rows as they are:
+     loss = sim mean (z1 - z2)^2 + var (v(z1) + v(z2)) / 2 + cov (c(z1) + c(z2))
+     v(z) = mean over columns of max(0, 1 - sqrt(variance + 1e-4))       (variance with n - 1)
+     c(z) = sum over j != k of C_jk^2 / d, C the covariance with n - 1
+   As the authors' code: the variance is halved, the covariance is not (solo-learn halves neither).
+   Weights >= 0, theirs 25, 25, 1. No chance value; all rows on one point: 0.99 var. */
+CTR_API ctr_tensor *ctr_loss_vicreg(ctr_ctx *ctx, ctr_tensor *z1, ctr_tensor *z2, double sim,
+                                    double var, double cov);
+
+/* SwAV (Caron et al., 2020), swapped prediction with any number of crops:
+     loss = mean over the views a that have codes of the mean over the other views v of
+            -1/n sum_i sum_k codes_a,ik log softmax(scores_v,i / T)_k
+   scores [views n, k]: similarities to the k prototypes, all of view 1, then all of view 2, ...;
+   codes [assign n, k]: rows that sum to 1 for the first `assign` views (2 in the paper), no
+   gradient. 1 <= assign <= views, views >= 2; T > 0, theirs 0.1. Range 0..; chance, and what a
+   collapse stays at: ln k. */
+CTR_API ctr_tensor *ctr_loss_swav(ctr_ctx *ctx, ctr_tensor *scores, int views, ctr_tensor *codes,
+                                  int assign, double temperature);
+CTR_API double ctr_loss_swav_chance(int64_t k);
+
+/* Which triplets (anchor a, positive p of its label, negative n of another) count. */
+typedef enum ctr_mining {
+    CTR_MINE_ALL,       /* every one */
+    CTR_MINE_HARD,      /* an anchor's farthest positive, nearest negative (Hermans et al., 2017) */
+    CTR_MINE_SEMI_HARD, /* of each (a, p) the nearest n with d_ap < d_an < d_ap + margin, if any */
+    CTR_MINE_RANDOM     /* of each (a, p) any n with d_an < d_ap + margin, if any */
+} ctr_mining;
+
+typedef struct ctr_triplet_config {
+    double margin;          /* default 0.2, >= 0 */
+    ctr_mining mining;      /* default CTR_MINE_SEMI_HARD, FaceNet's; davidsandberg's has RANDOM */
+    int squared;            /* default 1: squared distances, as FaceNet; 0: plain ones */
+    int normalize;          /* default 1: rows become unit rows first */
+    int soft;               /* default 0; 1: ln(1 + exp(d_ap - d_an)) for max(0, ..), without the
+                               margin (Hermans et al.; pytorch-metric-learning leaves it in) */
+    int mean_active;        /* default 0: mean over triplets that count; 1: over those above 0 */
+} ctr_triplet_config;
+CTR_API ctr_triplet_config ctr_triplet_default(void);
+CTR_API void ctr_triplet_config_init(ctr_triplet_config *config); /* the same into a struct */
+
+/* Triplet loss (Schroff et al., 2015): mean of max(0, d_ap - d_an + margin). z [m, d]; labels [m]
+   in host memory, -1 takes no part; config NULL: the defaults. No triplet: exactly 0, gradient 0.
+   *active (or NULL): share of triplets with a loss above 0 (ALL, HARD; soft: with d_ap > d_an), or
+   of pairs (a, p) that found a negative. RANDOM draws from the context's seed and ctr_draws_at.
+   chance: what embeddings on one point have, the margin or ln 2. SEMI_HARD picks among what still
+   violates the margin, so its loss stays within 0..margin however good they get: watch active. */
+CTR_API ctr_tensor *ctr_loss_triplet(ctr_ctx *ctx, ctr_tensor *z, const int32_t *labels,
+                                     const ctr_triplet_config *config, double *active);
+CTR_API double ctr_loss_triplet_chance(const ctr_triplet_config *config);
+
+/* The contrastive loss of pairs (Hadsell et al., 2006): with D = |z1_i - z2_i|
+     mean of  D^2 / 2 where same[i] is 1,  max(0, margin - D)^2 / 2 where it is 0
+   z1, z2 [n, d], rows as they are; same [n] in host memory; margin > 0, often 1. The gradient of
+   D = 0 is 0. On one point: margin^2 / 2 times the share of zeros. */
+CTR_API ctr_tensor *ctr_loss_siamese(ctr_ctx *ctx, ctr_tensor *z1, ctr_tensor *z2,
+                                     const int32_t *same, double margin);
+
+/* The same for those who bring their own framework: inputs [n, d] and labels in host memory, as
+   above; gradients in the same shapes, or NULL. Not inside a step of your own. 0 on error. */
+CTR_API double ctr_loss_infonce_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *q,
+                                     const ctr_real *k, int64_t m, const ctr_real *negatives,
+                                     double temperature, ctr_real *dq, ctr_real *dk);
+CTR_API double ctr_loss_clip_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *image,
+                                  const ctr_real *text, double log_scale, const int32_t *ids,
+                                  ctr_real *dimage, ctr_real *dtext, ctr_real *dlog_scale);
+CTR_API double ctr_loss_barlow_twins_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *z1,
+                                          const ctr_real *z2, double lambda, ctr_real *dz1,
+                                          ctr_real *dz2);
+CTR_API double ctr_loss_vicreg_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *z1,
+                                    const ctr_real *z2, double sim, double var, double cov,
+                                    ctr_real *dz1, ctr_real *dz2);
+CTR_API double ctr_loss_triplet_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *z,
+                                     const int32_t *labels, const ctr_triplet_config *config,
+                                     ctr_real *dz);
 
 /* ------------------------------------------------------------------------------------------------
    >>HEALTH  is the embedding alive?
@@ -15884,6 +16028,1019 @@ CTR_PRIVATE_ ctr_tensor *ctr_loss_negative_cosine_(ctr_ctx *ctx, ctr_tensor *p, 
 CTR_API ctr_tensor *ctr_loss_negative_cosine(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z)
 {
     return ctr_loss_negative_cosine_(ctx, p, z, NULL);
+}
+
+/* ---- several positives: ids ------------------------------------------------------------------ */
+
+/* Ids [n] on the host under which rows belong together: as given; alone where they are below 0 or
+   not given at all. */
+CTR_PRIVATE_ int32_t *ctr_loss_groups_(ctr_ctx *ctx, int64_t n, const int32_t *ids)
+{
+    int32_t *group = ctr_loss_count_(ctx, n, 1);
+    int64_t i;
+    for (i = 0; ids && group && i < n; i++) group[i] = ids[i] >= 0 ? ids[i] : -2 - (int32_t)i;
+    return group;
+}
+
+/* A constant [rows, cols] with room for its content on the host, or NULL after an error. */
+CTR_PRIVATE_ ctr_tensor *ctr_loss_constant_(ctr_ctx *ctx, int64_t rows, int64_t cols,
+                                            ctr_real **host)
+{
+    int64_t shape[2];
+    ctr_tensor *t;
+    shape[0] = rows;
+    shape[1] = cols;
+    t = ctr_tensor_temp(ctx, CTR_F32, 2, shape);
+    *host = NULL;
+    if (ctx->status == CTR_OK)
+        *host = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, (size_t)t->size * sizeof **host);
+    return *host ? t : NULL;
+}
+
+/* y [n, n]: `same` where the ids are equal, `other` elsewhere; share: `same` is divided by the
+   number of equal ids, so that rows and columns sum to it. */
+CTR_PRIVATE_ ctr_tensor *ctr_loss_relation_(ctr_ctx *ctx, int64_t n, const int32_t *group,
+                                            ctr_real same, ctr_real other, int share)
+{
+    ctr_real *y;
+    ctr_tensor *t = ctr_loss_constant_(ctx, n, n, &y);
+    int64_t i, j, count;
+    if (!t) return &ctx->poison;
+    for (i = 0; i < n; i++) {
+        for (j = 0, count = 0; j < n; j++) count += group[j] == group[i];
+        for (j = 0; j < n; j++)
+            y[i * n + j] = group[j] != group[i] ? other : share ? same / (ctr_real)count : same;
+    }
+    ctr_tensor_write(ctx, t, y, n * n);
+    return t;
+}
+
+/* A learnable number. */
+CTR_PRIVATE_ int ctr_loss_scalar_(ctr_ctx *ctx, const char *name, const char *what,
+                                  const ctr_tensor *t)
+{
+    char text[64];
+    if (!ctr_check_(ctx, name, t, 0)) return 0;
+    if (t->size == 1) return 1;
+    ctr_fail_(ctx, CTR_E_SHAPE, "%s: the %s is one number, got %s", name, what,
+              ctr_shape_text_(t->rank, t->shape, text));
+    return 0;
+}
+
+/* ---- two modalities: CLIP, SigLIP ------------------------------------------------------------ */
+
+/* exp(s) cos(a_i, b_j), [n, n] */
+CTR_PRIVATE_ ctr_tensor *ctr_loss_scaled_(ctr_ctx *ctx, ctr_tensor *a, ctr_tensor *b,
+                                          ctr_tensor *log_scale)
+{
+    ctr_tensor *ua = ctr_normalize(ctx, a), *ub = ctr_normalize(ctx, b);
+    ctr_tensor *scale = ctr_exp(ctx, log_scale);
+    return ctr_mul(ctx, ctr_matmul(ctx, ua, 0, ub, 1), scale);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_loss_clip_(ctr_ctx *ctx, ctr_tensor *image, ctr_tensor *text,
+                                        ctr_tensor *log_scale, const int32_t *ids,
+                                        ctr_report *report)
+{
+    const char *name = "loss_clip";
+    double value, bound;
+    ctr_tensor *logits, *target, *a, *b;
+    int32_t *group;
+    if (!ctr_loss_pair_(ctx, name, image, text)) return &ctx->poison;
+    if (!ctr_loss_scalar_(ctx, name, "log scale", log_scale)) return &ctx->poison;
+    group = ctr_loss_groups_(ctx, image->shape[0], ids);
+    if (!group) return &ctx->poison;
+    value = ctx->plan ? 0 : (double)ctr_tensor_item(ctx, log_scale);
+    bound = CTR_MIN_(CTR_MAX_(value, 0.0), log(100.0));
+    logits = ctr_add_scalar(ctx, log_scale, bound - value); /* clamped; the gradient passes */
+    target = ids ? ctr_loss_relation_(ctx, image->shape[0], group, 1, 0, 1)
+                 : ctr_loss_index_(ctx, image->shape[0], group);
+    logits = ctr_loss_scaled_(ctx, image, text, logits);
+    ctr_loss_hits_(ctx, logits, group, group, exp(-bound), report);
+    a = logits;
+    b = ctr_transpose(ctx, logits);
+    a = ids ? ctr_cross_entropy_soft(ctx, a, target) : ctr_cross_entropy(ctx, a, target, -1);
+    b = ids ? ctr_cross_entropy_soft(ctx, b, target) : ctr_cross_entropy(ctx, b, target, -1);
+    return ctr_scale(ctx, ctr_add(ctx, a, b), 0.5);
+}
+
+CTR_API ctr_tensor *ctr_loss_clip(ctr_ctx *ctx, ctr_tensor *image, ctr_tensor *text,
+                                  ctr_tensor *log_scale, const int32_t *ids)
+{
+    return ctr_loss_clip_(ctx, image, text, log_scale, ids, NULL);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_loss_siglip_(ctr_ctx *ctx, ctr_tensor *image, ctr_tensor *text,
+                                          ctr_tensor *log_scale, ctr_tensor *bias,
+                                          const int32_t *ids, ctr_report *report)
+{
+    const char *name = "loss_siglip";
+    ctr_tensor *logits, *sign;
+    int32_t *group;
+    double value;
+    if (!ctr_loss_pair_(ctx, name, image, text)) return &ctx->poison;
+    if (!ctr_loss_scalar_(ctx, name, "log scale", log_scale)) return &ctx->poison;
+    if (!ctr_loss_scalar_(ctx, name, "bias", bias)) return &ctx->poison;
+    group = ctr_loss_groups_(ctx, image->shape[0], ids);
+    if (!group) return &ctx->poison;
+    sign = ctr_loss_relation_(ctx, image->shape[0], group, -1, 1, 0);
+    logits = ctr_loss_scaled_(ctx, image, text, log_scale);
+    value = report && !ctx->plan ? (double)ctr_tensor_item(ctx, log_scale) : 0;
+    ctr_loss_hits_(ctx, logits, group, group, exp(-value), report);
+    logits = ctr_softplus(ctx, ctr_mul(ctx, ctr_add(ctx, logits, bias), sign));
+    return ctr_scale(ctx, ctr_sum(ctx, logits, -1), 1.0 / (double)image->shape[0]);
+}
+
+CTR_API ctr_tensor *ctr_loss_siglip(ctr_ctx *ctx, ctr_tensor *image, ctr_tensor *text,
+                                    ctr_tensor *log_scale, ctr_tensor *bias, const int32_t *ids)
+{
+    return ctr_loss_siglip_(ctx, image, text, log_scale, bias, ids, NULL);
+}
+
+CTR_PRIVATE_ double ctr_loss_softplus_(double x)
+{
+    return (x > 0 ? x : 0) + log1p(exp(x > 0 ? -x : x));
+}
+
+CTR_API double ctr_loss_siglip_chance(int64_t n, double bias)
+{
+    if (n < 1) return 0;
+    return ctr_loss_softplus_(-bias) + (double)(n - 1) * ctr_loss_softplus_(bias);
+}
+
+/* ---- DCL ------------------------------------------------------------------------------------- */
+
+/* mask [2n, 2n]: -1e30 for the row itself and its positive. shift: +1 at one negative j of a row,
+   the same view of the next image, and -1 at its positive. index [2n]: that j. */
+CTR_PRIVATE_ int ctr_dcl_constants_(ctr_ctx *ctx, int64_t n, ctr_tensor **mask, ctr_tensor **shift,
+                                    ctr_tensor **index)
+{
+    int64_t m = 2 * n, i;
+    ctr_real *a, *b;
+    int32_t *next = ctr_loss_count_(ctx, m, 0);
+    *mask = ctr_loss_constant_(ctx, m, m, &a);
+    *shift = ctr_loss_constant_(ctx, m, m, &b);
+    if (!next || !*mask || !*shift) return 0;
+    memset(a, 0, (size_t)(m * m) * sizeof *a);
+    memset(b, 0, (size_t)(m * m) * sizeof *b);
+    for (i = 0; i < m; i++) {
+        int64_t positive = (i + n) % m, j = i / n * n + (i + 1) % n;
+        a[i * m + i] = a[i * m + positive] = CTR_R(-1e30);
+        b[i * m + j] = 1;
+        b[i * m + positive] = -1;
+        next[i] = (int32_t)j;
+    }
+    ctr_tensor_write(ctx, *mask, a, m * m);
+    ctr_tensor_write(ctx, *shift, b, m * m);
+    *index = ctr_loss_index_(ctx, m, next);
+    return ctx->status == CTR_OK;
+}
+
+/* log sum over the negatives = cross entropy with one of them, j, for the target + s_ij / T */
+CTR_API ctr_tensor *ctr_loss_dcl(ctr_ctx *ctx, ctr_tensor *z, double temperature)
+{
+    const char *name = "loss_dcl";
+    ctr_tensor *unit, *sim, *mask, *shift, *index;
+    int64_t m;
+    if (!ctr_check_(ctx, name, z, 2)) return &ctx->poison;
+    m = z->shape[0];
+    if (m < 4 || m % 2 || z->shape[1] < 1) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "%s: takes two views of at least 2 images, got %ld rows of %ld",
+                  name, (long)m, (long)z->shape[1]);
+        return &ctx->poison;
+    }
+    if (!ctr_loss_above_(ctx, name, "temperature", temperature)) return &ctx->poison;
+    if (!ctr_dcl_constants_(ctx, m / 2, &mask, &shift, &index)) return &ctx->poison;
+    unit = ctr_normalize(ctx, z);                                              /* [2n, d] */
+    sim = ctr_scale(ctx, ctr_matmul(ctx, unit, 0, unit, 1), 1 / temperature);  /* [2n, 2n] */
+    shift = ctr_scale(ctx, ctr_sum(ctx, ctr_mul(ctx, sim, shift), -1), 1.0 / (double)m);
+    sim = ctr_cross_entropy(ctx, ctr_add(ctx, sim, mask), index, -1);
+    return ctr_add(ctx, sim, shift);
+}
+
+CTR_API double ctr_loss_dcl_chance(int64_t n) { return n > 1 ? log(2.0 * (double)n - 2) : 0; }
+
+/* ---- losses whose value and gradient the host works out -------------------------------------- */
+
+/* d loss / d x is known: saved [x->size] */
+CTR_PRIVATE_ void ctr_known_backward_(ctr_ctx *ctx, ctr_node *n)
+{
+    ctr_tensor *x = n->in[0];
+    ctr_real *grad;
+    int acc;
+    if (ctr_grad_(ctx, x, &grad, &acc))
+        ctr_k_broadcast(ctx, CTR_MUL, 1, x->size, 1, n->saved, n->out->grad, grad, acc);
+}
+
+/* x's numbers on the host, and as much room for the slope; NULL after an error. */
+CTR_PRIVATE_ ctr_real *ctr_known_read_(ctr_ctx *ctx, const char *name, const ctr_tensor *x,
+                                       ctr_real **slope)
+{
+    size_t bytes = (size_t)x->size * sizeof(ctr_real);
+    ctr_real *host;
+    int64_t i;
+    if (ctx->status != CTR_OK) return NULL;
+    host = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, bytes);
+    *slope = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, bytes);
+    if (!host || !*slope) return NULL;
+    memset(host, 0, bytes); /* while planning nothing is read */
+    memset(*slope, 0, bytes);
+    ctr_tensor_read(ctx, x, host, x->size);
+    for (i = 0; i < x->size && ctr_real_finite_(host[i]); i++) { }
+    if (i < x->size) { /* comparisons would quietly leave it out */
+        ctr_fail_(ctx, CTR_E_NUMBER, "%s: what it compares is not finite", name);
+        return NULL;
+    }
+    return host;
+}
+
+/* The scalar `value`, whose derivatives by x are slope [x->size]. */
+CTR_PRIVATE_ ctr_tensor *ctr_known_op_(ctr_ctx *ctx, const char *name, ctr_tensor *x, double value,
+                                       const ctr_real *slope)
+{
+    size_t bytes = (size_t)x->size * sizeof(ctr_real);
+    ctr_node *n = ctr_node_begin_(ctx, name, ctr_known_backward_, x, NULL);
+    if (!ctr_node_out_(ctx, n, 0, NULL)) return &ctx->poison;
+    n->saved = (ctr_real *)ctr_slab_low_(ctx, bytes);
+    if (ctx->status != CTR_OK) return &ctx->poison;
+    ctr_k_upload(ctx, bytes, slope, n->saved);
+    ctr_k_fill(ctx, 1, (ctr_real)value, ctr_f_(n->out));
+    return ctr_node_done_(ctx, n);
+}
+
+/* ---- NCE over a bank ------------------------------------------------------------------------- */
+
+/* One query at a time, whose rows of the bank stay in the cache: i[0] = columns, saved = the bank,
+   index = [n, columns] */
+CTR_PRIVATE_ void ctr_nce_scores_backward_(ctr_ctx *ctx, ctr_node *node)
+{
+    ctr_tensor *q = node->in[0];
+    int64_t n = q->shape[0], d = q->shape[1], cols = node->i[0], i;
+    size_t bytes = (size_t)(cols * d) * sizeof(ctr_real);
+    ctr_real *grad, *rows;
+    int acc;
+    if (!ctr_grad_(ctx, q, &grad, &acc)) return;
+    rows = (ctr_real *)ctr_slab_high_(ctx, bytes);
+    for (i = 0; i < n; i++) {
+        ctr_k_gather(ctx, node->i[1], d, cols, node->index + i * cols, node->saved, rows);
+        ctr_k_gemm(ctx, 0, 0, 1, d, cols, 1, node->out->grad + i * cols, cols, rows, d,
+                   acc ? CTR_R(1.0) : CTR_R(0.0), grad + i * d, d);
+    }
+    ctr_slab_give_(ctx, rows, bytes);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_nce_scores_op_(ctr_ctx *ctx, ctr_tensor *q, const ctr_tensor *bank,
+                                            const ctr_tensor *index, int64_t cols)
+{
+    int64_t n = q->shape[0], d = q->shape[1], shape[2], i;
+    size_t bytes = (size_t)(cols * d) * sizeof(ctr_real);
+    ctr_node *node = ctr_node_begin_(ctx, "nce_scores", ctr_nce_scores_backward_, q, NULL);
+    ctr_real *rows;
+    shape[0] = n;
+    shape[1] = cols;
+    if (!ctr_node_out_(ctx, node, 2, shape)) return &ctx->poison;
+    node->i[0] = cols;
+    node->i[1] = bank->shape[0];
+    node->saved = ctr_f_(bank);
+    node->index = (const int32_t *)index->data;
+    rows = (ctr_real *)ctr_slab_high_(ctx, bytes);
+    for (i = 0; i < n; i++) {
+        ctr_k_gather(ctx, bank->shape[0], d, cols, node->index + i * cols, node->saved, rows);
+        ctr_k_gemm(ctx, 0, 1, 1, cols, d, 1, ctr_f_(q) + i * d, d, rows, d, 0,
+                   ctr_f_(node->out) + i * cols, cols);
+    }
+    ctr_slab_give_(ctx, rows, bytes);
+    return ctr_node_done_(ctx, node);
+}
+
+CTR_API ctr_tensor *ctr_nce_scores(ctr_ctx *ctx, ctr_tensor *q, const ctr_tensor *bank,
+                                   const int32_t *index, int64_t columns)
+{
+    const char *name = "nce_scores";
+    ctr_tensor *rows;
+    int64_t i, count;
+    if (!ctr_check_(ctx, name, q, 2) || !ctr_check_(ctx, name, bank, 2)) return &ctx->poison;
+    if (q->shape[1] != bank->shape[1] || q->size < 1 || bank->size < 1) {
+        ctr_fail_shapes_(ctx, name, q, bank, "queries are [n, d], the bank [images, d]");
+        return &ctx->poison;
+    }
+    if (!index || columns < 1 || columns > INT32_MAX / q->shape[0]) {
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: takes an index [%ld, columns], got %ld columns", name,
+                  (long)q->shape[0], index ? (long)columns : 0L);
+        return &ctx->poison;
+    }
+    count = q->shape[0] * columns;
+    for (i = 0; i < count; i++)
+        if (index[i] < 0 || index[i] >= bank->shape[0]) {
+            ctr_fail_(ctx, CTR_E_VALUE, "%s: index %ld of query %ld is not in 0..%ld", name,
+                      (long)index[i], (long)(i / columns), (long)bank->shape[0] - 1);
+            return &ctx->poison;
+        }
+    rows = ctr_loss_index_(ctx, count, index);
+    return ctr_nce_scores_op_(ctx, ctr_normalize(ctx, q), bank, rows, columns);
+}
+
+/* mean over the rows of (a [n, 1 + K] column 0 + the sum of b's columns 1..K) */
+CTR_PRIVATE_ ctr_tensor *ctr_nce_join_(ctr_ctx *ctx, ctr_tensor *a, ctr_tensor *b)
+{
+    int64_t n = a->shape[0], k = a->shape[1] - 1;
+    ctr_tensor *first, *rest;
+    first = ctr_sum(ctx, ctr_slice(ctx, a, 1, 0, 1), -1);
+    rest = ctr_sum(ctx, ctr_slice(ctx, b, 1, 1, k), -1);
+    return ctr_scale(ctx, ctr_add(ctx, first, rest), 1.0 / (double)n);
+}
+
+#define CTR_NCE_EPS_ 1e-7
+
+/* Logistic form: with c = K/N + eps and x = s - ln Z - ln c,  log h_0 = -softplus(-x_0)  and
+   log(1 - h_j) as the authors write it, (K/N) / (P + c), is -softplus(x_j) + ln((K/N) / c). */
+CTR_PRIVATE_ ctr_tensor *ctr_nce_npid_(ctr_ctx *ctx, ctr_tensor *s, int64_t images, double *z)
+{
+    int64_t size = s->size, k = s->shape[1] - 1, i;
+    double noise = (double)k / (double)images, sum = 0;
+    ctr_tensor *x, *up, *down;
+    if (!(*z > 0) && !ctx->plan) {
+        ctr_real *host = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, (size_t)size * sizeof *host);
+        if (!host) return &ctx->poison;
+        ctr_tensor_read(ctx, s, host, size);
+        for (i = 0; i < size; i++) sum += exp((double)host[i]);
+        sum *= (double)images / (double)size;
+        if (!ctr_real_finite_((ctr_real)sum) || !(sum > 0)) {
+            ctr_fail_(ctx, CTR_E_NUMBER, "loss_nce: the scores give no finite Z");
+            return &ctx->poison;
+        }
+        *z = sum;
+    }
+    x = ctr_add_scalar(ctx, s, -log((*z > 0 ? *z : 1) * (noise + CTR_NCE_EPS_)));
+    up = ctr_softplus(ctx, ctr_scale(ctx, x, -1));
+    down = ctr_softplus(ctx, x);
+    return ctr_add_scalar(ctx, ctr_nce_join_(ctx, up, down),
+                          (double)k * log1p(CTR_NCE_EPS_ / noise));
+}
+
+typedef struct ctr_pirl_ {
+    const ctr_real *s;              /* [n, m] scores / T */
+    ctr_real *slope;                /* [n, m] d loss / d s */
+    double *loss;                   /* [n] */
+    int64_t n, m;
+} ctr_pirl_;
+
+/* One query: w_j = 1 / (1 - p_j + eps),
+   d loss / d s_k = p_k - [k = 0] + [k > 0] w_k p_k - p_k sum over j > 0 of w_j p_j */
+CTR_PRIVATE_ void ctr_pirl_job_(void *arg, int64_t i, int worker)
+{
+    const ctr_pirl_ *t = (const ctr_pirl_ *)arg;
+    const ctr_real *s = t->s + i * t->m;
+    ctr_real *slope = t->slope + i * t->m;
+    double max = (double)s[0], sum = 0, loss, pull = 0, p;
+    int64_t j;
+    (void)worker;
+    for (j = 1; j < t->m; j++) max = CTR_MAX_(max, (double)s[j]);
+    for (j = 0; j < t->m; j++) sum += exp((double)s[j] - max);
+    loss = log(sum) + max - (double)s[0];
+    for (j = 1; j < t->m; j++) {
+        p = exp((double)s[j] - max) / sum;
+        loss -= log(1 - p + CTR_NCE_EPS_);
+        pull += p / (1 - p + CTR_NCE_EPS_);
+    }
+    for (j = 0; j < t->m; j++) {
+        p = exp((double)s[j] - max) / sum;
+        slope[j] = (ctr_real)((p * (1 - pull + (j ? 1 / (1 - p + CTR_NCE_EPS_) : 0)) - !j) /
+                              (double)t->n);
+    }
+    t->loss[i] = loss;
+}
+
+/* On the host and in double: 1 - p of a negative that wins has no digits left in float. */
+CTR_PRIVATE_ ctr_tensor *ctr_nce_pirl_(ctr_ctx *ctx, ctr_tensor *s)
+{
+    const char *name = "loss_nce";
+    ctr_pirl_ t;
+    double sum = 0;
+    int64_t i;
+    t.n = s->shape[0];
+    t.m = s->shape[1];
+    t.s = ctr_known_read_(ctx, name, s, &t.slope);
+    t.loss = (double *)ctr_arena_take_(ctx, &ctx->host, (size_t)t.n * sizeof(double));
+    if (!t.s || !t.loss) return &ctx->poison;
+    if (!ctx->plan) ctr_parallel_(ctx, t.n, ctr_pirl_job_, &t);
+    for (i = 0; i < t.n && !ctx->plan; i++) sum += t.loss[i];
+    return ctr_known_op_(ctx, name, s, sum / (double)t.n, t.slope);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_loss_nce_(ctr_ctx *ctx, ctr_tensor *scores, double temperature,
+                                       ctr_nce_form form, int64_t images, double *z,
+                                       ctr_report *report)
+{
+    const char *name = "loss_nce";
+    char text[64];
+    ctr_tensor *s, *target;
+    int32_t *ids;
+    if (!ctr_check_(ctx, name, scores, 2)) return &ctx->poison;
+    if (scores->shape[0] < 1 || scores->shape[1] < 2) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "%s: scores are [n, 1 + negatives], got %s", name,
+                  ctr_shape_text_(scores->rank, scores->shape, text));
+        return &ctx->poison;
+    }
+    if (!ctr_loss_above_(ctx, name, "temperature", temperature)) return &ctx->poison;
+    if (form == CTR_NCE_NPID && (images < 1 || !z || !ctr_real_finite_((ctr_real)*z))) {
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: NPID's form needs the number of images, got %ld, and a "
+                  "place for Z that holds a finite number", name, (long)images);
+        return &ctx->poison;
+    }
+    if (form != CTR_NCE_NPID && form != CTR_NCE_PIRL && form != CTR_NCE_INFO) {
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: %d is no form of NCE", name, (int)form);
+        return &ctx->poison;
+    }
+    ids = ctr_loss_count_(ctx, scores->shape[0], 0);
+    if (!ids) return &ctx->poison;
+    target = ctr_loss_index_(ctx, scores->shape[0], ids);
+    ctr_loss_hits_(ctx, scores, ids, NULL, 1, report);
+    s = ctr_scale(ctx, scores, 1 / temperature);
+    if (form == CTR_NCE_NPID) return ctr_nce_npid_(ctx, s, images, z);
+    return form == CTR_NCE_PIRL ? ctr_nce_pirl_(ctx, s) : ctr_cross_entropy(ctx, s, target, -1);
+}
+
+CTR_API ctr_tensor *ctr_loss_nce(ctr_ctx *ctx, ctr_tensor *scores, double temperature,
+                                 ctr_nce_form form, int64_t images, double *z)
+{
+    return ctr_loss_nce_(ctx, scores, temperature, form, images, z, NULL);
+}
+
+CTR_API double ctr_loss_nce_chance(ctr_nce_form form, int64_t negatives)
+{
+    double k = (double)negatives;
+    if (negatives < 1) return 0;
+    return log(1 + k) + (form == CTR_NCE_INFO ? 0 : k * log1p(1 / k));
+}
+
+/* ---- alignment and uniformity ---------------------------------------------------------------- */
+
+/* |x_i - y_i|^2 of the rows, [n] */
+CTR_PRIVATE_ ctr_tensor *ctr_loss_apart_(ctr_ctx *ctx, ctr_tensor *x, ctr_tensor *y)
+{
+    ctr_tensor *t = ctr_sub(ctx, x, y);
+    return ctr_sum(ctx, ctr_mul(ctx, t, t), 1);
+}
+
+CTR_API ctr_tensor *ctr_loss_alignment(ctr_ctx *ctx, ctr_tensor *x, ctr_tensor *y, double alpha)
+{
+    const char *name = "loss_alignment";
+    ctr_tensor *apart;
+    ctr_real *square, *slope;
+    double sum = 0, n;
+    int64_t i;
+    if (!ctr_loss_pair_(ctx, name, x, y)) return &ctx->poison;
+    if (!ctr_loss_above_(ctx, name, "power", alpha)) return &ctx->poison;
+    x = ctr_normalize(ctx, x);
+    apart = ctr_loss_apart_(ctx, x, ctr_normalize(ctx, y));
+    square = ctr_known_read_(ctx, name, apart, &slope);
+    if (!square) return &ctx->poison;
+    n = (double)apart->size;
+    for (i = 0; i < apart->size; i++) {
+        double s = (double)square[i];
+        if (!(s > 0) && alpha != 2) continue; /* no direction to go */
+        sum += pow(s, alpha / 2);
+        slope[i] = (ctr_real)(alpha / 2 * pow(s, alpha / 2 - 1) / n);
+    }
+    return ctr_known_op_(ctx, name, apart, sum / n, slope);
+}
+
+/* ln( sum over i != j of exp(2t cos_ij - 2t) / (n (n - 1)) ) */
+CTR_API ctr_tensor *ctr_loss_uniformity(ctr_ctx *ctx, ctr_tensor *x, double t)
+{
+    const char *name = "loss_uniformity";
+    ctr_tensor *unit, *pairs, *sum;
+    int64_t n, i;
+    ctr_real *mask;
+    if (!ctr_check_(ctx, name, x, 2)) return &ctx->poison;
+    n = x->shape[0];
+    if (n < 2 || x->shape[1] < 1) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "%s: takes at least 2 rows, got %ld of %ld numbers", name,
+                  (long)n, (long)x->shape[1]);
+        return &ctx->poison;
+    }
+    if (!ctr_loss_above_(ctx, name, "t", t)) return &ctx->poison;
+    if (t > 20) { /* exp(-4t) must not vanish in float */
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: t must be at most 20, got %g", name, t);
+        return &ctx->poison;
+    }
+    pairs = ctr_loss_constant_(ctx, n, n, &mask);
+    if (!pairs) return &ctx->poison;
+    for (i = 0; i < n * n; i++) mask[i] = i % (n + 1) ? CTR_R(1.0) : 0;
+    ctr_tensor_write(ctx, pairs, mask, n * n);
+    unit = ctr_normalize(ctx, x);
+    sum = ctr_affine_(ctx, name, ctr_matmul(ctx, unit, 0, unit, 1), (ctr_real)(2 * t),
+                      (ctr_real)(-2 * t));
+    sum = ctr_sum(ctx, ctr_mul(ctx, ctr_exp(ctx, sum), pairs), -1);
+    return ctr_log(ctx, ctr_scale(ctx, sum, 1 / ((double)n * (double)(n - 1))));
+}
+
+/* ---- redundancy: Barlow Twins, VICReg -------------------------------------------------------- */
+
+/* Two views of at least two rows. */
+CTR_PRIVATE_ int ctr_loss_views_(ctr_ctx *ctx, const char *name, const ctr_tensor *a,
+                                 const ctr_tensor *b)
+{
+    if (!ctr_loss_pair_(ctx, name, a, b)) return 0;
+    if (a->shape[0] > 1) return 1;
+    ctr_fail_(ctx, CTR_E_SHAPE, "%s: a batch of 1 has no variance, at least 2 rows are needed",
+              name);
+    return 0;
+}
+
+CTR_PRIVATE_ int ctr_loss_weight_(ctr_ctx *ctx, const char *name, const char *what, double value)
+{
+    if (ctx->status != CTR_OK) return 0;
+    if (ctr_real_finite_((ctr_real)value) && value >= 0) return 1;
+    ctr_fail_(ctx, CTR_E_VALUE, "%s: the %s must be 0 or above, got %g", name, what, value);
+    return 0;
+}
+
+/* The report's mean cosine of the pairs of rows. */
+CTR_PRIVATE_ void ctr_loss_positive_(ctr_ctx *ctx, ctr_tensor *a, ctr_tensor *b, ctr_report *report)
+{
+    ctr_tensor *cosine;
+    if (!report || ctx->plan || ctx->status != CTR_OK) return;
+    ctr_nograd_begin(ctx);
+    cosine = ctr_mul(ctx, ctr_normalize(ctx, a), ctr_normalize(ctx, b));
+    cosine = ctr_sum(ctx, cosine, -1);
+    report->positive = (double)ctr_tensor_item(ctx, cosine) / (double)a->shape[0];
+    ctr_nograd_end(ctx);
+}
+
+/* sum over all j, k of (sum_i a_ij b_ik)^2 = |a^T b|^2 = <a a^T, b b^T>, by the smaller side: with
+   256 rows of 8192 numbers that is a thousandth of the memory. */
+CTR_PRIVATE_ ctr_tensor *ctr_loss_cross_(ctr_ctx *ctx, ctr_tensor *a, ctr_tensor *b)
+{
+    ctr_tensor *c, *e;
+    if (a->shape[0] < a->shape[1]) {
+        c = ctr_matmul(ctx, a, 0, a, 1);                     /* [n, n] */
+        e = a == b ? c : ctr_matmul(ctx, b, 0, b, 1);
+    } else {
+        c = e = ctr_matmul(ctx, a, 1, b, 0);                 /* [d, d] */
+    }
+    return ctr_sum(ctx, ctr_mul(ctx, c, e), -1);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_loss_barlow_twins_(ctr_ctx *ctx, ctr_tensor *z1, ctr_tensor *z2,
+                                                double lambda, ctr_report *report)
+{
+    const char *name = "loss_barlow_twins";
+    ctr_norm norm;
+    ctr_tensor *a, *b, *diagonal, *on, *all;
+    double n;
+    if (!ctr_loss_views_(ctx, name, z1, z2)) return &ctx->poison;
+    if (!ctr_loss_weight_(ctx, name, "lambda", lambda)) return &ctx->poison;
+    ctr_loss_positive_(ctx, z1, z2, report);
+    memset(&norm, 0, sizeof norm);
+    norm.eps = CTR_R(1e-5);
+    n = (double)z1->shape[0];
+    a = ctr_batch_norm(ctx, z1, &norm, CTR_NORM_BATCH, 1, NULL, 0);
+    b = ctr_batch_norm(ctx, z2, &norm, CTR_NORM_BATCH, 1, NULL, 0);
+    diagonal = ctr_scale(ctx, ctr_sum(ctx, ctr_mul(ctx, a, b), 0), 1 / n);     /* c_jj, [d] */
+    all = ctr_scale(ctx, ctr_loss_cross_(ctx, a, b), lambda / (n * n));
+    on = ctr_add_scalar(ctx, diagonal, -1);
+    on = ctr_sum(ctx, ctr_mul(ctx, on, on), -1);
+    diagonal = ctr_sum(ctx, ctr_mul(ctx, diagonal, diagonal), -1);
+    return ctr_add(ctx, on, ctr_sub(ctx, all, ctr_scale(ctx, diagonal, lambda)));
+}
+
+CTR_API ctr_tensor *ctr_loss_barlow_twins(ctr_ctx *ctx, ctr_tensor *z1, ctr_tensor *z2,
+                                          double lambda)
+{
+    return ctr_loss_barlow_twins_(ctx, z1, z2, lambda, NULL);
+}
+
+CTR_API double ctr_loss_barlow_twins_chance(int64_t n, int64_t d, double lambda)
+{
+    double r = n > 1 ? 1.0 / (double)(n - 1) : 0;
+    return (double)d * (1 + r) + lambda * (double)d * (double)(d - 1) * r;
+}
+
+/* var / 2 v(z) + cov c(z) */
+CTR_PRIVATE_ ctr_tensor *ctr_vicreg_view_(ctr_ctx *ctx, ctr_tensor *z, double var, double cov)
+{
+    double n1 = (double)(z->shape[0] - 1), d = (double)z->shape[1];
+    ctr_tensor *centred, *variance, *hinge, *off;
+    centred = ctr_sub(ctx, z, ctr_mean(ctx, z, 0));
+    variance = ctr_scale(ctx, ctr_sum(ctx, ctr_mul(ctx, centred, centred), 0), 1 / n1); /* [d] */
+    hinge = ctr_sqrt(ctx, ctr_add_scalar(ctx, variance, 1e-4));
+    hinge = ctr_sum(ctx, ctr_relu(ctx, ctr_affine_(ctx, "loss_vicreg", hinge, -1, 1)), -1);
+    off = ctr_scale(ctx, ctr_loss_cross_(ctx, centred, centred), cov / d / (n1 * n1));
+    variance = ctr_sum(ctx, ctr_mul(ctx, variance, variance), -1);
+    off = ctr_sub(ctx, off, ctr_scale(ctx, variance, cov / d));
+    return ctr_add(ctx, off, ctr_scale(ctx, hinge, var / 2 / d));
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_loss_vicreg_(ctr_ctx *ctx, ctr_tensor *z1, ctr_tensor *z2, double sim,
+                                          double var, double cov, ctr_report *report)
+{
+    const char *name = "loss_vicreg";
+    ctr_tensor *agree, *a, *b;
+    if (!ctr_loss_views_(ctx, name, z1, z2)) return &ctx->poison;
+    if (!ctr_loss_weight_(ctx, name, "weight of the similarity", sim)) return &ctx->poison;
+    if (!ctr_loss_weight_(ctx, name, "weight of the variance", var)) return &ctx->poison;
+    if (!ctr_loss_weight_(ctx, name, "weight of the covariance", cov)) return &ctx->poison;
+    ctr_loss_positive_(ctx, z1, z2, report);
+    agree = ctr_sum(ctx, ctr_loss_apart_(ctx, z1, z2), -1);
+    agree = ctr_scale(ctx, agree, sim / (double)z1->size);
+    a = ctr_vicreg_view_(ctx, z1, var, cov);
+    b = ctr_vicreg_view_(ctx, z2, var, cov);
+    return ctr_add(ctx, agree, ctr_add(ctx, a, b));
+}
+
+CTR_API ctr_tensor *ctr_loss_vicreg(ctr_ctx *ctx, ctr_tensor *z1, ctr_tensor *z2, double sim,
+                                    double var, double cov)
+{
+    return ctr_loss_vicreg_(ctx, z1, z2, sim, var, cov, NULL);
+}
+
+/* ---- prototypes: SwAV ------------------------------------------------------------------------ */
+
+/* Row v of the target: the sum of the codes of all views but v itself, [views n, k]. */
+CTR_PRIVATE_ ctr_tensor *ctr_swav_target_(ctr_ctx *ctx, const ctr_tensor *scores, int views,
+                                          const ctr_tensor *codes, int assign)
+{
+    ctr_tensor *t = ctr_tensor_temp(ctx, CTR_F32, 2, scores->shape);
+    int64_t size = scores->size / views;
+    int v, a;
+    ctr_k_zero(ctx, ctr_tensor_bytes_(t), t->data);
+    for (v = 0; v < views; v++)
+        for (a = 0; a < assign; a++)
+            if (a != v && ctx->status == CTR_OK)
+                ctr_k_axpby(ctx, size, 1, ctr_f_(codes) + a * size, 1, ctr_f_(t) + v * size);
+    return t;
+}
+
+CTR_API ctr_tensor *ctr_loss_swav(ctr_ctx *ctx, ctr_tensor *scores, int views, ctr_tensor *codes,
+                                  int assign, double temperature)
+{
+    const char *name = "loss_swav";
+    ctr_tensor *target, *sum;
+    int64_t n;
+    if (!ctr_check_(ctx, name, scores, 2) || !ctr_check_(ctx, name, codes, 2)) return &ctx->poison;
+    if (views < 2 || assign < 1 || assign > views || scores->shape[0] % views) {
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: %ld rows, %d views, codes for %d: needs at least 2 views "
+                  "of equal size and codes for 1..views of them", name, (long)scores->shape[0],
+                  views, assign);
+        return &ctx->poison;
+    }
+    n = scores->shape[0] / views;
+    if (codes->shape[0] != n * assign || codes->shape[1] != scores->shape[1] || codes->size < 1) {
+        ctr_fail_shapes_(ctx, name, scores, codes,
+                         "scores are [views n, k] and codes [assign n, k], n and k at least 1");
+        return &ctx->poison;
+    }
+    if (!ctr_loss_above_(ctx, name, "temperature", temperature)) return &ctx->poison;
+    target = ctr_swav_target_(ctx, scores, views, codes, assign);
+    sum = ctr_log_softmax(ctx, ctr_scale(ctx, scores, 1 / temperature));
+    sum = ctr_sum(ctx, ctr_mul(ctx, sum, target), -1);
+    return ctr_scale(ctx, sum, -1.0 / ((double)n * assign * (views - 1)));
+}
+
+CTR_API double ctr_loss_swav_chance(int64_t k) { return k > 0 ? log((double)k) : 0; }
+
+/* ---- distances: triplets, pairs -------------------------------------------------------------- */
+
+CTR_API void ctr_triplet_config_init(ctr_triplet_config *c)
+{
+    memset(c, 0, sizeof *c);
+    c->margin = 0.2;
+    c->mining = CTR_MINE_SEMI_HARD;
+    c->squared = 1;
+    c->normalize = 1;
+}
+
+CTR_API ctr_triplet_config ctr_triplet_default(void)
+{
+    ctr_triplet_config c;
+    ctr_triplet_config_init(&c);
+    return c;
+}
+
+typedef struct ctr_triplets_ {
+    const ctr_triplet_config *c;
+    const int32_t *labels;
+    const ctr_real *gram;           /* [m, m] products of rows */
+    double *dist, *slope;           /* [m] an anchor's distances, and d loss / d distance */
+    int64_t m, count, active, pairs;
+    double sum;
+    ctr_rng rng;
+} ctr_triplets_;
+
+/* |x - y|^2 = |x|^2 + |y|^2 - 2 x.y; what is below its rounding is 0: points that coincide */
+CTR_PRIVATE_ double ctr_triplet_square_(const ctr_triplets_ *t, int64_t i, int64_t j)
+{
+    double a = (double)t->gram[i * t->m + i], b = (double)t->gram[j * t->m + j];
+    double s = a + b - 2 * (double)t->gram[i * t->m + j];
+    double rounding = sizeof(ctr_real) == 4 ? 5e-7 : 1e-15;
+    return i == j || s <= rounding * (a + b) ? 0 : s;
+}
+
+CTR_PRIVATE_ void ctr_triplet_add_(ctr_triplets_ *t, int64_t p, int64_t n)
+{
+    double x = t->dist[p] - t->dist[n], slope;
+    if (t->c->soft) {
+        t->sum += ctr_loss_softplus_(x);
+        slope = 1 / (1 + exp(-x));
+        t->active += x > 0;
+    } else {
+        x += t->c->margin;
+        slope = x > 0;
+        t->sum += x > 0 ? x : 0;
+        t->active += x > 0;
+    }
+    t->count++;
+    t->slope[p] += slope;
+    t->slope[n] -= slope;
+}
+
+/* The negative of the pair (a, p), or -1. */
+CTR_PRIVATE_ int64_t ctr_triplet_pick_(ctr_triplets_ *t, int64_t a, int64_t p)
+{
+    double least = t->dist[p], most = least + t->c->margin;
+    int64_t n, best = -1, fit = 0;
+    for (n = 0; n < t->m; n++) {
+        if (t->labels[n] < 0 || t->labels[n] == t->labels[a] || t->dist[n] >= most) continue;
+        if (t->c->mining == CTR_MINE_RANDOM) { /* each of those that fit is kept with 1 / number */
+            if (ctr_rng_below(&t->rng, ++fit) == 0) best = n;
+        } else if (t->dist[n] > least && (best < 0 || t->dist[n] < t->dist[best])) {
+            best = n;
+        }
+    }
+    return best;
+}
+
+CTR_PRIVATE_ void ctr_triplet_anchor_(ctr_triplets_ *t, int64_t a)
+{
+    int64_t p, n, hard_p = -1, hard_n = -1;
+    for (p = 0; p < t->m; p++) {
+        if (t->labels[p] < 0 || p == a) continue;
+        if (t->labels[p] != t->labels[a]) {
+            if (hard_n < 0 || t->dist[p] < t->dist[hard_n]) hard_n = p;
+            continue;
+        }
+        if (hard_p < 0 || t->dist[p] > t->dist[hard_p]) hard_p = p;
+        if (t->c->mining == CTR_MINE_ALL) {
+            for (n = 0; n < t->m; n++)
+                if (t->labels[n] >= 0 && t->labels[n] != t->labels[a]) ctr_triplet_add_(t, p, n);
+        } else if (t->c->mining != CTR_MINE_HARD) {
+            t->pairs++;
+            n = ctr_triplet_pick_(t, a, p);
+            if (n >= 0) ctr_triplet_add_(t, p, n);
+        }
+    }
+    if (t->c->mining == CTR_MINE_HARD && hard_p >= 0 && hard_n >= 0)
+        ctr_triplet_add_(t, hard_p, hard_n);
+}
+
+/* All anchors; d loss / d gram goes into out [m, m]. A distance's slope h by its square, for plain
+   distances h / (2 d), gives h to both diagonal entries and -2 h to the product. */
+CTR_PRIVATE_ void ctr_triplet_run_(ctr_triplets_ *t, ctr_real *out)
+{
+    int64_t m = t->m, a, j;
+    double divisor;
+    for (a = 0; a < m; a++) {
+        if (t->labels[a] < 0) continue;
+        for (j = 0; j < m; j++) {
+            double s = ctr_triplet_square_(t, a, j);
+            t->dist[j] = t->c->squared ? s : sqrt(s);
+            t->slope[j] = 0;
+        }
+        ctr_triplet_anchor_(t, a);
+        for (j = 0; j < m; j++) {
+            double h = t->slope[j];
+            if (!t->c->squared) h = t->dist[j] > 0 ? h / (2 * t->dist[j]) : 0;
+            out[a * m + a] += (ctr_real)h;
+            out[j * m + j] += (ctr_real)h;
+            out[a * m + j] -= (ctr_real)(2 * h);
+        }
+    }
+    divisor = (double)CTR_MAX_(t->c->mean_active ? t->active : t->count, 1);
+    t->sum /= divisor;
+    for (j = 0; j < m * m; j++) out[j] = (ctr_real)((double)out[j] / divisor);
+}
+
+/* Share of active triplets; share of rows whose nearest other row has their label, and none of
+   another label is as near; mean cosines. */
+CTR_PRIVATE_ void ctr_triplet_report_(const ctr_triplets_ *t, ctr_report *report)
+{
+    double tried = (double)(t->pairs ? t->pairs : t->count), sum[2] = { 0, 0 }, hits = 0, rows = 0;
+    int64_t count[2] = { 0, 0 }, m = t->m, i, j;
+    report->active = tried > 0 ? (double)(t->pairs ? t->count : t->active) / tried : 0;
+    for (i = 0; i < m; i++) {
+        double best[2] = { 1e30, 1e30 }, own = (double)t->gram[i * m + i];
+        if (t->labels[i] < 0) continue;
+        for (j = 0; j < m; j++) {
+            double d = ctr_triplet_square_(t, i, j), other = (double)t->gram[j * m + j];
+            int same = t->labels[i] == t->labels[j];
+            if (j == i || t->labels[j] < 0) continue;
+            if (d < best[same]) best[same] = d;
+            if (own > 0 && other > 0) sum[same] += (double)t->gram[i * m + j] / sqrt(own * other);
+            count[same]++;
+        }
+        rows += best[1] < 1e30;
+        hits += best[1] < best[0];
+    }
+    if (rows > 0) report->accuracy = hits / rows;
+    if (count[0]) report->negative = sum[0] / (double)count[0];
+    if (count[1]) report->positive = sum[1] / (double)count[1];
+}
+
+CTR_PRIVATE_ int ctr_triplet_check_(ctr_ctx *ctx, const char *name, const ctr_tensor *z,
+                                    const int32_t *labels, const ctr_triplet_config *c)
+{
+    if (!ctr_check_(ctx, name, z, 2) || !ctr_loss_weight_(ctx, name, "margin", c->margin)) return 0;
+    if (z->size < 1 || !labels) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "%s: takes rows [m, d] and a label for each, got %ld x %ld and "
+                  "%s", name, (long)z->shape[0], (long)z->shape[1],
+                  labels ? "labels" : "no labels");
+        return 0;
+    }
+    if ((int)c->mining < CTR_MINE_ALL || (int)c->mining > CTR_MINE_RANDOM) {
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: %d is no kind of mining", name, (int)c->mining);
+        return 0;
+    }
+    return 1;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_loss_triplet_(ctr_ctx *ctx, ctr_tensor *z, const int32_t *labels,
+                                           const ctr_triplet_config *config, ctr_report *report)
+{
+    const char *name = "loss_triplet";
+    ctr_triplet_config c = config ? *config : ctr_triplet_default();
+    ctr_triplets_ t;
+    ctr_tensor *gram;
+    ctr_real *slope;
+    if (!ctr_triplet_check_(ctx, name, z, labels, &c)) return &ctx->poison;
+    memset(&t, 0, sizeof t);
+    if (c.normalize) z = ctr_normalize(ctx, z);
+    gram = ctr_matmul(ctx, z, 0, z, 1);                                        /* [m, m] */
+    t.gram = ctr_known_read_(ctx, name, gram, &slope);
+    t.c = &c;
+    t.labels = labels;
+    t.m = z->shape[0];
+    t.dist = (double *)ctr_arena_take_(ctx, &ctx->host, (size_t)t.m * 2 * sizeof(double));
+    if (!t.gram || !t.dist) return &ctx->poison;
+    t.slope = t.dist + t.m;
+    if (c.mining == CTR_MINE_RANDOM)
+        ctr_rng_init(&t.rng, ctx->config.seed, CTR_STREAM_NEGATIVE, ctx->draw_epoch,
+                     ctx->draw_position, (int)(ctx->draws++ & 0xffff));
+    if (!ctx->plan) ctr_triplet_run_(&t, slope);
+    if (report && !ctx->plan) ctr_triplet_report_(&t, report);
+    return ctr_known_op_(ctx, name, gram, t.sum, slope);
+}
+
+CTR_API ctr_tensor *ctr_loss_triplet(ctr_ctx *ctx, ctr_tensor *z, const int32_t *labels,
+                                     const ctr_triplet_config *config, double *active)
+{
+    ctr_report report;
+    ctr_tensor *loss;
+    memset(&report, 0, sizeof report);
+    loss = ctr_loss_triplet_(ctx, z, labels, config, active ? &report : NULL);
+    if (active) *active = report.active;
+    return loss;
+}
+
+CTR_API double ctr_loss_triplet_chance(const ctr_triplet_config *config)
+{
+    ctr_triplet_config c = config ? *config : ctr_triplet_default();
+    return c.soft ? log(2.0) : c.margin;
+}
+
+CTR_API ctr_tensor *ctr_loss_siamese(ctr_ctx *ctx, ctr_tensor *z1, ctr_tensor *z2,
+                                     const int32_t *same, double margin)
+{
+    const char *name = "loss_siamese";
+    ctr_tensor *apart;
+    ctr_real *square, *slope;
+    double sum = 0, n;
+    int64_t i;
+    if (!ctr_loss_pair_(ctx, name, z1, z2)) return &ctx->poison;
+    if (!ctr_loss_above_(ctx, name, "margin", margin)) return &ctx->poison;
+    for (i = 0; same && i < z1->shape[0]; i++)
+        if (same[i] != 0 && same[i] != 1) break;
+    if (!same || i < z1->shape[0]) {
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: same is 0 or 1 for each pair, got %ld for pair %ld", name,
+                  same ? (long)same[i] : -1L, same ? (long)i : 0L);
+        return &ctx->poison;
+    }
+    apart = ctr_loss_apart_(ctx, z1, z2);
+    square = ctr_known_read_(ctx, name, apart, &slope);
+    if (!square) return &ctx->poison;
+    n = (double)apart->size;
+    for (i = 0; i < apart->size; i++) {
+        double d = sqrt((double)square[i]), gap = margin - d;
+        sum += same[i] ? d * d / 2 : gap > 0 ? gap * gap / 2 : 0;
+        /* by D^2: 1/2, and -(margin - D) / (2 D) */
+        slope[i] = (ctr_real)((same[i] ? 0.5 : gap > 0 && d > 0 ? -gap / (2 * d) : 0) / n);
+    }
+    return ctr_known_op_(ctx, name, apart, sum / n, slope);
+}
+
+/* ---- the flat functions ---------------------------------------------------------------------- */
+
+CTR_PRIVATE_ ctr_tensor *ctr_flat_leaf_(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x)
+{
+    int64_t shape[2];
+    ctr_tensor *t;
+    shape[0] = n;
+    shape[1] = d;
+    t = ctr_tensor_create(ctx, CTR_F32, 2, shape, 1);
+    ctr_tensor_write(ctx, t, x, t->size);
+    return t;
+}
+
+/* The loss's value; gradients into dx[i] where it is not NULL; the leaves are gone then. */
+CTR_PRIVATE_ double ctr_flat_end_(ctr_ctx *ctx, ctr_tensor *loss, int count, ctr_tensor *const *x,
+                                  ctr_real *const *dx)
+{
+    double value = (double)ctr_tensor_item(ctx, loss);
+    int i, wanted = 0;
+    for (i = 0; i < count; i++) wanted |= dx[i] != NULL;
+    if (wanted) ctr_backward(ctx, loss);
+    for (i = 0; i < count; i++)
+        if (dx[i]) ctr_tensor_read_grad(ctx, x[i], dx[i], x[i]->size);
+    ctr_step_end(ctx);
+    for (i = 0; i < count; i++) ctr_tensor_destroy(ctx, x[i]);
+    return ctx->status == CTR_OK ? value : 0;
+}
+
+CTR_API double ctr_loss_infonce_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *q,
+                                     const ctr_real *k, int64_t m, const ctr_real *negatives,
+                                     double temperature, ctr_real *dq, ctr_real *dk)
+{
+    ctr_tensor *x[3], *loss;
+    ctr_real *dx[3];
+    double value;
+    x[0] = ctr_flat_leaf_(ctx, n, d, q);
+    x[1] = ctr_flat_leaf_(ctx, n, d, k);
+    x[2] = negatives ? ctr_flat_leaf_(ctx, m, d, negatives) : NULL;
+    dx[0] = dq;
+    dx[1] = dk;
+    ctr_step_begin(ctx);
+    loss = ctr_loss_infonce(ctx, x[0], x[1], x[2], temperature);
+    value = ctr_flat_end_(ctx, loss, 2, x, dx);
+    ctr_tensor_destroy(ctx, x[2]);
+    return value;
+}
+
+CTR_API double ctr_loss_clip_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *image,
+                                  const ctr_real *text, double log_scale, const int32_t *ids,
+                                  ctr_real *dimage, ctr_real *dtext, ctr_real *dlog_scale)
+{
+    ctr_tensor *x[3], *loss;
+    ctr_real *dx[3], s = (ctr_real)log_scale;
+    x[0] = ctr_flat_leaf_(ctx, n, d, image);
+    x[1] = ctr_flat_leaf_(ctx, n, d, text);
+    x[2] = ctr_flat_leaf_(ctx, 1, 1, &s);
+    dx[0] = dimage;
+    dx[1] = dtext;
+    dx[2] = dlog_scale;
+    ctr_step_begin(ctx);
+    loss = ctr_loss_clip(ctx, x[0], x[1], x[2], ids);
+    return ctr_flat_end_(ctx, loss, 3, x, dx);
+}
+
+CTR_API double ctr_loss_barlow_twins_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *z1,
+                                          const ctr_real *z2, double lambda, ctr_real *dz1,
+                                          ctr_real *dz2)
+{
+    ctr_tensor *x[2], *loss;
+    ctr_real *dx[2];
+    x[0] = ctr_flat_leaf_(ctx, n, d, z1);
+    x[1] = ctr_flat_leaf_(ctx, n, d, z2);
+    dx[0] = dz1;
+    dx[1] = dz2;
+    ctr_step_begin(ctx);
+    loss = ctr_loss_barlow_twins(ctx, x[0], x[1], lambda);
+    return ctr_flat_end_(ctx, loss, 2, x, dx);
+}
+
+CTR_API double ctr_loss_vicreg_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *z1,
+                                    const ctr_real *z2, double sim, double var, double cov,
+                                    ctr_real *dz1, ctr_real *dz2)
+{
+    ctr_tensor *x[2], *loss;
+    ctr_real *dx[2];
+    x[0] = ctr_flat_leaf_(ctx, n, d, z1);
+    x[1] = ctr_flat_leaf_(ctx, n, d, z2);
+    dx[0] = dz1;
+    dx[1] = dz2;
+    ctr_step_begin(ctx);
+    loss = ctr_loss_vicreg(ctx, x[0], x[1], sim, var, cov);
+    return ctr_flat_end_(ctx, loss, 2, x, dx);
+}
+
+CTR_API double ctr_loss_triplet_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *z,
+                                     const int32_t *labels, const ctr_triplet_config *config,
+                                     ctr_real *dz)
+{
+    ctr_tensor *x = ctr_flat_leaf_(ctx, n, d, z), *loss;
+    ctr_step_begin(ctx);
+    loss = ctr_loss_triplet(ctx, x, labels, config, NULL);
+    return ctr_flat_end_(ctx, loss, 1, &x, &dz);
 }
 
 /* ------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Needs Python 3, numpy, PyTorch and torchvision, for cluster scikit-learn and sci
 tests themselves need none of them.
 
     python make_golden.py                 all files, beside this script
-    python make_golden.py loss ops        some of them: loss aug ops optim net step eval cluster
+    python make_golden.py loss ops        some: loss losses aug ops optim net step eval cluster
     python make_golden.py --out DIR       elsewhere
 
 Everything is computed in float64 on the CPU.
@@ -240,6 +240,256 @@ def make_loss():
 
 
 # ------------------------------------------------------------------------------------ augmentations
+LOSSES = """
+golden_losses.txt: the losses of the field, written out as their authors have them.
+
+Each case KEY stores KEY:loss (1 value) and KEY:d0, KEY:d1, ... digests of the loss's gradients by
+its inputs, in the order below. Inputs: fill("NAME:i:SIZES") for input i of shape [n, d], where
+"NAME:SIZES" is the key's beginning up to and with d; cut in view order. A gradient whose largest
+entry is below 1e-12 is written as zeros (one dimension, one candidate). Numbers are exactly what
+their %g in the key says.
+
+  infonce:n:d:m:T       q, k; negatives = unit rows of fill("neg:m:d") [m, d]; m = 0: in batch
+  clip:n:d:s:ids        image, text, s; ids 1: rows i and j are positives if i mod 3 = j mod 3
+  siglip:n:d:t:b:ids    image, text, t, b
+  dcl:n:d:T             z [2n, d]
+  regression:n:d        p (z = input 1 gets none)          negcos:n:d  the same
+  barlow:n:d:lambda     z1, z2
+  vicreg:n:d:s:v:c      z1, z2
+  swav:n:k:views:assign:T   scores [views n, k]; codes = softmax of 4 fill("codes:n:k") [assign n, k]
+  nce:n:c:form:T:N      scores [n, c], c = 1 + K; form 0 NPID, Z = mean exp(s) N, 1 PIRL, 2 InfoNCE
+  align:n:d:alpha       x, y                               uniform:n:d:t  x
+  siamese:n:d:margin    z1, z2, same_i = (i mod 3 != 1)
+  triplet:n:d:margin:mining:squared:normalize:soft:mean_active
+                        z [n, d], label (i mod 3), the last row unlabelled if n > 4;
+                        mining 0 all, 1 hard, 2 semi-hard;  :active the share
+"""
+
+
+def losses_infonce(x, m, t):
+    q, k = unit_rows(x[0]), unit_rows(x[1])
+    n, d = q.shape
+    if m == 0:
+        return F.cross_entropy(q @ k.t() / t, torch.arange(n))
+    queue = unit_rows(tfill("neg:%d:%d" % (m, d), (m, d)))
+    l_pos = torch.einsum("nc,nc->n", q, k).unsqueeze(-1)
+    logits = torch.cat([l_pos, torch.einsum("nc,kc->nk", q, queue)], 1) / t
+    return F.cross_entropy(logits, torch.zeros(n, dtype=torch.long))
+
+
+def losses_same(n, ids):
+    i = torch.arange(n) % 3 if ids else torch.arange(n)
+    return i[:, None] == i[None, :]
+
+
+def losses_clip(x, s, ids):
+    logits = x[2].exp() * unit_rows(x[0]) @ unit_rows(x[1]).t()
+    n = len(logits)
+    if not ids:
+        y = torch.arange(n)
+        return (F.cross_entropy(logits, y) + F.cross_entropy(logits.t(), y)) / 2
+    y = losses_same(n, ids).double()
+    y = y / y.sum(1, keepdim=True)
+    return -((y * logits.log_softmax(1)).sum(1).mean() + (y * logits.t().log_softmax(1)).sum(1).mean()) / 2
+
+
+def losses_siglip(x, t, b, ids):
+    logits = x[2].exp() * unit_rows(x[0]) @ unit_rows(x[1]).t() + x[3]
+    y = 2 * losses_same(len(logits), ids).double() - 1
+    return -F.logsigmoid(y * logits).sum() / len(logits)
+
+
+def losses_dcl(x, t):
+    u, n = unit_rows(x[0]), len(x[0]) // 2
+    s = u @ u.t() / t
+    total = 0
+    for i in range(2 * n):
+        p = (i + n) % (2 * n)
+        rest = [j for j in range(2 * n) if j != i and j != p]
+        total = total - s[i, p] + torch.logsumexp(s[i, rest], 0)
+    return total / (2 * n)
+
+
+def losses_regression(x):
+    return (2 - 2 * (unit_rows(x[0]) * unit_rows(x[1])).sum(-1)).mean()
+
+
+def losses_negcos(x):
+    return -(unit_rows(x[0]) * unit_rows(x[1])).sum(-1).mean()
+
+
+def losses_barlow(x, lambd):
+    a, b = (F.batch_norm(v, None, None, training=True, eps=1e-5) for v in x)
+    c = a.t() @ b / len(a)
+    off = c - torch.diag(torch.diagonal(c))
+    return (torch.diagonal(c) - 1).pow(2).sum() + lambd * off.pow(2).sum()
+
+
+def losses_vicreg(v, sim, std, cov):
+    x, y = v
+    n, d = x.shape
+    repr_loss = F.mse_loss(x, y)
+    x, y = x - x.mean(0), y - y.mean(0)
+    std_loss = sum(F.relu(1 - torch.sqrt(w.var(0) + 1e-4)).mean() / 2 for w in (x, y))
+    cov_loss = 0
+    for w in (x, y):
+        c = w.t() @ w / (n - 1)
+        cov_loss = cov_loss + (c - torch.diag(torch.diagonal(c))).pow(2).sum() / d
+    return sim * repr_loss + std * std_loss + cov * cov_loss
+
+
+def losses_swav(x, views, assign, t):
+    k = x[0].shape[1]
+    n = len(x[0]) // views
+    codes = F.softmax(tfill("codes:%d:%d" % (n, k), (assign * n, k), 4), 1)
+    loss = 0
+    for crop in range(assign):
+        q = codes[crop * n:(crop + 1) * n]
+        subloss = 0
+        for v in range(views):
+            if v != crop:
+                p = F.log_softmax(x[0][v * n:(v + 1) * n] / t, 1)
+                subloss = subloss - torch.mean(torch.sum(q * p, 1))
+        loss = loss + subloss / (views - 1)
+    return loss / assign
+
+
+def losses_nce(x, form, t, images):
+    out, k = x[0] / t, x[0].shape[1] - 1
+    if form == 2:
+        return F.cross_entropy(out, torch.zeros(len(out), dtype=torch.long))
+    if form == 1:
+        p = F.softmax(out, 1)
+        return -(p[:, 0].log().sum() + (1 - p[:, 1:] + 1e-7).log().sum()) / len(out)
+    z = out.exp().mean().item() * images
+    p, pn = out.exp() / z, 1 / images
+    pos = p[:, 0] / (p[:, 0] + k * pn + 1e-7)
+    neg = k * pn / (p[:, 1:] + k * pn + 1e-7)
+    return -(pos.log().sum() + neg.log().sum()) / len(out)
+
+
+def losses_align(x, alpha):
+    return (unit_rows(x[0]) - unit_rows(x[1])).norm(p=2, dim=1).pow(alpha).mean()
+
+
+def losses_uniform(x, t):
+    return torch.pdist(unit_rows(x[0]), p=2).pow(2).mul(-t).exp().mean().log()
+
+
+def losses_siamese(x, margin):
+    d = (x[0] - x[1]).pow(2).sum(1).sqrt()
+    same = torch.arange(len(d)) % 3 != 1
+    return torch.where(same, d * d / 2, F.relu(margin - d) ** 2 / 2).mean()
+
+
+def triplets(dist, label, mining, margin):
+    """The chosen (anchor, positive, negative), and the number of pairs looked at."""
+    n, chosen, pairs = len(label), [], 0
+    for a in range(n):
+        pos = [p for p in range(n) if p != a and label[p] == label[a] >= 0]
+        neg = [q for q in range(n) if label[q] != label[a] and label[q] >= 0]
+        if mining == 1 and pos and neg:
+            chosen.append((a, max(pos, key=lambda p: dist[a, p].item()),
+                           min(neg, key=lambda q: dist[a, q].item())))
+        for p in pos:
+            pairs += 1
+            if mining == 0:
+                chosen += [(a, p, q) for q in neg]
+            if mining == 2:
+                fit = [q for q in neg if dist[a, p] < dist[a, q] < dist[a, p] + margin]
+                if fit:
+                    chosen.append((a, p, min(fit, key=lambda q: dist[a, q].item())))
+    return chosen, pairs
+
+
+def losses_triplet(x, margin, mining, squared, normalize, soft, mean_active, share=None):
+    z = unit_rows(x[0]) if normalize else x[0]
+    n = len(z)
+    label = [i % 3 for i in range(n)]
+    if n > 4:
+        label[-1] = -1
+    dist = (z[:, None] - z[None, :]).pow(2).sum(2)
+    if not squared:
+        dist = (dist + torch.eye(n)).sqrt() - torch.eye(n)
+    chosen, pairs = triplets(dist, label, mining, margin)
+    gaps = [dist[a, p] - dist[a, q] for a, p, q in chosen]
+    terms = [F.softplus(g) if soft else F.relu(g + margin) for g in gaps]
+    active = sum(int(g.item() > (0 if soft else -margin)) for g in gaps)
+    if share is not None:
+        tried = pairs if mining == 2 else len(chosen)
+        share.append((len(chosen) if mining == 2 else active) / tried if tried else 0)
+    divisor = max(active if mean_active else len(chosen), 1)
+    return sum(terms) / divisor if terms else z.sum() * 0
+
+
+def make_losses():
+    g = Golden("golden_losses.txt", LOSSES)
+    sizes = [(n, d) for n in (1, 2, 3, 17) for d in (1, 2, 16, 64)]
+
+    def one(name, n, d, *args, inputs=2, rows=None, numbers=(), learn=None):
+        args, numbers = ([float("%g" % a) for a in v] for v in (args, numbers))
+        base = "%s:%d:%d" % (name, n, d)
+        key = ":".join([base] + ["%g" % a for a in args])
+        args = [int(a) if a == int(a) else a for a in args]
+        x = [tfill("%s:%d:%d:%d" % (name, i, n, d), (rows or n, d)) for i in range(inputs)]
+        x += [torch.tensor([v]) for v in numbers]
+        for v in x[:learn]:
+            v.requires_grad_(True)
+        share = [] if name == "triplet" else None
+        call = globals()["losses_" + name]
+        loss = call(x, *args, share=share) if share is not None else call(x, *args)
+        loss.backward()
+        loss = loss.item()
+        g.put(key + ":loss", [0.0 if abs(loss) < 1e-15 else loss])
+        if share:
+            g.put(key + ":active", share)
+        for i, v in enumerate(x[:learn]):
+            grad = v.grad
+            if grad.abs().max() < 1e-12:
+                grad = torch.zeros_like(grad)
+            g.digest("%s:d%d" % (key, i), grad)
+
+    for n, d in sizes:
+        for m, t in ((0, .2), (0, 1), (1, .07), (33, .07), (33, .5), (33, 10)):
+            one("infonce", n, d, m, t)
+        for s in (0, math.log(1 / .07), 4.5):
+            for ids in (0, 1):
+                one("clip", n, d, s, ids, numbers=(s,))
+        for t, b in ((math.log(10), -10), (0, 0.5)):
+            for ids in (0, 1):
+                one("siglip", n, d, t, b, ids, numbers=(t, b))
+        one("regression", n, d, learn=1)
+        one("negcos", n, d, learn=1)
+        for alpha in (1, 2, 3):
+            if d > 1:
+                one("align", n, d, alpha)
+        for margin in (.5, 2):
+            one("siamese", n, d, margin)
+        for views, assign, t in ((2, 2, .1), (2, 1, .1), (5, 2, .1), (3, 3, 1)):
+            one("swav", n, d, views, assign, t, inputs=1, rows=views * n)
+        for form in (0, 1, 2):
+            for t in (.1, .5):
+                if d > 1:
+                    one("nce", n, d, form, t, 1000, inputs=1)
+        if n > 1:
+            for t in (.1, .5):
+                one("dcl", n, d, t, inputs=1, rows=2 * n)
+            for lam in (.0051, .5, 0):
+                one("barlow", n, d, lam)
+            for w in ((25, 25, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+                one("vicreg", n, d, *w)
+            for t in (2, .5, 10):
+                if d > 1:
+                    one("uniform", n, d, t, inputs=1)
+    for n, d in ((3, 2), (7, 2), (7, 16), (17, 2), (17, 64)):
+        for margin, mining, sq, norm, soft, mean in (
+                (.2, 0, 1, 1, 0, 0), (.2, 0, 0, 1, 0, 1), (.2, 0, 1, 1, 1, 0), (.2, 1, 0, 1, 0, 0),
+                (.2, 1, 0, 0, 1, 0), (.5, 1, 1, 0, 0, 1), (.2, 2, 1, 1, 0, 0), (.5, 2, 0, 0, 0, 0),
+                (1, 2, 1, 0, 0, 1), (1, 2, 1, 1, 1, 0)):
+            one("triplet", n, d, margin, mining, sq, norm, soft, mean, inputs=1)
+    return g
+
+
 AUG = """
 golden_aug.txt: torchvision's float image functions (v2.functional) on float64 images in [0, 1].
 Whole results, HWC order, in %.6g. An image is uint8 / 255.
@@ -1011,7 +1261,8 @@ def main(argv):
             folder = argv.pop(0)
         else:
             names.append(a)
-    for name in names or ["loss", "aug", "ops", "optim", "net", "step", "eval", "cluster"]:
+    for name in names or ["loss", "losses", "aug", "ops", "optim", "net", "step", "eval",
+                          "cluster"]:
         globals()["make_" + name]().write(folder)
 
 
