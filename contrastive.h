@@ -15929,8 +15929,18 @@ CTR_PRIVATE_ void ctr_loss_hits_(ctr_ctx *ctx, const ctr_tensor *logits, const i
     for (i = 0; row && i < n && ctx->status == CTR_OK; i++) {
         ctr_real best[2] = { CTR_R(-1e30), CTR_R(-1e30) };
         ctr_k_download(ctx, (size_t)m * sizeof *row, ctr_f_(logits) + i * m, row);
-        for (j = 0; j < m; j++) {
-            int same = rows[i] == (cols ? cols[j] : (int32_t)j);
+        if (!cols) { /* one positive: whole runs of negatives on either side, a queue's is long */
+            int64_t at = rows[i], rest = m - at - 1;
+            best[1] = row[at];
+            if (at > 0) best[0] = ctr_row_max_(row, at);
+            if (rest > 0) best[0] = CTR_MAX_(best[0], ctr_row_max_(row + at + 1, rest));
+            sum[0] += (double)ctr_row_sum_(row, at) + (double)ctr_row_sum_(row + at + 1, rest);
+            sum[1] += (double)row[at];
+            count[0] += (double)(m - 1);
+            count[1] += 1;
+        }
+        for (j = 0; cols && j < m; j++) {
+            int same = rows[i] == cols[j];
             sum[same] += (double)row[j];
             count[same] += 1;
             if (row[j] > best[same]) best[same] = row[j];

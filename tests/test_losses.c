@@ -820,9 +820,9 @@ static void by_hand_barlow(ctr_ctx *ctx)
             a[i] = (ctr_real)ctr_rng_normal(&rng);
             b[i] = (ctr_real)ctr_rng_normal(&rng);
         }
-        sum += ctr_loss_barlow_twins_flat(ctx, N, D, a, b, 0.5, NULL, NULL) / TRIES;
+        sum += ctr_loss_barlow_twins_flat(ctx, N, D, a, b, 0.5, NULL, NULL);
     }
-    test_error("Barlow Twins of independent columns", fabs(sum / want - 1), 0.03);
+    test_error("Barlow Twins of independent columns", fabs(sum / (int)TRIES / want - 1), 0.03);
     test_equal("triplets at chance", ctr_loss_triplet_chance(NULL), 0.2);
     test_fine(ctx, "Barlow Twins at chance");
 }
@@ -933,7 +933,7 @@ static void refuse_contrast(ctr_ctx *ctx, ctr_tensor *a, ctr_tensor *other, ctr_
        "1 + negatives");
     T_(ctr_loss_nce(ctx, a, 0.1, CTR_NCE_NPID, 0, &z), CTR_E_VALUE, "images");
     T_(ctr_loss_nce(ctx, a, 0.1, CTR_NCE_NPID, 9, NULL), CTR_E_VALUE, "Z");
-    T_(ctr_loss_nce(ctx, a, 0.1, (ctr_nce_form)7, 9, &z), CTR_E_VALUE, "form");
+    T_(ctr_loss_nce(ctx, a, 0.1, (ctr_nce_form)3, 9, &z), CTR_E_VALUE, "form");
     T_(ctr_loss_nce(ctx, a, -3, CTR_NCE_INFO, 9, &z), CTR_E_VALUE, "temperature");
     T_(ctr_loss_nce(ctx, ctr_scale(ctx, a, 1e30), 1e-8, CTR_NCE_NPID, 9, &z), CTR_E_NUMBER, "Z");
     test_equal("a Z that is not finite is not kept", z, 0);
@@ -954,6 +954,7 @@ static void refuse_others(ctr_ctx *ctx, ctr_tensor *a, ctr_tensor *other, ctr_te
     ctr_triplet_config c = ctr_triplet_default();
     ctr_tensor *row = ctr_slice(ctx, a, 0, 0, 1), *broken;
     double bad = nan_value(), active = 1;
+    int nine = 9;
     T_(ctr_loss_regression(ctx, a, other), CTR_E_SHAPE, "loss_regression");
     T_(ctr_loss_negative_cosine(ctx, deep, a), CTR_E_SHAPE, "loss_negative_cosine");
     T_(ctr_loss_barlow_twins(ctx, row, row, 1), CTR_E_SHAPE, "batch of 1");
@@ -974,7 +975,7 @@ static void refuse_others(ctr_ctx *ctx, ctr_tensor *a, ctr_tensor *other, ctr_te
     c.margin = -1;
     T_(ctr_loss_triplet(ctx, a, labels, &c, NULL), CTR_E_VALUE, "margin");
     ctr_triplet_config_init(&c);
-    c.mining = (ctr_mining)9;
+    memcpy(&c.mining, &nine, sizeof c.mining);
     T_(ctr_loss_triplet(ctx, a, labels, &c, NULL), CTR_E_VALUE, "mining");
     T_(ctr_loss_siamese(ctx, a, a, two, 1), CTR_E_VALUE, "got 2 for pair 2");
     T_(ctr_loss_siamese(ctx, a, a, NULL, 1), CTR_E_VALUE, "same");
