@@ -8,7 +8,8 @@
  * 3. Gradients against central differences (double build).
  * 4. What is known by hand: chance, collapse, zero rows, duplicates, cold temperatures, CLIP's
  *    clamp, NPID's constant, scores of a bank, random mining, what goes into the report.
- * 5. Planned memory, no allocation in a second step, threads, one clear line for wrong arguments.
+ * 5. Planned memory, no allocation in a third step, allocations that fail, threads, one clear line
+ *    for wrong arguments.
  */
 #define CONTRASTIVE_STATIC
 #include "fake_device.h"
@@ -609,6 +610,50 @@ static void by_hand_extreme(ctr_ctx *ctx)
     }
 }
 
+/* Rows of one direction and different lengths: distances of rounding's size are none. */
+static void by_hand_twins(ctr_ctx *ctx)
+{
+    enum { M = 17, D = 64 };
+    ctr_real z[M * D], dz[M * D];
+    int32_t labels[M];
+    ctr_triplet_config c = ctr_triplet_default();
+    double got;
+    int i;
+    test_fill_real("twins", z, D, 1.0);
+    for (i = 0; i < M * D; i++) {
+        z[i] = z[i % D] * (ctr_real)(1 + 0.37 * (i / D));
+        labels[i / D] = i / D % 2;
+    }
+    c.mining = CTR_MINE_ALL;
+    c.squared = 0;
+    got = ctr_loss_triplet_flat(ctx, M, D, z, labels, &c, dz);
+    test_error("plain distances of twins: the margin", fabs(got - 0.2), test_bound(1e-13, 1e-7));
+    test_equal("and no pull", largest(dz, M * D), 0);
+    test_fine(ctx, "twins");
+}
+
+/* Negatives and codes that could take a gradient get none. */
+static void by_hand_constants(ctr_ctx *ctx)
+{
+    int64_t shape[2] = { 6, 4 }, half[2] = { 3, 4 };
+    ctr_real x[24];
+    ctr_tensor *a = ctr_tensor_create(ctx, CTR_F32, 2, shape, 1);
+    ctr_tensor *b = ctr_tensor_create(ctx, CTR_F32, 2, half, 1);
+    test_fill_real("constants", x, 24, 1.0);
+    ctr_tensor_write(ctx, a, x, 24);
+    ctr_tensor_write(ctx, b, x, 12);
+    ctr_step_begin(ctx);
+    ctr_backward(ctx, ctr_loss_infonce(ctx, b, b, a, 0.1));
+    test_true("none for the negatives", ctr_tensor_has_grad(ctx, b) && !ctr_tensor_has_grad(ctx, a));
+    ctr_step_begin(ctx);
+    ctr_backward(ctx, ctr_loss_swav(ctx, a, 2, b, 1, 0.1));
+    test_true("none for the codes", ctr_tensor_has_grad(ctx, a) && !ctr_tensor_has_grad(ctx, b));
+    ctr_step_end(ctx);
+    ctr_tensor_destroy(ctx, a);
+    ctr_tensor_destroy(ctx, b);
+    test_fine(ctx, "constants");
+}
+
 /* Above ln 100 CLIP counts as if it were there, and can come back. */
 static void by_hand_clamp(ctr_ctx *ctx)
 {
@@ -872,6 +917,46 @@ static void memory(void)
     }
 }
 
+/* One step on an allocator whose at-th call from here fails, then one on a good one. 1: it was
+   reached; *refused counts the errors (a kernel may do without the memory it asks for). */
+static int fail_once(loss_case *c, long at, long *refused)
+{
+    ctr_config config = ctr_config_default();
+    test_allocator watch;
+    ctr_tensor *x[INPUTS];
+    ctr_ctx *ctx;
+    int i, reached;
+    config.allocator = test_allocator_init(&watch);
+    config.threads = 1;
+    ctx = ctr_ctx_create(&config);
+    leaves(ctx, c, x);
+    watch.fail_at = watch.calls + at;
+    step(ctx, c, x);
+    reached = watch.calls >= watch.fail_at;
+    if (ctr_error(ctx) != CTR_OK) {
+        test_fails(ctx, "an allocation fails", CTR_E_MEMORY, "");
+        ++*refused;
+    }
+    watch.fail_at = 0;
+    step(ctx, c, x);
+    test_fine(ctx, "the step after it");
+    for (i = 0; i < INPUTS; i++) ctr_tensor_destroy(ctx, x[i]);
+    ctr_ctx_destroy(ctx);
+    test_true("all memory came back", !watch.live && !watch.bad_frees);
+    return reached;
+}
+
+static void no_memory(void)
+{
+    int k;
+    for (k = 0; k < KINDS; k++) {
+        long at, refused = 0;
+        if (!test_true(one_of_each[k], parse(one_of_each[k], &the_case))) continue;
+        for (at = 1; at < 1000 && fail_once(&the_case, at, &refused); at++) { }
+        test_true("some failed", refused > 0 && at < 1000);
+    }
+}
+
 static void threads(void)
 {
     static const int counts[4] = { 1, 2, 3, 7 };
@@ -1033,6 +1118,8 @@ static void all(ctr_ctx *ctx, const char *where)
     by_hand_chance(ctx);
     by_hand_nothing(ctx);
     by_hand_extreme(ctx);
+    by_hand_twins(ctx);
+    by_hand_constants(ctx);
     by_hand_clamp(ctx);
     by_hand_npid(ctx);
     by_hand_bank(ctx);
@@ -1067,6 +1154,8 @@ int main(int argc, char **argv)
     fake_device_close(fake);
     test_group("planned memory, allocations");
     memory();
+    test_group("no memory");
+    no_memory();
     test_group("threads");
     threads();
     return test_end();
