@@ -24,7 +24,7 @@
        TAPE OPS NN OPTIM                            autograd, layers, networks, optimisers
        IMAGE AUG SAMPLE DATA LOADER                 pictures, augmentations, batches of views
        CLUSTER                                      k-means, whitening, Sinkhorn, NMI
-       LOSS HEALTH METHOD                           the losses; is it alive?; SimCLR
+       LOSS AGREE HEALTH METHOD                     the losses; is it alive?; SimCLR
        EVAL MAP IO FIT                              k-NN, probe, maps; files; the training driver
    A section of the implementation calls only those above it. Each level can be used alone: the
    losses for embeddings of another framework (ctr_loss_nt_xent_flat), the augmentations
@@ -1392,14 +1392,6 @@ CTR_API ctr_tensor *ctr_loss_infonce(ctr_ctx *ctx, ctr_tensor *q, ctr_tensor *k,
                                      const ctr_tensor *negatives, double temperature);
 CTR_API double ctr_loss_infonce_chance(int64_t negatives);
 
-/* BYOL's distance (Grill et al., 2020): mean of |p/|p| - z/|z||^2 = 2 - 2 cos(p_i, z_i) over the
-   rows of p, z [n, d]. No gradient flows into z: the operation detaches it. Range 0..4, chance 2;
-   a row of zeros has cosine 0. BYOL adds both directions (0..8). */
-CTR_API ctr_tensor *ctr_loss_regression(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z);
-/* SimSiam's (Chen and He, 2021): mean of -cos(p_i, z_i), z detached here, too. Range -1..1, chance
-   0. SimSiam takes the mean of both directions. */
-CTR_API ctr_tensor *ctr_loss_negative_cosine(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z);
-
 /* CLIP (Radford et al., 2021; symmetric InfoNCE): with logits_ij = exp(s) cos(image_i, text_j)
      loss = (cross entropy of the rows + cross entropy of the columns) / 2
    image, text [n, d], row by row; log_scale: a tensor of one number s, learnable, their start
@@ -1421,7 +1413,7 @@ CTR_API double ctr_loss_siglip_chance(int64_t n, double bias);
 /* DCL, decoupled contrastive learning (Yeh et al., 2022): NT-Xent of two views whose sum leaves out
    the positive as well as the row itself:
      l_i = -s_ip / T + log sum over j of other images of exp(s_ij / T),  mean over the 2n rows
-   z [2n, d], n >= 2; T > 0, the authors' 0.1. Below 0 where it goes well; chance ln(2n - 2). Their
+   z [2n, d], n >= 2; T > 0, often 0.1. Below 0 where it goes well; chance ln(2n - 2). Their
    weighted form (DCLW) is not offered. */
 CTR_API ctr_tensor *ctr_loss_dcl(ctr_ctx *ctx, ctr_tensor *z, double temperature);
 CTR_API double ctr_loss_dcl_chance(int64_t n);
@@ -1448,6 +1440,30 @@ CTR_API double ctr_loss_nce_chance(ctr_nce_form form, int64_t negatives);
    host memory, 0..images - 1. Holds columns * d numbers at a time, not n times that. */
 CTR_API ctr_tensor *ctr_nce_scores(ctr_ctx *ctx, ctr_tensor *q, const ctr_tensor *bank,
                                    const int32_t *index, int64_t columns);
+
+/* The same for those who bring their own framework: inputs [n, d] and labels in host memory, as
+   above; gradients in the same shapes, or NULL. Not inside a step of your own. 0 on error. See also
+   the end of >>AGREE. */
+CTR_API double ctr_loss_infonce_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *q,
+                                     const ctr_real *k, int64_t m, const ctr_real *negatives,
+                                     double temperature, ctr_real *dq, ctr_real *dk);
+CTR_API double ctr_loss_clip_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *image,
+                                  const ctr_real *text, double log_scale, const int32_t *ids,
+                                  ctr_real *dimage, ctr_real *dtext, ctr_real *dlog_scale);
+
+/* ------------------------------------------------------------------------------------------------
+   >>AGREE  losses without a softmax over negatives
+   Views that agree while their numbers stay different (BYOL, SimSiam, alignment and uniformity,
+   Barlow Twins, VICReg, SwAV), and distances that keep their order (triplets, pairs).
+   ---------------------------------------------------------------------------------------------- */
+
+/* BYOL's distance (Grill et al., 2020): mean of |p/|p| - z/|z||^2 = 2 - 2 cos(p_i, z_i) over the
+   rows of p, z [n, d]. No gradient flows into z: the operation detaches it. Range 0..4, chance 2;
+   a row of zeros has cosine 0. BYOL adds both directions (0..8). */
+CTR_API ctr_tensor *ctr_loss_regression(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z);
+/* SimSiam's (Chen and He, 2021): mean of -cos(p_i, z_i), z detached here, too. Range -1..1, chance
+   0. SimSiam takes the mean of both directions. */
+CTR_API ctr_tensor *ctr_loss_negative_cosine(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z);
 
 /* Alignment and uniformity as losses (Wang and Isola, 2020), rows normalised inside:
      alignment  = mean of |x_i - y_i|^alpha over the rows of x, y [n, d];  0..2^alpha, alpha 2
@@ -1526,14 +1542,7 @@ CTR_API double ctr_loss_triplet_chance(const ctr_triplet_config *config);
 CTR_API ctr_tensor *ctr_loss_siamese(ctr_ctx *ctx, ctr_tensor *z1, ctr_tensor *z2,
                                      const int32_t *same, double margin);
 
-/* The same for those who bring their own framework: inputs [n, d] and labels in host memory, as
-   above; gradients in the same shapes, or NULL. Not inside a step of your own. 0 on error. */
-CTR_API double ctr_loss_infonce_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *q,
-                                     const ctr_real *k, int64_t m, const ctr_real *negatives,
-                                     double temperature, ctr_real *dq, ctr_real *dk);
-CTR_API double ctr_loss_clip_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *image,
-                                  const ctr_real *text, double log_scale, const int32_t *ids,
-                                  ctr_real *dimage, ctr_real *dtext, ctr_real *dlog_scale);
+/* For arrays of your own, as ctr_loss_infonce_flat. */
 CTR_API double ctr_loss_barlow_twins_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *z1,
                                           const ctr_real *z2, double lambda, ctr_real *dz1,
                                           ctr_real *dz2);
@@ -16001,45 +16010,6 @@ CTR_API double ctr_loss_infonce_chance(int64_t negatives)
     return negatives > 0 ? log(1.0 + (double)negatives) : 0;
 }
 
-/* ---- no negatives: BYOL, SimSiam ------------------------------------------------------------- */
-
-/* offset + factor * mean of cos(p_i, z_i); the report gets the mean cosine */
-CTR_PRIVATE_ ctr_tensor *ctr_loss_cosine_(ctr_ctx *ctx, const char *name, ctr_tensor *p,
-                                          ctr_tensor *z, double factor, double offset,
-                                          ctr_report *report)
-{
-    ctr_tensor *sum;
-    double n;
-    if (!ctr_loss_pair_(ctx, name, p, z)) return &ctx->poison;
-    n = (double)p->shape[0];
-    sum = ctr_mul(ctx, ctr_normalize(ctx, p), ctr_normalize(ctx, ctr_detach(ctx, z)));
-    sum = ctr_sum(ctx, sum, -1);
-    if (report && !ctx->plan) report->positive = (double)ctr_tensor_item(ctx, sum) / n;
-    return ctr_affine_(ctx, name, sum, (ctr_real)(factor / n), (ctr_real)offset);
-}
-
-CTR_PRIVATE_ ctr_tensor *ctr_loss_regression_(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z,
-                                              ctr_report *report)
-{
-    return ctr_loss_cosine_(ctx, "loss_regression", p, z, -2, 2, report);
-}
-
-CTR_API ctr_tensor *ctr_loss_regression(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z)
-{
-    return ctr_loss_regression_(ctx, p, z, NULL);
-}
-
-CTR_PRIVATE_ ctr_tensor *ctr_loss_negative_cosine_(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z,
-                                                   ctr_report *report)
-{
-    return ctr_loss_cosine_(ctx, "loss_negative_cosine", p, z, -1, 0, report);
-}
-
-CTR_API ctr_tensor *ctr_loss_negative_cosine(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z)
-{
-    return ctr_loss_negative_cosine_(ctx, p, z, NULL);
-}
-
 /* ---- several positives: ids ------------------------------------------------------------------ */
 
 /* Ids [n] on the host under which rows belong together: as given; alone where they are below 0 or
@@ -16482,6 +16452,113 @@ CTR_API double ctr_loss_nce_chance(ctr_nce_form form, int64_t negatives)
     double k = (double)negatives;
     if (negatives < 1) return 0;
     return log(1 + k) + (form == CTR_NCE_INFO ? 0 : k * log1p(1 / k));
+}
+
+/* ---- the flat functions ---------------------------------------------------------------------- */
+
+CTR_PRIVATE_ ctr_tensor *ctr_flat_leaf_(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x)
+{
+    int64_t shape[2];
+    ctr_tensor *t;
+    shape[0] = n;
+    shape[1] = d;
+    t = ctr_tensor_create(ctx, CTR_F32, 2, shape, 1);
+    ctr_tensor_write(ctx, t, x, t->size);
+    return t;
+}
+
+/* The loss's value; gradients into dx[i] where it is not NULL; the leaves are gone then. */
+CTR_PRIVATE_ double ctr_flat_end_(ctr_ctx *ctx, ctr_tensor *loss, int count, ctr_tensor *const *x,
+                                  ctr_real *const *dx)
+{
+    double value = (double)ctr_tensor_item(ctx, loss);
+    int i, wanted = 0;
+    for (i = 0; i < count; i++) wanted |= dx[i] != NULL;
+    if (wanted) ctr_backward(ctx, loss);
+    for (i = 0; i < count; i++)
+        if (dx[i]) ctr_tensor_read_grad(ctx, x[i], dx[i], x[i]->size);
+    ctr_step_end(ctx);
+    for (i = 0; i < count; i++) ctr_tensor_destroy(ctx, x[i]);
+    return ctx->status == CTR_OK ? value : 0;
+}
+
+CTR_API double ctr_loss_infonce_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *q,
+                                     const ctr_real *k, int64_t m, const ctr_real *negatives,
+                                     double temperature, ctr_real *dq, ctr_real *dk)
+{
+    ctr_tensor *x[3], *loss;
+    ctr_real *dx[3];
+    double value;
+    x[0] = ctr_flat_leaf_(ctx, n, d, q);
+    x[1] = ctr_flat_leaf_(ctx, n, d, k);
+    x[2] = negatives ? ctr_flat_leaf_(ctx, m, d, negatives) : NULL;
+    dx[0] = dq;
+    dx[1] = dk;
+    ctr_step_begin(ctx);
+    loss = ctr_loss_infonce(ctx, x[0], x[1], x[2], temperature);
+    value = ctr_flat_end_(ctx, loss, 2, x, dx);
+    ctr_tensor_destroy(ctx, x[2]);
+    return value;
+}
+
+CTR_API double ctr_loss_clip_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *image,
+                                  const ctr_real *text, double log_scale, const int32_t *ids,
+                                  ctr_real *dimage, ctr_real *dtext, ctr_real *dlog_scale)
+{
+    ctr_tensor *x[3], *loss;
+    ctr_real *dx[3], s = (ctr_real)log_scale;
+    x[0] = ctr_flat_leaf_(ctx, n, d, image);
+    x[1] = ctr_flat_leaf_(ctx, n, d, text);
+    x[2] = ctr_flat_leaf_(ctx, 1, 1, &s);
+    dx[0] = dimage;
+    dx[1] = dtext;
+    dx[2] = dlog_scale;
+    ctr_step_begin(ctx);
+    loss = ctr_loss_clip(ctx, x[0], x[1], x[2], ids);
+    return ctr_flat_end_(ctx, loss, 3, x, dx);
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>AGREE
+   ---------------------------------------------------------------------------------------------- */
+
+/* ---- no negatives: BYOL, SimSiam ------------------------------------------------------------- */
+
+/* offset + factor * mean of cos(p_i, z_i); the report gets the mean cosine */
+CTR_PRIVATE_ ctr_tensor *ctr_loss_cosine_(ctr_ctx *ctx, const char *name, ctr_tensor *p,
+                                          ctr_tensor *z, double factor, double offset,
+                                          ctr_report *report)
+{
+    ctr_tensor *sum;
+    double n;
+    if (!ctr_loss_pair_(ctx, name, p, z)) return &ctx->poison;
+    n = (double)p->shape[0];
+    sum = ctr_mul(ctx, ctr_normalize(ctx, p), ctr_normalize(ctx, ctr_detach(ctx, z)));
+    sum = ctr_sum(ctx, sum, -1);
+    if (report && !ctx->plan) report->positive = (double)ctr_tensor_item(ctx, sum) / n;
+    return ctr_affine_(ctx, name, sum, (ctr_real)(factor / n), (ctr_real)offset);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_loss_regression_(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z,
+                                              ctr_report *report)
+{
+    return ctr_loss_cosine_(ctx, "loss_regression", p, z, -2, 2, report);
+}
+
+CTR_API ctr_tensor *ctr_loss_regression(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z)
+{
+    return ctr_loss_regression_(ctx, p, z, NULL);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_loss_negative_cosine_(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z,
+                                                   ctr_report *report)
+{
+    return ctr_loss_cosine_(ctx, "loss_negative_cosine", p, z, -1, 0, report);
+}
+
+CTR_API ctr_tensor *ctr_loss_negative_cosine(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z)
+{
+    return ctr_loss_negative_cosine_(ctx, p, z, NULL);
 }
 
 /* ---- alignment and uniformity ---------------------------------------------------------------- */
@@ -16949,69 +17026,7 @@ CTR_API ctr_tensor *ctr_loss_siamese(ctr_ctx *ctx, ctr_tensor *z1, ctr_tensor *z
     return ctr_known_op_(ctx, name, apart, sum / n, slope);
 }
 
-/* ---- the flat functions ---------------------------------------------------------------------- */
-
-CTR_PRIVATE_ ctr_tensor *ctr_flat_leaf_(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x)
-{
-    int64_t shape[2];
-    ctr_tensor *t;
-    shape[0] = n;
-    shape[1] = d;
-    t = ctr_tensor_create(ctx, CTR_F32, 2, shape, 1);
-    ctr_tensor_write(ctx, t, x, t->size);
-    return t;
-}
-
-/* The loss's value; gradients into dx[i] where it is not NULL; the leaves are gone then. */
-CTR_PRIVATE_ double ctr_flat_end_(ctr_ctx *ctx, ctr_tensor *loss, int count, ctr_tensor *const *x,
-                                  ctr_real *const *dx)
-{
-    double value = (double)ctr_tensor_item(ctx, loss);
-    int i, wanted = 0;
-    for (i = 0; i < count; i++) wanted |= dx[i] != NULL;
-    if (wanted) ctr_backward(ctx, loss);
-    for (i = 0; i < count; i++)
-        if (dx[i]) ctr_tensor_read_grad(ctx, x[i], dx[i], x[i]->size);
-    ctr_step_end(ctx);
-    for (i = 0; i < count; i++) ctr_tensor_destroy(ctx, x[i]);
-    return ctx->status == CTR_OK ? value : 0;
-}
-
-CTR_API double ctr_loss_infonce_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *q,
-                                     const ctr_real *k, int64_t m, const ctr_real *negatives,
-                                     double temperature, ctr_real *dq, ctr_real *dk)
-{
-    ctr_tensor *x[3], *loss;
-    ctr_real *dx[3];
-    double value;
-    x[0] = ctr_flat_leaf_(ctx, n, d, q);
-    x[1] = ctr_flat_leaf_(ctx, n, d, k);
-    x[2] = negatives ? ctr_flat_leaf_(ctx, m, d, negatives) : NULL;
-    dx[0] = dq;
-    dx[1] = dk;
-    ctr_step_begin(ctx);
-    loss = ctr_loss_infonce(ctx, x[0], x[1], x[2], temperature);
-    value = ctr_flat_end_(ctx, loss, 2, x, dx);
-    ctr_tensor_destroy(ctx, x[2]);
-    return value;
-}
-
-CTR_API double ctr_loss_clip_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *image,
-                                  const ctr_real *text, double log_scale, const int32_t *ids,
-                                  ctr_real *dimage, ctr_real *dtext, ctr_real *dlog_scale)
-{
-    ctr_tensor *x[3], *loss;
-    ctr_real *dx[3], s = (ctr_real)log_scale;
-    x[0] = ctr_flat_leaf_(ctx, n, d, image);
-    x[1] = ctr_flat_leaf_(ctx, n, d, text);
-    x[2] = ctr_flat_leaf_(ctx, 1, 1, &s);
-    dx[0] = dimage;
-    dx[1] = dtext;
-    dx[2] = dlog_scale;
-    ctr_step_begin(ctx);
-    loss = ctr_loss_clip(ctx, x[0], x[1], x[2], ids);
-    return ctr_flat_end_(ctx, loss, 3, x, dx);
-}
+/* ---- the flat functions of these ------------------------------------------------------------- */
 
 CTR_API double ctr_loss_barlow_twins_flat(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *z1,
                                           const ctr_real *z2, double lambda, ctr_real *dz1,

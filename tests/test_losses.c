@@ -1,4 +1,4 @@
-/* test_losses.c - the losses of LOSS other than NT-Xent and SupCon.
+/* test_losses.c - the losses of LOSS other than NT-Xent and SupCon, and those of AGREE.
  * run: float double asan asandouble smoke valgrind
  *
  * 1. Values, gradients and counts that PyTorch computed from the authors' formulas
@@ -644,7 +644,8 @@ static void by_hand_constants(ctr_ctx *ctx)
     ctr_tensor_write(ctx, b, x, 12);
     ctr_step_begin(ctx);
     ctr_backward(ctx, ctr_loss_infonce(ctx, b, b, a, 0.1));
-    test_true("none for the negatives", ctr_tensor_has_grad(ctx, b) && !ctr_tensor_has_grad(ctx, a));
+    test_true("none for the negatives",
+              ctr_tensor_has_grad(ctx, b) && !ctr_tensor_has_grad(ctx, a));
     ctr_step_begin(ctx);
     ctr_backward(ctx, ctr_loss_swav(ctx, a, 2, b, 1, 0.1));
     test_true("none for the codes", ctr_tensor_has_grad(ctx, a) && !ctr_tensor_has_grad(ctx, b));
