@@ -24,7 +24,7 @@
        TAPE OPS NN OPTIM                            autograd, layers, networks, optimisers
        IMAGE AUG SAMPLE DATA LOADER                 pictures, augmentations, batches of views
        CLUSTER                                      k-means, whitening, Sinkhorn, NMI
-       LOSS AGREE HEALTH METHOD                     the losses; is it alive?; SimCLR
+       LOSS AGREE HEALTH METHOD TEACHER             losses; alive?; SimCLR, ...; MoCo, BYOL, ...
        EVAL MAP IO FIT                              k-NN, probe, maps; files; the training driver
    A section of the implementation calls only those above it. Each level can be used alone: the
    losses for embeddings of another framework (ctr_loss_nt_xent_flat), the augmentations
@@ -668,6 +668,7 @@ typedef struct ctr_var {
 typedef struct ctr_vars {
     ctr_var *list;         /* [count] */
     int count, capacity;
+    int frozen;            /* set before adding: its variables take no gradient */
 } ctr_vars;
 
 CTR_API void ctr_vars_init(ctr_vars *vars);
@@ -797,6 +798,7 @@ typedef struct ctr_optim_config {
     int decay_all;             /* default 0: weights only; 1: norms and biases too (MoCo's SGD) */
     double trust;              /* LARS, default 1e-3 */
     ctr_lars_form form;
+    double bias_rate;          /* of norms and biases: lr times this, default 1 */
     double beta1, beta2, eps;  /* AdamW, default 0.9, 0.999, 1e-8 */
 } ctr_optim_config;
 typedef struct ctr_optim ctr_optim;
@@ -944,6 +946,18 @@ typedef struct ctr_aug_config {
    larger: jitter 0.8, 0.8, 0.8, 0.2 and blur with p 0.5, sigma 0.1..2. */
 CTR_API ctr_aug_config ctr_aug_simclr_default(int64_t size);
 CTR_API void ctr_aug_simclr_config_init(ctr_aug_config *config, int64_t size);
+
+/* MoCo (He et al., 2020; Chen et al., 2020 and 2021), version 1, 2 or 3: crops of 0.2..1, bilinear.
+   1: jitter 0.4 of all four, always; 2: 0.4, 0.4, 0.4, 0.1 with p 0.8, blur 0.5; 3: BYOL's two
+   views with these crops, bicubic. No blur up to 32 pixels, here and below. */
+CTR_API ctr_aug_config ctr_aug_moco_default(int64_t size, int version, int view);
+CTR_API void ctr_aug_moco_config_init(ctr_aug_config *config, int64_t size, int version, int view);
+
+/* BYOL (Grill et al., 2020), also Barlow Twins: crops of 0.08..1, jitter 0.4, 0.4, 0.2, 0.1 with p
+   0.8; view 0 always blurred and never solarized, view 1 blurred with p 0.1 and solarized with 0.2.
+   (Brightness is multiplicative here, additive in the authors' program.) */
+CTR_API ctr_aug_config ctr_aug_byol_default(int64_t size, int view);
+CTR_API void ctr_aug_byol_config_init(ctr_aug_config *config, int64_t size, int view);
 
 /* For evaluation: the largest centred square, resized; nothing random. */
 CTR_API ctr_aug_config ctr_aug_none_default(int64_t size);
@@ -1598,7 +1612,7 @@ CTR_API void ctr_health_describe(const ctr_health *health, char *text, size_t si
 
    A method is a block: a config with the paper's defaults, its networks, and a handful of functions
    that the step, the driver, the checkpoint and the evaluation call without knowing the method. A
-   step is embed -> loss -> backward -> commit; ctr_method_step spells it out.
+   step is [target ->] embed -> loss -> backward -> commit; ctr_method_step spells it out.
    To add one: a struct whose first member is ctr_method, a constructor that fills the functions in,
    a config, a test and an example; nothing else in the library changes.
    ---------------------------------------------------------------------------------------------- */
@@ -1612,7 +1626,8 @@ typedef struct ctr_report {
     double positive, negative;        /* mean cosine of positives and of the others */
     double std, std_reference;        /* of unit embeddings; what an even spread would have */
     double rank;                      /* effective rank, measured once an epoch by the driver */
-    double active;                    /* share of anchors that have a positive */
+    double active;                    /* share of anchors that have a positive; MoCo: of the queue's
+                                         rows, those that are keys */
     double false_negatives;           /* share of negatives with the anchor's label; needs labels */
     double data_seconds, seconds;     /* waiting for data, and all of the step */
 } ctr_report;
@@ -1628,6 +1643,13 @@ typedef struct ctr_visitor {
 typedef enum ctr_lr_rule { CTR_LR_FIXED, CTR_LR_LINEAR, CTR_LR_SQRT } ctr_lr_rule;
 CTR_API double ctr_lr_scaled(double base, ctr_lr_rule rule, int64_t batch);
 
+/* What is known of the whole run, for what moves by a schedule of its own (a momentum encoder, a
+   predictor's rate). ctr_fit fills it in; a loop of your own may. 0: not known. */
+typedef struct ctr_run {
+    int64_t images, steps;            /* of the data set; of all epochs together */
+    double lr;                        /* before warm-up and schedule */
+} ctr_run;
+
 typedef struct ctr_method ctr_method;
 struct ctr_method {
     const char *name;                 /* "simclr" */
@@ -1637,10 +1659,16 @@ struct ctr_method {
     int64_t features, dim;            /* numbers in a representation, in an embedding */
     double lr; /* what the driver takes if it is given none, for a batch ... */
     ctr_lr_rule lr_rule;              /* ... of 256, and for others by this rule */
+    ctr_run run;
     ctr_vars *encoder;                /* the variables of what is kept after training */
     /* what is kept after training: x [n, h, w, c] -> [n, features] */
     ctr_tensor *(*represent_fn)(ctr_method *method, ctr_tensor *x, ctr_norm_mode mode);
-    /* what the loss takes: x [views * n, h, w, c] -> [views * n, dim] */
+    /* NULL, or what the loss compares with and no gradient flows into: x as below -> [rows, dim].
+       It is apart from embed_fn because the step calls it first and unrecorded, when the slab is
+       empty: a second network then costs the memory of a block or two. */
+    ctr_tensor *(*target_fn)(ctr_method *method, ctr_tensor *x);
+    ctr_tensor *target;               /* of this step: what target_fn returned */
+    /* what the loss takes: x [views * n, h, w, c] -> [views * n, dim] (MoCo: [n, dim] of view 1) */
     ctr_tensor *(*embed_fn)(ctr_method *method, ctr_tensor *x);
     /* fills loss, accuracy and the like in; the scalar to minimise */
     ctr_tensor *(*loss_fn)(ctr_method *method, ctr_tensor *z, const ctr_batch *batch,
@@ -1696,6 +1724,109 @@ CTR_API ctr_simclr_config ctr_simclr_default(void);
 CTR_API void ctr_simclr_config_init(ctr_simclr_config *config);
 /* NULL on error. ctr_method_destroy() gives all of it back. */
 CTR_API ctr_method *ctr_simclr_create(ctr_ctx *ctx, const ctr_simclr_config *config);
+
+/* ------------------------------------------------------------------------------------------------
+   >>TEACHER  methods that learn from a target without gradient: MoCo, BYOL, SimSiam
+
+   The target (momentum encoder, teacher) is a second network of the same shape, "target.*" in
+   files. It starts as a copy, takes no gradient, normalises by its own batches with running
+   statistics of its own, and follows after each step of the optimiser:
+     target = m target + (1 - m) online
+   ---------------------------------------------------------------------------------------------- */
+
+/* A momentum that rises by half a cosine from base at step 0 to 1 at step total (tau of Grill et
+   al., 2020, m of Chen et al., 2021). total 0: base. */
+CTR_API double ctr_momentum_cosine(double base, int64_t step, int64_t total);
+
+/* The newest keys of batches gone by, first in, first out (He et al., 2020). */
+typedef struct ctr_queue {
+    ctr_tensor *rows;      /* [size, dim], unit rows: random ones until keys take their place */
+    ctr_tensor *labels;    /* [size], of the keys' images as numbers; -1: none known */
+    int64_t pushed;        /* keys so far: key i lies in row i % size */
+} ctr_queue;
+/* The tensors become variables of vars, named prefix + "rows" and prefix + "labels"; pushed is the
+   caller's to save. size, dim >= 1. */
+CTR_API void ctr_queue_init(ctr_ctx *ctx, ctr_queue *queue, ctr_vars *vars, const char *prefix,
+                            int64_t size, int64_t dim);
+/* keys [n, dim], unit rows; labels [n] host memory or NULL. Any n: of more than size rows the last
+   ones stay. Allocates nothing. */
+CTR_API void ctr_queue_push(ctr_ctx *ctx, ctr_queue *queue, const ctr_tensor *keys,
+                            const int32_t *labels);
+CTR_API int64_t ctr_queue_filled(const ctr_queue *queue); /* rows that are keys */
+/* Share of the pairs of an image and a key, both labelled, with one label; -1: no such pair. */
+CTR_API double ctr_queue_false_negatives(ctr_ctx *ctx, const ctr_queue *queue, int64_t n,
+                                         const int32_t *labels);
+
+/* MoCo, momentum contrast. Version 1 (He et al., 2020): the query of view 1 must find the momentum
+   encoder's key of view 2 among a queue of older keys. Version 2 (Chen et al., 2020): a head of two
+   layers, more augmentation, T 0.2. Version 3 (Chen, Xie, He, 2021): a predictor, both directions,
+   the batch's other keys instead of the queue, the loss times 2 T. */
+typedef struct ctr_moco_config {
+    int version;                  /* 1..3 */
+    ctr_resnet_config encoder;    /* default ResNet-18; version 3: zero_init */
+    int64_t proj_hidden;          /* version 2: default 0, the encoder's features; 3: 4096 */
+    int64_t proj_dim;             /* default 128; version 3: 256 */
+    int64_t pred_hidden;          /* version 3: 4096 */
+    double temperature;           /* default 0.07, 0.2, 1 */
+    double momentum;              /* of the target, 0..1, default 0.999; version 3: 0.99 */
+    int momentum_cosine;          /* 1: it rises to 1 with the run; default 0; version 3: 1 */
+    int64_t queue;                /* keys, default 65536; any batch size fits; version 3 has none */
+    int symmetric;                /* versions 1, 2: 1 adds the loss of the views exchanged; default
+                                     0 */
+    /* Batch norm leaks who belongs together: versions 1, 2 normalise in groups, as on so many GPUs,
+       and shuffle the keys' batch so that a key's group is not its query's. */
+    int split_norm;               /* groups, default 8 (must divide the batch); version 3: 1 */
+    int shuffle;                  /* default 1; version 3: 0 */
+    int average_buffers;          /* default 0; 1: the target's running statistics follow as well */
+    ctr_aug_config aug[2];        /* default ctr_aug_moco_default(32, version, view) */
+    ctr_optim_config optim;       /* default SGD, decay 1e-4 on all; version 3: LARS, 1e-6 */
+    double lr;                    /* for a batch of 256, default 0.03; version 3: 0.3 */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_LINEAR */
+} ctr_moco_config;
+CTR_API ctr_moco_config ctr_moco_default(int version);
+CTR_API void ctr_moco_config_init(ctr_moco_config *config, int version);
+/* NULL on error. ctr_method_destroy() gives all of it back. */
+CTR_API ctr_method *ctr_moco_create(ctr_ctx *ctx, const ctr_moco_config *config);
+
+/* BYOL, bootstrap your own latent (Grill et al., 2020): the online network predicts what the target
+   makes of the other view. No negatives. The loss is the sum of both directions, 0..8. */
+typedef struct ctr_byol_config {
+    ctr_resnet_config encoder;    /* default ResNet-18 */
+    int64_t proj_hidden;          /* default 4096 */
+    int64_t proj_dim;             /* default 256 */
+    int64_t pred_hidden;          /* default 4096 */
+    double momentum;              /* tau, 0..1, default 0.996 (1000 epochs; 300: 0.99, 40: 0.97) */
+    int momentum_cosine;          /* default 1: rises to 1 with the run */
+    int own_target;               /* default 0; 1: the target starts with weights of its own, as in
+                                     the authors' program */
+    int average_buffers;          /* default 0; 1: the target's running statistics follow as well */
+    ctr_aug_config aug[2];        /* default ctr_aug_byol_default(32, view) */
+    ctr_optim_config optim;       /* default LARS, decay 1.5e-6 */
+    double lr;                    /* for a batch of 256, default 0.2 (1000 epochs; 300: 0.3) */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_LINEAR */
+} ctr_byol_config;
+CTR_API ctr_byol_config ctr_byol_default(void);
+CTR_API void ctr_byol_config_init(ctr_byol_config *config);
+/* NULL on error. ctr_method_destroy() gives all of it back. */
+CTR_API ctr_method *ctr_byol_create(ctr_ctx *ctx, const ctr_byol_config *config);
+
+/* SimSiam (Chen & He, 2021): BYOL without a target network: each view predicts the other's
+   projection, which is held fixed. The loss is the mean of both directions, -1..1; chance 0. */
+typedef struct ctr_simsiam_config {
+    ctr_resnet_config encoder;    /* default ResNet-18, zero_init */
+    int proj_layers;              /* default 3 (their CIFAR-10: 2) */
+    int64_t proj_dim;             /* default 2048, hidden layers as well */
+    int64_t pred_hidden;          /* default 512 */
+    int fixed_predictor;          /* default 1: the predictor's rate stays run.lr (if known) */
+    ctr_aug_config aug;           /* of both views, default ctr_aug_moco_default(32, 2, 0) */
+    ctr_optim_config optim;       /* default SGD, decay 1e-4 on all */
+    double lr;                    /* for a batch of 256, default 0.05 (their CIFAR-10: 0.03) */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_LINEAR */
+} ctr_simsiam_config;
+CTR_API ctr_simsiam_config ctr_simsiam_default(void);
+CTR_API void ctr_simsiam_config_init(ctr_simsiam_config *config);
+/* NULL on error. ctr_method_destroy() gives all of it back. */
+CTR_API ctr_method *ctr_simsiam_create(ctr_ctx *ctx, const ctr_simsiam_config *config);
 
 /* ------------------------------------------------------------------------------------------------
    >>EVAL  what the embeddings are worth: k-NN, linear probe, retrieval
@@ -8946,7 +9077,8 @@ CTR_API ctr_tensor *ctr_vars_add(ctr_ctx *ctx, ctr_vars *vars, const char *prefi
     }
     v.kind = kind;
     v.conv = rank == 4;
-    v.value = ctr_tensor_create(ctx, CTR_F32, rank, shape, kind != CTR_KIND_BUFFER);
+    v.value =
+        ctr_tensor_create(ctx, CTR_F32, rank, shape, kind != CTR_KIND_BUFFER && !vars->frozen);
     if (ctx->status != CTR_OK) return &ctx->poison;
     vars->list[vars->count++] = v;
     return v.value;
@@ -9480,6 +9612,7 @@ CTR_API void ctr_optim_config_init(ctr_optim_config *config, ctr_optim_kind kind
     config->momentum = 0.9;
     config->decay = kind == CTR_OPTIM_ADAMW ? 0.01 : 1e-4;
     config->trust = 1e-3;
+    config->bias_rate = 1;
     config->beta1 = 0.9;
     config->beta2 = 0.999;
     config->eps = 1e-8;
@@ -9511,6 +9644,8 @@ CTR_PRIVATE_ int ctr_optim_check_(ctr_ctx *ctx, const ctr_optim_config *c)
         !ctr_optim_in_(c->beta2, 0, 1) || !ctr_optim_in_(c->decay, 0, 1e30))
         ctr_fail_(ctx, CTR_E_VALUE, "optim: momentum, beta1, beta2 must be in [0, 1) and decay at "
                   "least 0; got %g, %g, %g, %g", c->momentum, c->beta1, c->beta2, c->decay);
+    if (!ctr_optim_in_(c->bias_rate, 0, 1e30))
+        ctr_fail_(ctx, CTR_E_VALUE, "optim: bias_rate must be at least 0, got %g", c->bias_rate);
     if (c->kind == CTR_OPTIM_LARS && !ctr_optim_in_(c->trust, 1e-30, 1e30))
         ctr_fail_(ctx, CTR_E_VALUE, "optim: trust must be above 0, got %g", c->trust);
     if (c->kind == CTR_OPTIM_ADAMW && !ctr_optim_in_(c->eps, 1e-30, 1e30))
@@ -9579,7 +9714,7 @@ CTR_API void ctr_optim_step(ctr_ctx *ctx, ctr_optim *optim, double lr)
         a.n = v->value->size;
         a.w = ctr_f_(v->value);
         a.g = v->value->grad;
-        a.lr = lr;
+        a.lr = v->kind == CTR_KIND_BIAS || v->kind == CTR_KIND_NORM ? lr * c->bias_rate : lr;
         a.momentum = c->momentum;
         a.nesterov = c->nesterov;
         a.decay = ctr_optim_decay_(c, v->kind);
@@ -10782,6 +10917,43 @@ CTR_API ctr_aug_config ctr_aug_simclr_default(int64_t size)
 {
     ctr_aug_config config;
     ctr_aug_simclr_config_init(&config, size);
+    return config;
+}
+
+CTR_API void ctr_aug_byol_config_init(ctr_aug_config *config, int64_t size, int view)
+{
+    ctr_aug_simclr_config_init(config, size);
+    config->brightness = config->contrast = 0.4;
+    config->saturation = 0.2;
+    config->hue = 0.1;
+    config->blur_p = size <= 32 ? 0 : view ? 0.1 : 1;
+    config->solarize_p = view ? 0.2 : 0;
+}
+
+CTR_API ctr_aug_config ctr_aug_byol_default(int64_t size, int view)
+{
+    ctr_aug_config config;
+    ctr_aug_byol_config_init(&config, size, view);
+    return config;
+}
+
+CTR_API void ctr_aug_moco_config_init(ctr_aug_config *config, int64_t size, int version, int view)
+{
+    ctr_aug_byol_config_init(config, size, view);
+    config->crop_min = 0.2;
+    if (version >= 3) return;
+    config->interp = CTR_INTERP_BILINEAR;
+    config->saturation = 0.4;
+    config->hue = version == 1 ? 0.4 : 0.1;
+    config->jitter_p = version == 1 ? 1 : 0.8;
+    config->blur_p = version == 1 || size <= 32 ? 0 : 0.5;
+    config->solarize_p = 0;
+}
+
+CTR_API ctr_aug_config ctr_aug_moco_default(int64_t size, int version, int view)
+{
+    ctr_aug_config config;
+    ctr_aug_moco_config_init(&config, size, version, view);
     return config;
 }
 
@@ -17393,6 +17565,19 @@ CTR_PRIVATE_ ctr_tensor *ctr_method_pixels_(ctr_ctx *ctx, const ctr_batch *b)
     return x;
 }
 
+/* The targets, then the embeddings. */
+CTR_PRIVATE_ ctr_tensor *ctr_method_embed_(ctr_method *method, const ctr_batch *batch)
+{
+    ctr_ctx *ctx = method->ctx;
+    ctr_tensor *x = ctr_method_pixels_(ctx, batch);
+    if (method->target_fn) {
+        ctr_nograd_begin(ctx);
+        method->target = method->target_fn(method, x);
+        ctr_nograd_end(ctx);
+    }
+    return method->embed_fn(method, x);
+}
+
 CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double lr,
                             ctr_report *report)
 {
@@ -17410,7 +17595,7 @@ CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double l
         ctr_fail_(ctx, CTR_E_VALUE, "step: the learning rate is not finite");
     ctr_step_begin(ctx);
     ctr_draws_at(ctx, batch->epoch, batch->batch);
-    z = method->embed_fn(method, ctr_method_pixels_(ctx, batch));     /* [views * n, dim] */
+    z = ctr_method_embed_(method, batch);                             /* [views * n, dim] */
     loss = method->loss_fn(method, z, batch, &own);
     if (ctx->status == CTR_OK) ctr_method_spread_(ctx, z, &own);
     own.loss = (double)ctr_tensor_item(ctx, loss);
@@ -17444,8 +17629,8 @@ CTR_API size_t ctr_method_plan(ctr_method *method, int64_t n, int64_t h, int64_t
     batch.c = c;
     ctr_report_init_(&report, &batch, 0);
     ctr_plan_begin(ctx);
-    ctr_backward(ctx, method->loss_fn(method, method->embed_fn(method,
-                 ctr_method_pixels_(ctx, &batch)), &batch, &report));
+    ctr_backward(ctx,
+                 method->loss_fn(method, ctr_method_embed_(method, &batch), &batch, &report));
     return ctr_plan_end(ctx);
 }
 
@@ -17684,6 +17869,815 @@ CTR_API ctr_method *ctr_simclr_create(ctr_ctx *ctx, const ctr_simclr_config *con
         return NULL;
     }
     return &m->base;
+}
+
+/* ---- twins -------------------------------------------------------------------------------------
+
+   What the methods with two views share: a trained network, which may have a predictor, and perhaps
+   a target network of the same shape, which takes no gradient. Batch norm sees one view at a time.
+
+        view --> encoder --> projector [--> predictor]                trained
+        view --> target encoder --> target projector --> //     follows; // stops the gradient   */
+
+typedef struct ctr_twin_config_ {
+    const ctr_resnet_config *encoder;
+    ctr_mlp_config projector, predictor;  /* in is filled in; predictor.layers 0: there is none */
+    int target, own_target, average;      /* is there one; not a copy at first; buffers follow */
+    int split_norm;                       /* groups of batch norm within a view */
+    const ctr_optim_config *optim;
+    double lr;
+    ctr_lr_rule lr_rule;
+    const ctr_aug_config *aug[2];
+} ctr_twin_config_;
+
+typedef struct ctr_twin_ {
+    ctr_method base;
+    size_t bytes;                  /* of the method that begins with this */
+    ctr_vars vars, head, follower; /* encoder.* projector.*; predictor.*; target.* */
+    ctr_resnet encoder, target_encoder;
+    ctr_mlp projector, predictor, target_projector;
+    ctr_optim *optim, *head_optim; /* apart, so that the predictor can have a rate of its own */
+    int average, split_norm;
+    ctr_aug_config augs[2];
+} ctr_twin_;
+
+CTR_PRIVATE_ ctr_tensor *ctr_twin_represent_(ctr_method *method, ctr_tensor *x, ctr_norm_mode mode)
+{
+    return ctr_resnet_forward(method->ctx, &((ctr_twin_ *)method)->encoder, x, mode, 1);
+}
+
+/* The batch norm groups of x, which holds `views` views. */
+CTR_PRIVATE_ int ctr_twin_groups_(const ctr_twin_ *t, const ctr_tensor *x, int views)
+{
+    ctr_ctx *ctx = t->base.ctx;
+    int groups = views * t->split_norm;
+    if (ctx->status == CTR_OK && x->shape[0] % groups)
+        ctr_fail_(ctx, CTR_E_SHAPE, "%s: %ld images cannot be cut into %d equal groups "
+                  "(split_norm)", t->base.name, (long)(x->shape[0] / views), t->split_norm);
+    return groups;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_twin_project_(ctr_twin_ *t, ctr_tensor *x, int views)
+{
+    ctr_ctx *ctx = t->base.ctx;
+    int groups = ctr_twin_groups_(t, x, views);
+    ctr_tensor *h = ctr_resnet_forward(ctx, &t->encoder, x, CTR_NORM_TRAIN, groups);
+    return ctr_mlp_forward(ctx, &t->projector, h, CTR_NORM_TRAIN, groups);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_twin_predict_(ctr_twin_ *t, ctr_tensor *z, int views)
+{
+    return ctr_mlp_forward(t->base.ctx, &t->predictor, z, CTR_NORM_TRAIN,
+                           ctr_twin_groups_(t, z, views));
+}
+
+/* Both views through all of the trained network. */
+CTR_PRIVATE_ ctr_tensor *ctr_twin_embed_(ctr_method *method, ctr_tensor *x)
+{
+    ctr_twin_ *t = (ctr_twin_ *)method;
+    ctr_tensor *z = ctr_twin_project_(t, x, 2);
+    return t->head_optim ? ctr_twin_predict_(t, z, 2) : z;
+}
+
+/* The target runs in training mode, as its authors have it; its running statistics are staged. */
+CTR_PRIVATE_ ctr_tensor *ctr_twin_target_views_(ctr_twin_ *t, ctr_tensor *x, int views)
+{
+    ctr_ctx *ctx = t->base.ctx;
+    ctr_norm_mode mode = t->average ? CTR_NORM_BATCH : CTR_NORM_TRAIN;
+    int groups = ctr_twin_groups_(t, x, views);
+    ctr_tensor *h = ctr_resnet_forward(ctx, &t->target_encoder, x, mode, groups);
+    return ctr_mlp_forward(ctx, &t->target_projector, h, mode, groups);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_twin_target_(ctr_method *method, ctr_tensor *x)
+{
+    return ctr_twin_target_views_((ctr_twin_ *)method, x, 2);
+}
+
+/* The rows of view 0 or 1 of [2n, ...]. */
+CTR_PRIVATE_ ctr_tensor *ctr_twin_view_(ctr_ctx *ctx, ctr_tensor *x, int view)
+{
+    int64_t n = x->shape[0] / 2;
+    return ctr_slice(ctx, x, 0, view * n, n);
+}
+
+/* For losses that do not look at other images: how many rows of q have their own row of k nearest,
+   and the mean cosines of the same and of other images. */
+CTR_PRIVATE_ void ctr_twin_agree_(ctr_ctx *ctx, ctr_tensor *q, ctr_tensor *k, ctr_report *report)
+{
+    ctr_nograd_begin(ctx);
+    ctr_loss_infonce_(ctx, q, k, NULL, 1, report);
+    ctr_nograd_end(ctx);
+}
+
+CTR_PRIVATE_ void ctr_twin_check_(ctr_method *method)
+{
+    ctr_twin_ *t = (ctr_twin_ *)method;
+    ctr_vars_check_gradients(method->ctx, &t->vars);
+    ctr_vars_check_gradients(method->ctx, &t->head);
+}
+
+CTR_PRIVATE_ void ctr_twin_step_(ctr_twin_ *t, double lr, double head_lr)
+{
+    ctr_optim_step(t->base.ctx, t->optim, lr);
+    if (t->head_optim) ctr_optim_step(t->base.ctx, t->head_optim, head_lr);
+}
+
+/* The target moves to where the optimiser has just brought the online network. */
+CTR_PRIVATE_ void ctr_twin_follow_(ctr_twin_ *t, double momentum)
+{
+    if (t->average) ctr_commit(t->base.ctx); /* it averages the running statistics of this step */
+    ctr_vars_ema(t->base.ctx, &t->follower, &t->vars, momentum, t->average);
+}
+
+CTR_PRIVATE_ void ctr_twin_commit_(ctr_method *method, double lr)
+{
+    ctr_twin_step_((ctr_twin_ *)method, lr, lr);
+}
+
+CTR_PRIVATE_ void ctr_twin_visit_(ctr_method *method, const ctr_visitor *visitor)
+{
+    ctr_twin_ *t = (ctr_twin_ *)method;
+    ctr_visit_vars_(visitor, "", &t->vars);
+    ctr_visit_vars_(visitor, "", &t->head);
+    ctr_visit_vars_(visitor, "", &t->follower);
+    ctr_visit_vars_(visitor, "optim.", ctr_optim_state(t->optim));
+    visitor->number_fn(visitor->user, "optim.steps", ctr_optim_steps(t->optim));
+    if (!t->head_optim) return;
+    ctr_visit_vars_(visitor, "optim.", ctr_optim_state(t->head_optim));
+    visitor->number_fn(visitor->user, "optim.predictor.steps", ctr_optim_steps(t->head_optim));
+}
+
+/* "byol resnet8 ... head=2x4096-256 predictor=2x4096-256": what a checkpoint compares */
+CTR_PRIVATE_ void ctr_twin_describe_(ctr_method *method, char *text, size_t size)
+{
+    ctr_twin_ *t = (ctr_twin_ *)method;
+    const ctr_mlp_config *z = &t->projector.config, *p = &t->predictor.config;
+    char net[96], head[96];
+    snprintf(head, sizeof head, " predictor=%dx%ld-%ld", p->layers, (long)p->hidden, (long)p->out);
+    snprintf(text, size, "%s %s head=%dx%ld-%ld%s", method->name,
+             ctr_resnet_describe(&t->encoder, net), z->layers, (long)z->hidden, (long)z->out,
+             t->head_optim ? head : "");
+}
+
+CTR_PRIVATE_ void ctr_twin_destroy_(ctr_method *method)
+{
+    ctr_twin_ *t = (ctr_twin_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    ctr_optim_destroy(ctx, t->head_optim);
+    ctr_optim_destroy(ctx, t->optim);
+    ctr_vars_destroy(ctx, &t->follower);
+    ctr_vars_destroy(ctx, &t->head);
+    ctr_vars_destroy(ctx, &t->vars);
+    ctr_free_host_(ctx, t, t->bytes);
+}
+
+/* What every twin does; embed, loss and commit are for the method to replace. */
+CTR_PRIVATE_ void ctr_twin_methods_(ctr_method *base)
+{
+    base->views = 2;
+    base->represent_fn = ctr_twin_represent_;
+    base->embed_fn = ctr_twin_embed_;
+    base->commit_fn = ctr_twin_commit_;
+    base->check_fn = ctr_twin_check_;
+    base->visit_fn = ctr_twin_visit_;
+    base->describe_fn = ctr_twin_describe_;
+    base->destroy_fn = ctr_twin_destroy_;
+}
+
+/* The networks, then what trains them. */
+CTR_PRIVATE_ void ctr_twin_build_(ctr_ctx *ctx, ctr_twin_ *t, ctr_twin_config_ *c)
+{
+    ctr_resnet_init(ctx, &t->encoder, &t->vars, "encoder.", c->encoder);
+    c->projector.in = t->encoder.features;
+    if (!c->projector.hidden) c->projector.hidden = t->encoder.features;
+    c->predictor.in = c->projector.out;
+    if (ctx->status == CTR_OK)
+        ctr_mlp_init(ctx, &t->projector, &t->vars, "projector.", &c->projector);
+    if (ctx->status == CTR_OK && c->predictor.layers)
+        ctr_mlp_init(ctx, &t->predictor, &t->head, "predictor.", &c->predictor);
+    if (ctx->status == CTR_OK && c->target) {
+        t->follower.frozen = 1;
+        ctr_resnet_init(ctx, &t->target_encoder, &t->follower, "target.encoder.", c->encoder);
+        ctr_mlp_init(ctx, &t->target_projector, &t->follower, "target.projector.", &c->projector);
+        if (!c->own_target) ctr_vars_copy(ctx, &t->follower, &t->vars);
+    }
+    if (ctx->status == CTR_OK) t->optim = ctr_optim_create(ctx, c->optim, &t->vars);
+    if (ctx->status == CTR_OK && c->predictor.layers)
+        t->head_optim = ctr_optim_create(ctx, c->optim, &t->head);
+}
+
+/* A method of so many bytes that begins with a ctr_twin_; NULL on error. */
+CTR_PRIVATE_ ctr_twin_ *ctr_twin_create_(ctr_ctx *ctx, const char *name, size_t bytes,
+                                         ctr_twin_config_ *c)
+{
+    ctr_twin_ *t;
+    if (ctx->status != CTR_OK) return NULL;
+    if (c->split_norm < 1 || c->split_norm > 65536) {
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: split_norm must be 1..65536, got %d", name, c->split_norm);
+        return NULL;
+    }
+    if (!ctr_aug_config_check(ctx, c->aug[0]) || !ctr_aug_config_check(ctx, c->aug[1])) return NULL;
+    t = (ctr_twin_ *)ctr_alloc_zero_(ctx, bytes);
+    if (!t) return NULL;
+    ctr_twin_methods_(&t->base);
+    t->base.name = name;
+    t->base.ctx = ctx;
+    t->bytes = bytes;
+    t->base.lr = c->lr;
+    t->base.lr_rule = c->lr_rule;
+    t->average = c->average;
+    t->split_norm = c->split_norm;
+    t->augs[0] = *c->aug[0];
+    t->augs[1] = *c->aug[1];
+    t->base.augs = t->augs;
+    ctr_twin_build_(ctx, t, c);
+    t->base.features = t->encoder.features;
+    t->base.dim = c->projector.out;
+    t->base.encoder = &t->vars;
+    if (ctx->status == CTR_OK) return t;
+    ctr_twin_destroy_(&t->base);
+    return NULL;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>TEACHER
+   ---------------------------------------------------------------------------------------------- */
+
+CTR_API double ctr_momentum_cosine(double base, int64_t step, int64_t total)
+{
+    double t = total > 0 ? CTR_MIN_((double)step / (double)total, 1) : 0;
+    return 1 - (1 - base) * 0.5 * (1 + cos(CTR_PI_ * t));
+}
+
+CTR_PRIVATE_ int ctr_momentum_check_(ctr_ctx *ctx, const char *name, double momentum)
+{
+    if (ctx->status != CTR_OK) return 0;
+    if (ctr_real_finite_((ctr_real)momentum) && momentum >= 0 && momentum <= 1) return 1;
+    ctr_fail_(ctx, CTR_E_VALUE, "%s: the target's momentum must be in 0..1, got %g", name,
+              momentum);
+    return 0;
+}
+
+/* ---- the queue
+   --------------------------------------------------------------------------------- */
+
+/* Random unit rows: negatives that belong to nobody. */
+CTR_PRIVATE_ void ctr_queue_fill_(ctr_ctx *ctx, ctr_tensor *rows, const char *prefix)
+{
+    int64_t n = rows->shape[0], d = rows->shape[1], i, j;
+    size_t bytes = ctr_tensor_bytes_(rows);
+    ctr_real *x;
+    ctr_init_random_(ctx, rows, prefix, "rows", 1, 1);
+    x = (ctr_real *)ctr_alloc_(ctx, bytes);
+    if (!x) return;
+    ctr_tensor_read(ctx, rows, x, n * d);
+    for (i = 0; i < n; i++) {
+        double norm = sqrt((double)ctr_dot_(x + i * d, x + i * d, d));
+        for (j = 0; j < d && norm > 0; j++) x[i * d + j] = (ctr_real)((double)x[i * d + j] / norm);
+    }
+    ctr_tensor_write(ctx, rows, x, n * d);
+    ctr_free_host_(ctx, x, bytes);
+}
+
+CTR_API void ctr_queue_init(ctr_ctx *ctx, ctr_queue *queue, ctr_vars *vars, const char *prefix,
+                            int64_t size, int64_t dim)
+{
+    int64_t shape[2];
+    memset(queue, 0, sizeof *queue);
+    queue->rows = queue->labels = &ctx->poison;
+    if (ctx->status == CTR_OK && (size < 1 || dim < 1))
+        ctr_fail_(ctx, CTR_E_VALUE, "queue: needs at least one row of one number, got %ld of %ld",
+                  (long)size, (long)dim);
+    shape[0] = size;
+    shape[1] = dim;
+    queue->rows = ctr_vars_add(ctx, vars, prefix, "rows", CTR_KIND_BUFFER, 2, shape);
+    queue->labels = ctr_vars_add(ctx, vars, prefix, "labels", CTR_KIND_BUFFER, 1, shape);
+    if (ctx->status != CTR_OK) return;
+    ctr_queue_fill_(ctx, queue->rows, prefix);
+    ctr_tensor_fill(ctx, queue->labels, -1);
+}
+
+CTR_API int64_t ctr_queue_filled(const ctr_queue *queue)
+{
+    return CTR_MIN_(queue->pushed, queue->rows->shape[0]);
+}
+
+/* Labels of keys into the rows from `row` on. */
+CTR_PRIVATE_ void ctr_queue_labels_(ctr_ctx *ctx, ctr_queue *queue, int64_t row, int64_t count,
+                                    const int32_t *labels)
+{
+    ctr_real block[64];
+    int64_t i, j, n;
+    for (i = 0; i < count; i += n) {
+        n = CTR_MIN_(count - i, 64);
+        for (j = 0; j < n; j++) block[j] = (ctr_real)(labels ? labels[i + j] : -1);
+        ctr_k_upload(ctx, (size_t)n * sizeof *block, block, ctr_f_(queue->labels) + row + i);
+    }
+}
+
+CTR_API void ctr_queue_push(ctr_ctx *ctx, ctr_queue *queue, const ctr_tensor *keys,
+                            const int32_t *labels)
+{
+    int64_t size = queue->rows->shape[0], d = queue->rows->shape[1], n = keys->shape[0];
+    int64_t i, row, run;
+    if (!ctr_check_(ctx, "queue_push", keys, 2)) return;
+    if (keys->shape[1] != d) {
+        ctr_fail_shapes_(ctx, "queue_push", keys, queue->rows, "keys are [n, dim]");
+        return;
+    }
+    for (i = n > size ? n - size : 0; i < n; i += run) { /* in runs that do not wrap */
+        row = (queue->pushed + i) % size;
+        run = CTR_MIN_(n - i, size - row);
+        ctr_k_copy(ctx, (size_t)(run * d) * sizeof(ctr_real), ctr_f_(keys) + i * d,
+                   ctr_f_(queue->rows) + row * d);
+        ctr_queue_labels_(ctx, queue, row, run, labels ? labels + i : NULL);
+    }
+    queue->pushed += n;
+}
+
+CTR_API double ctr_queue_false_negatives(ctr_ctx *ctx, const ctr_queue *queue, int64_t n,
+                                         const int32_t *labels)
+{
+    int64_t size = queue->labels->size, i, same = 0, known = 0, anchors = 0;
+    int32_t *count, most = 0;
+    ctr_real *key;
+    for (i = 0; labels && i < n; i++) {
+        anchors += labels[i] >= 0;
+        most = CTR_MAX_(most, labels[i]);
+    }
+    if (!anchors || ctx->status != CTR_OK || ctx->plan) return -1;
+    key = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, (size_t)size * sizeof *key);
+    count = (int32_t *)ctr_arena_take_(ctx, &ctx->host, ((size_t)most + 1) * sizeof *count);
+    if (!key || !count) return -1;
+    memset(count, 0, ((size_t)most + 1) * sizeof *count);
+    ctr_tensor_read(ctx, queue->labels, key, size);
+    for (i = 0; i < size; i++) {
+        known += key[i] >= 0;
+        if (key[i] >= 0 && key[i] <= (ctr_real)most) count[(int32_t)key[i]]++;
+    }
+    for (i = 0; i < n; i++)
+        if (labels[i] >= 0) same += count[labels[i]];
+    return known ? (double)same / ((double)anchors * (double)known) : -1;
+}
+
+/* ---- MoCo --------------------------------------------------------------------------------------
+
+        view 1 --> encoder --> projector --> query q --------------------------------+
+                      |  after each step:                                            +--> InfoNCE
+                      v  target = m target + (1 - m) online                          |
+        view 2 --> target encoder --> target projector --> // --> key k -------------+
+                                                                    |                |
+                                        after the loss, into the    +--> queue ------+ negatives
+
+   // stops the gradient. Version 3: q = predictor(projector(encoder)), no queue, the negatives are
+   the batch's other keys.                                                                        */
+
+typedef struct ctr_moco_ {
+    ctr_twin_ twin;
+    ctr_moco_config config;
+    ctr_vars store;                /* queue.* */
+    ctr_queue queue;
+    const ctr_tensor *keys;        /* of this step, to be pushed, and their labels or NULL */
+    const int32_t *labels;
+} ctr_moco_;
+
+CTR_API void ctr_moco_config_init(ctr_moco_config *config, int version)
+{
+    int v3 = version >= 3;
+    memset(config, 0, sizeof *config);
+    config->version = version;
+    config->encoder = ctr_resnet_config_default(18);
+    config->encoder.zero_init = v3;
+    config->proj_hidden = v3 ? 4096 : 0;
+    config->proj_dim = v3 ? 256 : 128;
+    config->pred_hidden = 4096;
+    config->temperature = v3 ? 1 : version == 2 ? 0.2 : 0.07;
+    config->momentum = v3 ? 0.99 : 0.999;
+    config->momentum_cosine = v3;
+    config->queue = 65536;
+    config->split_norm = v3 ? 1 : 8;
+    config->shuffle = !v3;
+    config->aug[0] = ctr_aug_moco_default(32, version, 0);
+    config->aug[1] = ctr_aug_moco_default(32, version, 1);
+    config->optim = ctr_optim_config_default(v3 ? CTR_OPTIM_LARS : CTR_OPTIM_SGD);
+    config->optim.decay = v3 ? 1e-6 : 1e-4;
+    config->optim.decay_all = !v3;
+    config->lr = v3 ? 0.3 : 0.03;
+    config->lr_rule = CTR_LR_LINEAR;
+}
+
+CTR_API ctr_moco_config ctr_moco_default(int version)
+{
+    ctr_moco_config config;
+    ctr_moco_config_init(&config, version);
+    return config;
+}
+
+/* Views of the images that a network sees: one, or both. */
+CTR_PRIVATE_ int ctr_moco_views_(const ctr_moco_ *m)
+{
+    return m->config.symmetric || m->config.version == 3 ? 2 : 1;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_moco_embed_(ctr_method *method, ctr_tensor *x)
+{
+    ctr_moco_ *m = (ctr_moco_ *)method;
+    if (m->config.version == 3) return ctr_twin_embed_(method, x);
+    if (ctr_moco_views_(m) == 1) x = ctr_twin_view_(method->ctx, x, 0);
+    return ctr_twin_project_(&m->twin, x, ctr_moco_views_(m));
+}
+
+/* Shuffling batch norm: index [views * n] brings the images of each view into a random order that
+   depends on the step alone, back [views * n] brings their keys home. */
+CTR_PRIVATE_ void ctr_moco_shuffle_(ctr_moco_ *m, int64_t n, int views, ctr_tensor **index,
+                                    ctr_tensor **back)
+{
+    ctr_ctx *ctx = m->twin.base.ctx;
+    int64_t *order = NULL, i;
+    int32_t *there = NULL, *home = NULL;
+    ctr_rng rng;
+    int v;
+    *index = *back = &ctx->poison;
+    if (ctx->status == CTR_OK) {
+        order = (int64_t *)ctr_arena_take_(ctx, &ctx->host, (size_t)n * sizeof *order);
+        there = (int32_t *)ctr_arena_take_(ctx, &ctx->host, (size_t)(n * views) * sizeof *there);
+        home = (int32_t *)ctr_arena_take_(ctx, &ctx->host, (size_t)(n * views) * sizeof *home);
+    }
+    if (!order || !there || !home) return;
+    for (v = 0; v < views; v++) {
+        ctr_rng_init(&rng, ctx->config.seed, CTR_STREAM_SHUFFLE, 0,
+                     *ctr_optim_steps(m->twin.optim), v);
+        ctr_rng_permutation(&rng, n, order);
+        for (i = 0; i < n; i++) {
+            there[v * n + i] = (int32_t)(v * n + order[i]);
+            home[v * n + order[i]] = (int32_t)(v * n + i);
+        }
+    }
+    *index = ctr_loss_index_(ctx, n * views, there);
+    *back = ctr_loss_index_(ctx, n * views, home);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_moco_target_(ctr_method *method, ctr_tensor *x)
+{
+    ctr_moco_ *m = (ctr_moco_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    int views = ctr_moco_views_(m);
+    ctr_tensor *index, *back;
+    if (views == 1) x = ctr_twin_view_(ctx, x, 1);
+    if (!m->config.shuffle) return ctr_twin_target_views_(&m->twin, x, views);
+    ctr_moco_shuffle_(m, x->shape[0] / views, views, &index, &back);
+    x = ctr_twin_target_views_(&m->twin, ctr_gather(ctx, x, index), views);
+    return ctr_gather(ctx, x, back);
+}
+
+/* Labels of the keys of `views` views. */
+CTR_PRIVATE_ const int32_t *ctr_moco_labels_(ctr_ctx *ctx, const ctr_batch *batch, int views)
+{
+    size_t bytes = (size_t)batch->n * sizeof *batch->labels;
+    int32_t *labels;
+    int v;
+    if (views == 1 || !batch->labels || ctx->status != CTR_OK) return batch->labels;
+    labels = (int32_t *)ctr_arena_take_(ctx, &ctx->host, bytes * (size_t)views);
+    for (v = 0; labels && v < views; v++) memcpy(labels + v * batch->n, batch->labels, bytes);
+    return labels;
+}
+
+/* Versions 1 and 2. The keys are kept for the queue until the commit. */
+CTR_PRIVATE_ ctr_tensor *ctr_moco_queue_loss_(ctr_moco_ *m, ctr_tensor *q, ctr_tensor *k,
+                                              const ctr_batch *batch, ctr_report *report)
+{
+    ctr_ctx *ctx = m->twin.base.ctx;
+    double t = m->config.temperature;
+    int64_t size = m->config.queue;
+    int views = ctr_moco_views_(m);
+    ctr_tensor *loss;
+    report->chance = ctr_loss_infonce_chance(size) * views;
+    report->active = (double)ctr_queue_filled(&m->queue) / (double)size;
+    report->false_negatives =
+        ctr_queue_false_negatives(ctx, &m->queue, batch->n, batch->labels);
+    k = ctr_keep(ctx, ctr_normalize(ctx, k));
+    m->keys = k;
+    m->labels = ctr_moco_labels_(ctx, batch, views);
+    if (views == 1) return ctr_loss_infonce_(ctx, q, k, m->queue.rows, t, report);
+    loss = ctr_loss_infonce_(ctx, ctr_twin_view_(ctx, q, 0), ctr_twin_view_(ctx, k, 1),
+                             m->queue.rows, t, report);
+    return ctr_add(ctx, loss, ctr_loss_infonce(ctx, ctr_twin_view_(ctx, q, 1),
+                                               ctr_twin_view_(ctx, k, 0), m->queue.rows, t));
+}
+
+/* Version 3: 2 T (InfoNCE(q1, k2) + InfoNCE(q2, k1)) within the batch. */
+CTR_PRIVATE_ ctr_tensor *ctr_moco_batch_loss_(ctr_moco_ *m, ctr_tensor *q, ctr_tensor *k,
+                                              const ctr_batch *batch, ctr_report *report)
+{
+    ctr_ctx *ctx = m->twin.base.ctx;
+    double t = m->config.temperature;
+    ctr_tensor *loss;
+    report->chance = 4 * t * ctr_loss_infonce_chance(batch->n - 1);
+    report->false_negatives = ctr_loss_false_negatives_(batch->n, batch->labels);
+    loss = ctr_loss_infonce_(ctx, ctr_twin_view_(ctx, q, 0), ctr_twin_view_(ctx, k, 1), NULL, t,
+                             report);
+    loss = ctr_add(ctx, loss, ctr_loss_infonce(ctx, ctr_twin_view_(ctx, q, 1),
+                                               ctr_twin_view_(ctx, k, 0), NULL, t));
+    return ctr_scale(ctx, loss, 2 * t);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_moco_loss_(ctr_method *method, ctr_tensor *z, const ctr_batch *batch,
+                                        ctr_report *report)
+{
+    ctr_moco_ *m = (ctr_moco_ *)method;
+    if (m->config.version == 3) return ctr_moco_batch_loss_(m, z, method->target, batch, report);
+    return ctr_moco_queue_loss_(m, z, method->target, batch, report);
+}
+
+/* Optimiser, then the target, then the queue. The authors move the target at the beginning of a
+   step instead, which is the same: before the first one both networks are equal. So the momentum
+   here is the next step's. */
+CTR_PRIVATE_ void ctr_moco_commit_(ctr_method *method, double lr)
+{
+    ctr_moco_ *m = (ctr_moco_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    double momentum = m->config.momentum;
+    int64_t steps = *ctr_optim_steps(m->twin.optim);
+    ctr_twin_step_(&m->twin, lr, lr);
+    if (m->config.momentum_cosine)
+        momentum = ctr_momentum_cosine(momentum, steps + 1, method->run.steps);
+    ctr_twin_follow_(&m->twin, momentum);
+    if (m->config.version == 3) return;
+    ctr_queue_push(ctx, &m->queue, m->keys, m->labels);
+    if (!steps && method->run.images && 2 * m->config.queue > method->run.images)
+        ctr_log_(ctx, CTR_LOG_WARN, "moco: a queue of %ld keys for %ld images: many queries meet "
+                 "their own image among the negatives", (long)m->config.queue,
+                 (long)method->run.images);
+}
+
+CTR_PRIVATE_ void ctr_moco_visit_(ctr_method *method, const ctr_visitor *visitor)
+{
+    ctr_moco_ *m = (ctr_moco_ *)method;
+    ctr_twin_visit_(method, visitor);
+    if (m->config.version == 3) return;
+    ctr_visit_vars_(visitor, "", &m->store);
+    visitor->number_fn(visitor->user, "queue.pushed", &m->queue.pushed);
+}
+
+CTR_PRIVATE_ void ctr_moco_destroy_(ctr_method *method)
+{
+    ctr_vars_destroy(method->ctx, &((ctr_moco_ *)method)->store);
+    ctr_twin_destroy_(method);
+}
+
+CTR_PRIVATE_ void ctr_moco_describe_(ctr_method *method, char *text, size_t size)
+{
+    const ctr_moco_config *c = &((ctr_moco_ *)method)->config;
+    size_t n;
+    ctr_twin_describe_(method, text, size);
+    n = strlen(text);
+    snprintf(text + n, size - n, " version=%d queue=%ld", c->version,
+             c->version == 3 ? 0L : (long)c->queue);
+}
+
+CTR_PRIVATE_ int ctr_moco_config_check_(ctr_ctx *ctx, const ctr_moco_config *c)
+{
+    if (ctx->status != CTR_OK) return 0;
+    if (c->version < 1 || c->version > 3)
+        ctr_fail_(ctx, CTR_E_VALUE, "moco: version must be 1, 2 or 3, got %d", c->version);
+    else if (!ctr_real_finite_((ctr_real)c->temperature) || !(c->temperature > 0))
+        ctr_fail_(ctx, CTR_E_VALUE, "moco: the temperature must be above 0, got %g",
+                  c->temperature);
+    else if (c->version < 3 && (c->queue < 1 || c->queue > 0x7fffffff))
+        ctr_fail_(ctx, CTR_E_VALUE, "moco: the queue needs at least 1 key, got %ld",
+                  (long)c->queue);
+    return ctr_momentum_check_(ctx, "moco", c->momentum);
+}
+
+/* Version 1: one linear layer; 2: two with a ReLU, no norm; 3: norms, the last without weights. */
+CTR_PRIVATE_ void ctr_moco_heads_(const ctr_moco_config *c, ctr_twin_config_ *t)
+{
+    t->projector = ctr_mlp_config_default(0, c->proj_hidden, c->proj_dim);
+    t->projector.layers = c->version == 1 ? 1 : 2;
+    t->projector.hidden_norm = c->version == 3;
+    t->projector.hidden_bias = t->projector.out_bias = c->version < 3;
+    t->projector.out_norm = c->version == 3 ? 3 : 0;
+    if (c->version < 3) return;
+    t->predictor = ctr_mlp_config_default(0, c->pred_hidden, c->proj_dim);
+    t->predictor.out_norm = 0;
+}
+
+CTR_API ctr_method *ctr_moco_create(ctr_ctx *ctx, const ctr_moco_config *config)
+{
+    ctr_twin_config_ c;
+    ctr_moco_ *m;
+    if (!ctr_moco_config_check_(ctx, config)) return NULL;
+    memset(&c, 0, sizeof c);
+    c.encoder = &config->encoder;
+    ctr_moco_heads_(config, &c);
+    c.target = 1;
+    c.average = config->average_buffers;
+    c.split_norm = config->split_norm;
+    c.optim = &config->optim;
+    c.lr = config->lr;
+    c.lr_rule = config->lr_rule;
+    c.aug[0] = &config->aug[0];
+    c.aug[1] = &config->aug[1];
+    m = (ctr_moco_ *)ctr_twin_create_(ctx, "moco", sizeof *m, &c);
+    if (!m) return NULL;
+    m->config = *config;
+    m->twin.base.embed_fn = ctr_moco_embed_;
+    m->twin.base.target_fn = ctr_moco_target_;
+    m->twin.base.loss_fn = ctr_moco_loss_;
+    m->twin.base.commit_fn = ctr_moco_commit_;
+    m->twin.base.visit_fn = ctr_moco_visit_;
+    m->twin.base.describe_fn = ctr_moco_describe_;
+    m->twin.base.destroy_fn = ctr_moco_destroy_;
+    if (config->version < 3)
+        ctr_queue_init(ctx, &m->queue, &m->store, "queue.", config->queue, config->proj_dim);
+    if (ctx->status == CTR_OK) return &m->twin.base;
+    ctr_moco_destroy_(&m->twin.base);
+    return NULL;
+}
+
+/* ---- BYOL --------------------------------------------------------------------------------------
+
+        view 1 --> encoder --> projector --> predictor --> p1 --+
+                      |                                         +--> |p1 - z2|^2 + |p2 - z1|^2
+                      v  target = tau target + (1 - tau) online |    of unit rows, mean over images
+        view 2 --> target encoder --> target projector --> // --> z2
+
+   and the same with the views exchanged: p2 and z1. // stops the gradient. Without predictor or
+   stopped gradient one point for all images would be a solution that training finds.           */
+
+typedef struct ctr_byol_ {
+    ctr_twin_ twin;
+    ctr_byol_config config;
+} ctr_byol_;
+
+CTR_API void ctr_byol_config_init(ctr_byol_config *config)
+{
+    memset(config, 0, sizeof *config);
+    config->encoder = ctr_resnet_config_default(18);
+    config->proj_hidden = 4096;
+    config->proj_dim = 256;
+    config->pred_hidden = 4096;
+    config->momentum = 0.996;
+    config->momentum_cosine = 1;
+    config->aug[0] = ctr_aug_byol_default(32, 0);
+    config->aug[1] = ctr_aug_byol_default(32, 1);
+    config->optim = ctr_optim_config_default(CTR_OPTIM_LARS);
+    config->optim.decay = 1.5e-6;
+    config->lr = 0.2;
+    config->lr_rule = CTR_LR_LINEAR;
+}
+
+CTR_API ctr_byol_config ctr_byol_default(void)
+{
+    ctr_byol_config config;
+    ctr_byol_config_init(&config);
+    return config;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_byol_loss_(ctr_method *method, ctr_tensor *p, const ctr_batch *batch,
+                                        ctr_report *report)
+{
+    ctr_ctx *ctx = method->ctx;
+    ctr_tensor *p1 = ctr_twin_view_(ctx, p, 0), *z1 = ctr_twin_view_(ctx, method->target, 0);
+    ctr_tensor *p2 = ctr_twin_view_(ctx, p, 1), *z2 = ctr_twin_view_(ctx, method->target, 1);
+    (void)batch;
+    report->chance = 4;
+    ctr_twin_agree_(ctx, p1, z2, report);
+    return ctr_add(ctx, ctr_loss_regression(ctx, p1, z2), ctr_loss_regression(ctx, p2, z1));
+}
+
+CTR_PRIVATE_ void ctr_byol_commit_(ctr_method *method, double lr)
+{
+    ctr_byol_ *m = (ctr_byol_ *)method;
+    int64_t step = *ctr_optim_steps(m->twin.optim);
+    double tau = m->config.momentum;
+    if (m->config.momentum_cosine) tau = ctr_momentum_cosine(tau, step, method->run.steps);
+    ctr_twin_step_(&m->twin, lr, lr);
+    ctr_twin_follow_(&m->twin, tau);
+}
+
+CTR_API ctr_method *ctr_byol_create(ctr_ctx *ctx, const ctr_byol_config *config)
+{
+    ctr_twin_config_ c;
+    ctr_byol_ *m;
+    if (!ctr_momentum_check_(ctx, "byol", config->momentum)) return NULL;
+    memset(&c, 0, sizeof c);
+    c.encoder = &config->encoder;
+    c.projector = ctr_mlp_config_default(0, config->proj_hidden, config->proj_dim);
+    c.predictor = ctr_mlp_config_default(0, config->pred_hidden, config->proj_dim);
+    c.projector.hidden_bias = c.predictor.hidden_bias = 1;
+    c.projector.out_norm = c.predictor.out_norm = 0;
+    c.target = 1;
+    c.own_target = config->own_target;
+    c.average = config->average_buffers;
+    c.split_norm = 1;
+    c.optim = &config->optim;
+    c.lr = config->lr;
+    c.lr_rule = config->lr_rule;
+    c.aug[0] = &config->aug[0];
+    c.aug[1] = &config->aug[1];
+    m = (ctr_byol_ *)ctr_twin_create_(ctx, "byol", sizeof *m, &c);
+    if (!m) return NULL;
+    m->config = *config;
+    m->twin.base.target_fn = ctr_twin_target_;
+    m->twin.base.loss_fn = ctr_byol_loss_;
+    m->twin.base.commit_fn = ctr_byol_commit_;
+    return &m->twin.base;
+}
+
+/* ---- SimSiam -----------------------------------------------------------------------------------
+
+        view 1 --> encoder --> projector --> z1 --> predictor --> p1 --+
+                      | same weights                                   +--> -cos(p1, z2)
+        view 2 --> encoder --> projector --> z2 --> // ----------------+
+
+   and the same with the views exchanged; the mean of both. // stops the gradient.              */
+
+typedef struct ctr_simsiam_ {
+    ctr_twin_ twin;
+    ctr_simsiam_config config;
+} ctr_simsiam_;
+
+CTR_API void ctr_simsiam_config_init(ctr_simsiam_config *config)
+{
+    memset(config, 0, sizeof *config);
+    config->encoder = ctr_resnet_config_default(18);
+    config->encoder.zero_init = 1;
+    config->proj_layers = 3;
+    config->proj_dim = 2048;
+    config->pred_hidden = 512;
+    config->fixed_predictor = 1;
+    config->aug = ctr_aug_moco_default(32, 2, 0);
+    config->optim = ctr_optim_config_default(CTR_OPTIM_SGD);
+    config->optim.decay_all = 1;
+    config->lr = 0.05;
+    config->lr_rule = CTR_LR_LINEAR;
+}
+
+CTR_API ctr_simsiam_config ctr_simsiam_default(void)
+{
+    ctr_simsiam_config config;
+    ctr_simsiam_config_init(&config);
+    return config;
+}
+
+/* The projections are the targets, so there is no second pass. */
+CTR_PRIVATE_ ctr_tensor *ctr_simsiam_embed_(ctr_method *method, ctr_tensor *x)
+{
+    ctr_twin_ *t = (ctr_twin_ *)method;
+    ctr_tensor *z = ctr_twin_project_(t, x, 2);
+    method->target = ctr_detach(method->ctx, z);
+    return ctr_twin_predict_(t, z, 2);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_simsiam_loss_(ctr_method *method, ctr_tensor *p,
+                                           const ctr_batch *batch, ctr_report *report)
+{
+    ctr_ctx *ctx = method->ctx;
+    ctr_tensor *p1 = ctr_twin_view_(ctx, p, 0), *z1 = ctr_twin_view_(ctx, method->target, 0);
+    ctr_tensor *p2 = ctr_twin_view_(ctx, p, 1), *z2 = ctr_twin_view_(ctx, method->target, 1);
+    ctr_tensor *loss;
+    (void)batch;
+    report->chance = 0;
+    ctr_twin_agree_(ctx, p1, z2, report);
+    loss = ctr_add(ctx, ctr_loss_negative_cosine(ctx, p1, z2),
+                   ctr_loss_negative_cosine(ctx, p2, z1));
+    return ctr_scale(ctx, loss, 0.5);
+}
+
+/* A predictor whose rate does not fall keeps up with the projections (their section 4.2). */
+CTR_PRIVATE_ void ctr_simsiam_commit_(ctr_method *method, double lr)
+{
+    ctr_simsiam_ *m = (ctr_simsiam_ *)method;
+    int fixed = m->config.fixed_predictor && method->run.lr > 0;
+    ctr_twin_step_(&m->twin, lr, fixed ? method->run.lr : lr);
+}
+
+CTR_API ctr_method *ctr_simsiam_create(ctr_ctx *ctx, const ctr_simsiam_config *config)
+{
+    ctr_twin_config_ c;
+    ctr_simsiam_ *m;
+    memset(&c, 0, sizeof c);
+    c.encoder = &config->encoder;
+    c.projector = ctr_mlp_config_default(0, config->proj_dim, config->proj_dim);
+    c.projector.layers = config->proj_layers;
+    c.projector.out_norm = 3;
+    c.predictor = ctr_mlp_config_default(0, config->pred_hidden, config->proj_dim);
+    c.predictor.out_norm = 0;
+    c.predictor.out_bias = 1;
+    c.split_norm = 1;
+    c.optim = &config->optim;
+    c.lr = config->lr;
+    c.lr_rule = config->lr_rule;
+    c.aug[0] = c.aug[1] = &config->aug;
+    m = (ctr_simsiam_ *)ctr_twin_create_(ctx, "simsiam", sizeof *m, &c);
+    if (!m) return NULL;
+    m->config = *config;
+    m->twin.base.embed_fn = ctr_simsiam_embed_;
+    m->twin.base.loss_fn = ctr_simsiam_loss_;
+    m->twin.base.commit_fn = ctr_simsiam_commit_;
+    return &m->twin.base;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -20803,6 +21797,9 @@ CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_co
     ctr_loader_run_(loader, &p.images, &p.batch_size, &p.seed);
     p.epochs = config->epochs;
     schedule = ctr_fit_schedule_(method, config, ctr_loader_batches(loader), p.batch_size);
+    method->run.images = p.images;
+    method->run.steps = schedule.total;
+    method->run.lr = schedule.base;
     ctr_loader_tell(loader, &p.epoch, &p.batch);
     p.step = p.epoch * ctr_loader_batches(loader) + p.batch;
     if (config->resume && config->checkpoint && ctr_file_exists_(config->checkpoint)) {

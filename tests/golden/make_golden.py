@@ -4,7 +4,7 @@ Needs Python 3, numpy, PyTorch and torchvision, for cluster scikit-learn and sci
 tests themselves need none of them.
 
     python make_golden.py                 all files, beside this script
-    python make_golden.py loss ops        some: loss losses aug ops optim net step eval cluster
+    python make_golden.py loss ops        some of them; without names all (see the end)
     python make_golden.py --out DIR       elsewhere
 
 Everything is computed in float64 on the CPU.
@@ -1089,6 +1089,251 @@ def make_step(nudge=0.0):
     return g
 
 
+# ---------------------------------------------------------------- steps of methods with two networks
+TEACHER = """
+golden_teacher.txt: three training steps of MoCo, BYOL, SimSiam, Barlow Twins and VICReg.
+
+Encoder: resnet8 of golden_net.txt, N = 6 images of 16 x 16. Weights by the formula of golden_net.txt
+from the full names; the target (target.encoder.* target.projector.*) starts as a copy. Heads, with
+the sizes features 64, hidden 24, out 16 (numbers count the layers of a Sequential):
+  moco1    projector 64-16, with bias
+  moco2*   projector 64-24-16, biases, ReLU, no norm
+  moco3    projector 64-24-16, norms, no biases, the last norm without weights; predictor 16-20-16,
+           norm within, no biases
+  byol*    projector 64-24-16, predictor 16-20-16: bias and norm within, nothing at the end
+  simsiam  projector 64-16-16-16, norms, the last without weights; predictor 16-20-16, norm within,
+           bias at the end
+  barlow   projector 64-24-24-16, norms within; vicreg the same with biases within
+Step t = 1, 2, 3 takes views fill("views:t", 2N*16*16*3), NHWC, all of view 1 and then all of view 2.
+Batch norm: each view by itself (moco2g: each view in two halves, running statistics in their order).
+  moco1    T .07, m .99, queue of 16 keys, at first the unit rows of fill("queue.rows", 16 * 16)
+  moco2g   T .2, m .9, two groups        moco2s   T .2, m .9, symmetric: sum, keys of view 1 first
+  moco3    T .7, m .5 -> 1               byol     tau .9 -> 1
+           (cosines over a run of 10 steps; MoCo's target moves at the beginning of a step, so the
+           records below have it moved once more, as at the beginning of step 4)
+  byolavg  the same with the target's running statistics averaged as well, by the same tau
+  barlow   lambda .0051                  vicreg   25, 25, 1
+moco1, moco2*, simsiam: SGD lr .1 .08 .05, momentum .9, decay 1e-4 on everything (simsiam's
+predictor: lr .1 always); others: LARS lr .3 .2 .1, momentum .9, decay 1e-4, eta .001 on weights
+(barlow: norms and biases with .024 of the rate).
+
+  METHOD:loss            the three losses
+  METHOD:param:NAME      parameter after step 3, digest; also of the target (target.NAME)
+  METHOD:buffer:NAME     running mean or variance after step 3, digest
+  METHOD:queue           [16, 16] after step 3, whole
+"""
+
+
+class SplitNorm(nn.Module):
+    """Batch norm over equal runs of rows, one after the other."""
+
+    def __init__(self, bn, groups):
+        super().__init__()
+        self.weight, self.bias, self.groups = bn.weight, bn.bias, groups
+        self.register_buffer("running_mean", bn.running_mean)
+        self.register_buffer("running_var", bn.running_var)
+
+    def forward(self, x):
+        return torch.cat([F.batch_norm(c, self.running_mean, self.running_var, self.weight, self.bias,
+                                       True, .1, 1e-5) for c in x.chunk(self.groups)])
+
+
+def split_norms(module, groups):
+    for name, child in module.named_children():
+        if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            setattr(module, name, SplitNorm(child, groups))
+        else:
+            split_norms(child, groups)
+    return module
+
+
+def mlp(sizes, bias, norm, out_bias=False, out_norm=False):
+    layers = []
+    for a, b in zip(sizes[:-2], sizes[1:-1]):
+        layers += [nn.Linear(a, b, bias=bias)] + ([nn.BatchNorm1d(b)] if norm else []) + [nn.ReLU()]
+    layers.append(nn.Linear(sizes[-2], sizes[-1], bias=out_bias))
+    if out_norm:
+        layers.append(nn.BatchNorm1d(sizes[-1], affine=False))
+    return nn.Sequential(*layers)
+
+
+class Tower(nn.Module):
+    def __init__(self, method):
+        super().__init__()
+        self.encoder, self.predictor = build_net("resnet8"), None
+        if method == "moco1":
+            self.projector = mlp([64, 16], False, False, True)
+        elif method.startswith("moco2"):
+            self.projector = mlp([64, 24, 16], True, False, True)
+        elif method == "moco3":
+            self.projector = mlp([64, 24, 16], False, True, False, True)
+            self.predictor = mlp([16, 20, 16], False, True)
+        elif method.startswith("byol"):
+            self.projector = mlp([64, 24, 16], True, True)
+            self.predictor = mlp([16, 20, 16], True, True)
+        elif method == "simsiam":
+            self.projector = mlp([64, 16, 16, 16], False, True, False, True)
+            self.predictor = mlp([16, 20, 16], False, True, True)
+        else:
+            self.projector = mlp([64, 24, 24, 16], method == "vicreg", True)
+
+    def forward(self, x):
+        return self.projector(run_net(self.encoder, x))
+
+
+def infonce(q, k, negatives, temperature):
+    q, k = unit_rows(q), unit_rows(k)
+    if negatives is None:
+        return F.cross_entropy(q @ k.T / temperature, torch.arange(len(q)))
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ negatives.T], 1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+
+
+def cosine(p, z):
+    return (unit_rows(p) * unit_rows(z.detach())).sum(1).mean()
+
+
+def rising(base, step, total=10):
+    return 1 - (1 - base) * .5 * (1 + math.cos(math.pi * step / total))
+
+
+class Steps:
+    """One method's state and its step, in the authors' order."""
+
+    def __init__(self, method):
+        self.method = method
+        groups = 2 if method == "moco2g" else 1
+        self.net = split_norms(fill_module(Tower(method)), groups).train()
+        self.target = split_norms(fill_module(Tower(method)), groups).train()
+        self.target.predictor = None
+        for q in self.target.parameters():
+            q.requires_grad_(False)
+        self.queue = unit_rows(tfill("queue.rows", (16, 16)))
+        self.at, self.momenta = 0, {}
+
+    def follow(self, m, buffers=False):
+        own = dict(self.net.named_parameters())
+        for k, q in self.target.named_parameters():
+            q.data = q.data * m + own[k].data * (1 - m)
+        own = dict(self.net.named_buffers())
+        for k, b in self.target.named_buffers():
+            if buffers and "running" in k:
+                b.data = b.data * m + own[k].data * (1 - m)
+
+    def moco_momentum(self, t):
+        return {"moco1": .99, "moco3": rising(.5, t)}.get(self.method, .9)
+
+    def push(self, keys):
+        for k in keys:
+            self.queue[self.at % 16] = k
+            self.at += 1
+
+    def moco(self, x1, x2, t):
+        self.follow(self.moco_momentum(t))
+        if self.method == "moco3":
+            q1, q2 = self.net.predictor(self.net(x1)), self.net.predictor(self.net(x2))
+            with torch.no_grad():
+                k1, k2 = self.target(x1), self.target(x2)
+            return 2 * .7 * (infonce(q1, k2, None, .7) + infonce(q2, k1, None, .7))
+        temperature = .07 if self.method == "moco1" else .2
+        queue = self.queue.clone()
+        if self.method != "moco2s":
+            with torch.no_grad():
+                k2 = unit_rows(self.target(x2))
+            loss = infonce(self.net(x1), k2, queue, temperature)
+            self.push(k2)
+            return loss
+        q1, q2 = self.net(x1), self.net(x2)
+        with torch.no_grad():
+            k1, k2 = unit_rows(self.target(x1)), unit_rows(self.target(x2))
+        self.push(torch.cat([k1, k2]))
+        return infonce(q1, k2, queue, temperature) + infonce(q2, k1, queue, temperature)
+
+    def byol(self, x1, x2):
+        p1, p2 = self.net.predictor(self.net(x1)), self.net.predictor(self.net(x2))
+        with torch.no_grad():
+            z1, z2 = self.target(x1), self.target(x2)
+        return (unit_rows(p1) - unit_rows(z2)).pow(2).sum(1).mean() + \
+            (unit_rows(p2) - unit_rows(z1)).pow(2).sum(1).mean()
+
+    def simsiam(self, x1, x2):
+        z1, z2 = self.net(x1), self.net(x2)
+        p1, p2 = self.net.predictor(z1), self.net.predictor(z2)
+        return -.5 * cosine(p1, z2) - .5 * cosine(p2, z1)
+
+    def barlow(self, x1, x2):
+        z1, z2 = self.net(x1), self.net(x2)
+        bn = nn.BatchNorm1d(16, affine=False)
+        c = bn(z1).T @ bn(z2) / len(z1)
+        on = (torch.diagonal(c) - 1).pow(2).sum()
+        return on + .0051 * (c.pow(2).sum() - torch.diagonal(c).pow(2).sum())
+
+    def vicreg(self, x1, x2):
+        z1, z2 = self.net(x1), self.net(x2)
+        loss = 25 * F.mse_loss(z1, z2)
+        for z in (z1, z2):
+            z = z - z.mean(0)
+            std = torch.sqrt(z.var(0) + 1e-4)
+            cov = z.T @ z / (len(z) - 1)
+            off = cov.pow(2).sum() - torch.diagonal(cov).pow(2).sum()
+            loss = loss + 25 * F.relu(1 - std).mean() / 2 + off / 16
+        return loss
+
+    def update(self, t):
+        sgd = self.method[:5] in ("moco1", "moco2", "simsi")
+        lr = ((.1, .08, .05) if sgd else (.3, .2, .1))[t]
+        for k, q in self.net.named_parameters():
+            m = self.momenta.get(k, 0.0)
+            if sgd:
+                m = .9 * m + q.grad.numpy() + 1e-4 * q.detach().numpy()
+                rate = .1 if self.method == "simsiam" and k.startswith("predictor") else lr
+                new = q.detach().numpy() - rate * m
+            else:
+                rate = lr * .024 if self.method == "barlow" and q.dim() < 2 else lr
+                new, m = larslike("lars", q.detach().numpy(), q.grad.numpy(), m, rate, 1e-4, 1e-3,
+                                  .9, q.dim() > 1)
+            self.momenta[k] = m
+            q.data = torch.from_numpy(new)
+
+    def step(self, t):
+        x = tfill("views:%d" % (t + 1), (12, 16, 16, 3))
+        self.net.zero_grad()
+        kind = self.method.rstrip("avg") if self.method == "byolavg" else self.method
+        args = (x[:6], x[6:]) + ((t,) if kind.startswith("moco") else ())
+        before = {k: b.clone() for k, b in self.target.named_buffers()}
+        loss = getattr(self, "moco" if kind.startswith("moco") else kind)(*args)
+        loss.backward()
+        self.update(t)
+        if kind == "byol":
+            if self.method == "byolavg":
+                for k, b in self.target.named_buffers():
+                    b.data = before[k]
+            self.follow(rising(.9, t), self.method == "byolavg")
+        return loss.item()
+
+
+def make_teacher():
+    g = Golden("golden_teacher.txt", TEACHER)
+    for method in ("moco1", "moco2g", "moco2s", "moco3", "byol", "byolavg", "simsiam", "barlow",
+                   "vicreg"):
+        run = Steps(method)
+        g.put(method + ":loss", [run.step(t) for t in range(3)])
+        parts = [("", run.net)]
+        if method.startswith("moco"):
+            run.follow(run.moco_momentum(3))
+        if method[:4] in ("moco", "byol"):
+            parts.append(("target.", run.target))
+        for prefix, module in parts:
+            for k, q in module.named_parameters():
+                g.digest("%s:param:%s%s" % (method, prefix, k), q)
+            for k, b in module.named_buffers():
+                if "running" in k:
+                    g.digest("%s:buffer:%s%s" % (method, prefix, k), b)
+        if method[:5] in ("moco1", "moco2"):
+            g.put(method + ":queue", run.queue)
+    return g
+
+
 # --------------------------------------------------------------------------------------- evaluation
 EVAL = """
 golden_eval.txt: weighted k-NN and PCA.
@@ -1261,7 +1506,7 @@ def main(argv):
             folder = argv.pop(0)
         else:
             names.append(a)
-    for name in names or ["loss", "losses", "aug", "ops", "optim", "net", "step", "eval",
+    for name in names or ["loss", "losses", "aug", "ops", "optim", "net", "step", "teacher", "eval",
                           "cluster"]:
         globals()["make_" + name]().write(folder)
 
