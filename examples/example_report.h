@@ -110,6 +110,68 @@ EX_FN void ex_run_open(ex_run *run, ex_options *o, int size)
     run->view = ctr_aug_simclr_default(size);
 }
 
+/* What --smoke makes smaller, unless the command line says otherwise. */
+EX_FN void ex_smoke(ex_options *o)
+{
+    if (!o->smoke) return;
+    if (!ex_options_given(o, "--epochs")) o->epochs = 2;
+    if (!ex_options_given(o, "--batch")) o->batch = 64;
+    if (!ex_options_given(o, "--arch")) o->arch = "resnet8-w8";
+}
+
+/* Batches of a method's views. */
+EX_FN ctr_loader *ex_run_loader(ex_run *run, ctr_method *method)
+{
+    ctr_loader_config config = ctr_loader_config_default();
+    ctr_loader *loader;
+    config.batch = run->o->batch;
+    config.views = method->views;
+    config.augs = method->augs;
+    config.seed = run->o->seed;
+    loader = ctr_loader_create(run->ctx, run->train, &config);
+    ex_run_check(run);
+    return loader;
+}
+
+/* The encoder that --arch names, for the images at hand. */
+EX_FN void ex_run_encoder(ex_run *run, ctr_resnet_config *encoder)
+{
+    if (!ctr_resnet_config_parse(encoder, run->o->arch))
+        ex_die(run->o, 2,
+               "--arch: expected resnet8, 14, 20, 32, 44, 56, 18, 34, 50 or 101, with -w and a "
+               "width if you like (resnet8-w32), got '%s'", run->o->arch);
+    encoder->channels = ctr_dataset_channels(run->train);
+    encoder->image_size = run->view.height;
+}
+
+/* Random numbers [n, d] within a step of the caller's, to try a loss on. */
+EX_FN ctr_tensor *ex_random(ex_run *run, int64_t n, int64_t d, int which)
+{
+    int64_t shape[2], i;
+    ctr_real *x = (ctr_real *)ex_alloc(run, (size_t)(n * d), sizeof *x);
+    ctr_tensor *t;
+    ctr_rng rng;
+    shape[0] = n;
+    shape[1] = d;
+    ctr_rng_init(&rng, run->o->seed, CTR_STREAM_USER, 0, which, 0);
+    for (i = 0; i < n * d; i++) x[i] = (ctr_real)ctr_rng_normal(&rng);
+    t = ctr_tensor_temp(run->ctx, CTR_F32, 2, shape);
+    ctr_tensor_write(run->ctx, t, x, n * d);
+    free(x);
+    return t;
+}
+
+/* A loss written out by hand and the library's: they agree, or the program ends. */
+EX_FN void ex_run_compare(ex_run *run, const char *name, ctr_tensor *by_hand, ctr_tensor *librarys)
+{
+    double hand = (double)ctr_tensor_item(run->ctx, by_hand);
+    double ours = (double)ctr_tensor_item(run->ctx, librarys);
+    double bound = 1e-5 * (10 + (ours > 0 ? ours : -ours));
+    ex_run_check(run);
+    if (!(hand - ours < bound && ours - hand < bound)) ex_die(run->o, 1, "the losses differ");
+    printf("%s of 8 random embeddings: by hand %.5f, by the library %.5f\n", name, hand, ours);
+}
+
 EX_FN void ex_run_scores(ex_run *run, ctr_method *method, const char *who, ctr_scores *scores)
 {
     ctr_scores_measure(run->ctx, method, run->train, run->test, &run->clean, &run->view,
