@@ -7,7 +7,8 @@
    Build:  cc -O2 program.c -lm -lpthread      (no other flag; kernels pick AVX2 at run time)
 
    WHAT IT DOES NOT DO (yet)
-   - Methods: SimCLR and SupCon. The other methods of the field are to come; so is the GPU.
+   - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg. More are to come; so is
+     the GPU.
    - Numbers are float. No mixed precision, no quantisation, no more than four dimensions.
    - No second derivatives; the tape is spent after one backward pass.
    - Convolutions have odd kernels, zero padding, no groups, no dilation.
@@ -1724,6 +1725,41 @@ CTR_API ctr_simclr_config ctr_simclr_default(void);
 CTR_API void ctr_simclr_config_init(ctr_simclr_config *config);
 /* NULL on error. ctr_method_destroy() gives all of it back. */
 CTR_API ctr_method *ctr_simclr_create(ctr_ctx *ctx, const ctr_simclr_config *config);
+
+/* Barlow Twins (Zbontar et al., 2021): each number of an embedding is to be the same in both views
+   and to tell what no other number tells. No negatives, no target, both views get gradients. */
+typedef struct ctr_barlow_twins_config {
+    ctr_resnet_config encoder;    /* default ResNet-18, zero_init */
+    int proj_layers;              /* default 3 */
+    int64_t proj_dim;             /* default 8192, hidden layers as well */
+    double lambda;                /* of what is off the diagonal, at least 0, default 0.0051 */
+    ctr_aug_config aug[2];        /* default ctr_aug_byol_default(32, view) */
+    ctr_optim_config optim;       /* default LARS, decay 1e-6, bias_rate 0.024 (0.0048 of 0.2) */
+    double lr;                    /* for a batch of 256, default 0.2 */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_LINEAR */
+} ctr_barlow_twins_config;
+CTR_API ctr_barlow_twins_config ctr_barlow_twins_default(void);
+CTR_API void ctr_barlow_twins_config_init(ctr_barlow_twins_config *config);
+/* NULL on error. ctr_method_destroy() gives all of it back. */
+CTR_API ctr_method *ctr_barlow_twins_create(ctr_ctx *ctx, const ctr_barlow_twins_config *config);
+
+/* VICReg (Bardes et al., 2022): views agree (invariance), every number varies over the batch
+   (variance), no two of them together (covariance). No negatives, no target. */
+typedef struct ctr_vicreg_config {
+    ctr_resnet_config encoder;    /* default ResNet-18, zero_init */
+    int proj_layers;              /* default 3 */
+    int64_t proj_dim;             /* default 8192, hidden layers as well */
+    double invariance, variance, covariance; /* weights, at least 0, default 25, 25, 1 */
+    ctr_aug_config aug[2];        /* default BYOL's, both blurred with p 0.5 (above 32 pixels) and
+                                     solarized with p 0.1 */
+    ctr_optim_config optim;       /* default LARS, decay 1e-6 */
+    double lr;                    /* for a batch of 256, default 0.2 */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_LINEAR */
+} ctr_vicreg_config;
+CTR_API ctr_vicreg_config ctr_vicreg_default(void);
+CTR_API void ctr_vicreg_config_init(ctr_vicreg_config *config);
+/* NULL on error. ctr_method_destroy() gives all of it back. */
+CTR_API ctr_method *ctr_vicreg_create(ctr_ctx *ctx, const ctr_vicreg_config *config);
 
 /* ------------------------------------------------------------------------------------------------
    >>TEACHER  methods that learn from a target without gradient: MoCo, BYOL, SimSiam
@@ -18098,6 +18134,154 @@ CTR_PRIVATE_ ctr_twin_ *ctr_twin_create_(ctr_ctx *ctx, const char *name, size_t 
     if (ctx->status == CTR_OK) return t;
     ctr_twin_destroy_(&t->base);
     return NULL;
+}
+
+/* ---- Barlow Twins ------------------------------------------------------------------------------
+
+        view 1 --> encoder --> projector --> z1 --> a: columns of mean 0, variance 1 --+
+                      | same weights                                                   |
+        view 2 --> encoder --> projector --> z2 --> b: columns of mean 0, variance 1 --+
+                                                                                       v
+                                                                              c = a^T b / n
+                                       sum_j (1 - c_jj)^2 + lambda sum over j != k of c_jk^2      */
+
+typedef struct ctr_barlow_twins_ {
+    ctr_twin_ twin;
+    ctr_barlow_twins_config config;
+} ctr_barlow_twins_;
+
+CTR_API void ctr_barlow_twins_config_init(ctr_barlow_twins_config *config)
+{
+    memset(config, 0, sizeof *config);
+    config->encoder = ctr_resnet_config_default(18);
+    config->encoder.zero_init = 1;
+    config->proj_layers = 3;
+    config->proj_dim = 8192;
+    config->lambda = 0.0051;
+    config->aug[0] = ctr_aug_byol_default(32, 0);
+    config->aug[1] = ctr_aug_byol_default(32, 1);
+    config->optim = ctr_optim_config_default(CTR_OPTIM_LARS);
+    config->optim.decay = 1e-6;
+    config->optim.bias_rate = 0.024;
+    config->lr = 0.2;
+    config->lr_rule = CTR_LR_LINEAR;
+}
+
+CTR_API ctr_barlow_twins_config ctr_barlow_twins_default(void)
+{
+    ctr_barlow_twins_config config;
+    ctr_barlow_twins_config_init(&config);
+    return config;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_barlow_twins_loss_(ctr_method *method, ctr_tensor *z,
+                                                const ctr_batch *batch, ctr_report *report)
+{
+    ctr_ctx *ctx = method->ctx;
+    double lambda = ((ctr_barlow_twins_ *)method)->config.lambda;
+    ctr_tensor *z1 = ctr_twin_view_(ctx, z, 0), *z2 = ctr_twin_view_(ctx, z, 1);
+    report->chance = ctr_loss_barlow_twins_chance(batch->n, method->dim, lambda);
+    ctr_twin_agree_(ctx, z1, z2, report);
+    return ctr_loss_barlow_twins(ctx, z1, z2, lambda);
+}
+
+CTR_API ctr_method *ctr_barlow_twins_create(ctr_ctx *ctx, const ctr_barlow_twins_config *config)
+{
+    ctr_twin_config_ c;
+    ctr_barlow_twins_ *m;
+    if (!ctr_loss_weight_(ctx, "barlow_twins", "lambda", config->lambda)) return NULL;
+    memset(&c, 0, sizeof c);
+    c.encoder = &config->encoder;
+    c.projector = ctr_mlp_config_default(0, config->proj_dim, config->proj_dim);
+    c.projector.layers = config->proj_layers;
+    c.projector.out_norm = 0;
+    c.split_norm = 1;
+    c.optim = &config->optim;
+    c.lr = config->lr;
+    c.lr_rule = config->lr_rule;
+    c.aug[0] = &config->aug[0];
+    c.aug[1] = &config->aug[1];
+    m = (ctr_barlow_twins_ *)ctr_twin_create_(ctx, "barlow_twins", sizeof *m, &c);
+    if (!m) return NULL;
+    m->config = *config;
+    m->twin.base.loss_fn = ctr_barlow_twins_loss_;
+    return &m->twin.base;
+}
+
+/* ---- VICReg ------------------------------------------------------------------------------------
+
+        view 1 --> encoder --> projector --> z1 --+--> variance and covariance of z1
+                      | same weights              +--> |z1 - z2|^2
+        view 2 --> encoder --> projector --> z2 --+--> variance and covariance of z2              */
+
+typedef struct ctr_vicreg_ {
+    ctr_twin_ twin;
+    ctr_vicreg_config config;
+} ctr_vicreg_;
+
+CTR_API void ctr_vicreg_config_init(ctr_vicreg_config *config)
+{
+    int i;
+    memset(config, 0, sizeof *config);
+    config->encoder = ctr_resnet_config_default(18);
+    config->encoder.zero_init = 1;
+    config->proj_layers = 3;
+    config->proj_dim = 8192;
+    config->invariance = config->variance = 25;
+    config->covariance = 1;
+    for (i = 0; i < 2; i++) {
+        config->aug[i] = ctr_aug_byol_default(32, i);
+        config->aug[i].solarize_p = 0.1;
+    }
+    config->optim = ctr_optim_config_default(CTR_OPTIM_LARS);
+    config->optim.decay = 1e-6;
+    config->lr = 0.2;
+    config->lr_rule = CTR_LR_LINEAR;
+}
+
+CTR_API ctr_vicreg_config ctr_vicreg_default(void)
+{
+    ctr_vicreg_config config;
+    ctr_vicreg_config_init(&config);
+    return config;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_vicreg_method_loss_(ctr_method *method, ctr_tensor *z,
+                                                 const ctr_batch *batch, ctr_report *report)
+{
+    ctr_ctx *ctx = method->ctx;
+    const ctr_vicreg_config *c = &((ctr_vicreg_ *)method)->config;
+    ctr_tensor *z1 = ctr_twin_view_(ctx, z, 0), *z2 = ctr_twin_view_(ctx, z, 1);
+    (void)batch;                              /* there is no chance value: nothing is chosen */
+    ctr_twin_agree_(ctx, z1, z2, report);
+    return ctr_loss_vicreg(ctx, z1, z2, c->invariance, c->variance, c->covariance);
+}
+
+CTR_API ctr_method *ctr_vicreg_create(ctr_ctx *ctx, const ctr_vicreg_config *config)
+{
+    ctr_twin_config_ c;
+    ctr_vicreg_ *m;
+    if (!ctr_loss_weight_(ctx, "vicreg", "invariance", config->invariance) ||
+        !ctr_loss_weight_(ctx, "vicreg", "variance", config->variance) ||
+        !ctr_loss_weight_(ctx, "vicreg", "covariance", config->covariance))
+        return NULL;
+    memset(&c, 0, sizeof c);
+    c.encoder = &config->encoder;
+    c.projector = ctr_mlp_config_default(0, config->proj_dim, config->proj_dim);
+    c.projector.layers = config->proj_layers;
+    c.projector.hidden_bias = 1;
+    c.projector.out_norm = 0;
+    c.split_norm = 1;
+    c.optim = &config->optim;
+    c.lr = config->lr;
+    c.lr_rule = config->lr_rule;
+    c.aug[0] = &config->aug[0];
+    c.aug[1] = &config->aug[1];
+    m = (ctr_vicreg_ *)ctr_twin_create_(ctx, "vicreg", sizeof *m, &c);
+    if (!m) return NULL;
+    m->config = *config;
+    m->twin.base.loss_fn = ctr_vicreg_method_loss_;
+    return &m->twin.base;
 }
 
 /* ------------------------------------------------------------------------------------------------

@@ -1103,7 +1103,7 @@ the sizes features 64, hidden 24, out 16 (numbers count the layers of a Sequenti
   byol*    projector 64-24-16, predictor 16-20-16: bias and norm within, nothing at the end
   simsiam  projector 64-16-16-16, norms, the last without weights; predictor 16-20-16, norm within,
            bias at the end
-  barlow   projector 64-24-24-16, norms within; vicreg the same with biases within
+  barlow   projector 64-16-16-16, norms within; vicreg the same with biases within
 Step t = 1, 2, 3 takes views fill("views:t", 2N*16*16*3), NHWC, all of view 1 and then all of view 2.
 Batch norm: each view by itself (moco2g: each view in two halves, running statistics in their order).
   moco1    T .07, m .99, queue of 16 keys, at first the unit rows of fill("queue.rows", 16 * 16)
@@ -1175,7 +1175,7 @@ class Tower(nn.Module):
             self.projector = mlp([64, 16, 16, 16], False, True, False, True)
             self.predictor = mlp([16, 20, 16], False, True, True)
         else:
-            self.projector = mlp([64, 24, 24, 16], method == "vicreg", True)
+            self.projector = mlp([64, 16, 16, 16], method == "vicreg", True)
 
     def forward(self, x):
         return self.projector(run_net(self.encoder, x))
