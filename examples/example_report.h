@@ -214,13 +214,15 @@ EX_FN int ex_run_epoch(void *user, const ctr_report *report)
     ex_run *run = (ex_run *)user;
     int i, n = run->steps < run->progress.steps ? run->steps : run->progress.steps;
     double sum = 0;
+    char chance[40] = "";
+    if (report->chance >= 0) snprintf(chance, sizeof chance, " (chance %.4f)", report->chance);
     for (i = 0; i < n; i++) sum += run->loss[run->steps - 1 - i];
     run->epoch_loss[run->epochs] = n ? sum / n : 0;
     run->epoch_x[run->epochs++] = (double)(run->first_step + run->steps) - 0.5 * n;
     ex_progress_break(&run->progress);
-    printf("epoch %3ld  loss %.4f (chance %.4f)  top-1 %5.1f %%  cosine + %.2f - %.2f  "
+    printf("epoch %3ld  loss %.4f%s  top-1 %5.1f %%  cosine + %.2f - %.2f  "
            "std %.3f of %.3f  rank %.1f\n",
-           (long)report->epoch + 1, n ? sum / n : 0, report->chance, 100 * report->accuracy,
+           (long)report->epoch + 1, n ? sum / n : 0, chance, 100 * report->accuracy,
            report->positive, report->negative, report->std, report->std_reference, report->rank);
     fflush(stdout);
     return 0;
@@ -362,7 +364,7 @@ EX_FN void ex_draw_loss(ex_run *run)
     panel.count = 2;
     panel.chance = run->chance;
     snprintf(label, sizeof label, "at chance: %.2f", run->chance);
-    panel.chance_label = label;
+    panel.chance_label = run->chance >= 0 ? label : NULL; /* VICReg has none */
     snprintf(title, sizeof title, "%s: loss while training", run->o->method);
     ex_svg_curve(ex_out_path(run->o, "loss.svg", path), title, &panel, 1);
     free(x);

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Compiles examples/simclr.c, runs it as users do, right and wrong, and checks what it says, its exit
-# code and what it leaves behind. Also compiles and runs the program that README.md shows.
+# code and what it leaves behind; then the other methods' examples, each once. Also compiles and runs
+# the program that README.md shows.
 # Takes CC from the environment. Prints "cli: N passed, N failed, N skipped".
 set -u
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -113,5 +114,34 @@ if [ $? -eq 2 ] && cmp -s before one/checkpoint.safetensors; then
 else
     bad "another architecture's checkpoint was taken"
 fi
+
+# the other methods: each compiles by its line, and its smoke run says and writes what SimCLR's does
+methods="moco byol simsiam barlow_twins vicreg"
+[ "${QUICK:-0}" = 1 ] && methods=moco
+for method in $methods; do
+    if ! $CC -O2 -o "$work/$method" "$here/examples/$method.c" -lm -lpthread >log 2>&1 || [ -s log ]; then
+        bad "examples/$method.c: $(head -n 3 log)"
+        continue
+    fi
+    prog=$work/$method
+    refuse "$method: unknown option" "--epoch" --epoch 3
+    if run --out "done_$method" --epochs 1 && grep -q 'by hand .*by the library' stdout &&
+        tail -n 1 stdout | grep -q "^result method=$method epochs=1 loss=-*[0-9.]* knn="; then
+        ok "$(tail -n 1 stdout | cut -c1-100)"
+    else
+        bad "$method: $(tail -n 1 stdout) $(cat stderr)"
+    fi
+    for f in checkpoint.safetensors embeddings.npy loss.svg views.png map.svg neighbours.png; do
+        [ -s "done_$method/$f" ] || bad "done_$method/$f is missing"
+    done
+done
+for version in 1 3; do
+    prog=$work/moco
+    if run --out "done_moco$version" --epochs 1 --version $version; then
+        ok "moco --version $version: $(tail -n 1 stdout | cut -c1-80)"
+    else
+        bad "moco --version $version: $(cat stderr)"
+    fi
+done
 echo "cli: $passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]
