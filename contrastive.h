@@ -5286,8 +5286,9 @@ CTR_PRIVATE_ void ctr_gemm_scalar_(ctr_ctx *ctx, ctr_gemm_args_ *g)
    its rows, which makes the product of matrices and the convolution the same loop, the
    latter with one set of pointers per tap of its kernel ("implicit gemm", Dukhan 2019).
 
-   Blocking: a slab of 256 of k. Sixteen columns of B, 16 KiB, stay in L1 while a block of 96 rows
-   of A, 96 KiB, passes from L2; then come the next sixteen columns.
+   Blocking: a slab of up to 384 of k. Sixteen columns of B, 24 KiB, stay in L1 while a block of
+   rows of A, 96 of a convolution and 192 of a product, passes from L2; then come the next sixteen
+   columns, of which each tile fetches a part into L2 ahead.
 
    The tile is written in assembly because compilers fold its loads into the multiply-adds and spill
    the sums; at plain -O2 that costs a third to two thirds of the speed. */
@@ -5295,8 +5296,8 @@ CTR_PRIVATE_ void ctr_gemm_scalar_(ctr_ctx *ctx, ctr_gemm_args_ *g)
 #define CTR_GEMM_TARGET_ __attribute__((target("avx2,fma")))
 #define CTR_GEMM_MR_ 6
 #define CTR_GEMM_NR_ 16
-#define CTR_GEMM_KC_ 256
-#define CTR_GEMM_MC_ 96
+#define CTR_GEMM_KC_ 384
+#define CTR_GEMM_MC_ 192
 
 /* The operands of a tile. The assembly reads the fields by offset, so each has 8 bytes. */
 typedef struct ctr_gemm_tile_ {
@@ -5528,7 +5529,7 @@ CTR_PRIVATE_ void ctr_gemm_outer_(ctr_gemm_tile_ *tile, int64_t rows, int64_t wi
     ctr_gemm_tile_run_(fn[rows - 1], tile, rows, width);
 }
 
-/* A block: up to 96 rows of A times a range of panels of B. */
+/* A block: some rows of A times a range of panels of B. */
 typedef struct ctr_gemm_block_ {
     const float **rows;  /* [ceil(m/6)][taps][6] where the runs of A's rows begin */
     float **outs;        /* [m] rows of C */
@@ -5544,17 +5545,22 @@ typedef struct ctr_gemm_block_ {
 CTR_PRIVATE_ void ctr_gemm_slab_(const ctr_gemm_block_ *q, int64_t tap, int64_t taps, int64_t p,
                                  int64_t kc)
 {
+    const int64_t part = ctr_gemm_pieces_(taps * kc, ctr_gemm_pieces_(q->m, CTR_GEMM_MR_));
     ctr_gemm_tile_ tile;
-    int64_t i, j;
+    int64_t i, j, l;
     tile.taps = taps;
     tile.k = kc;
     tile.skip = p * (int64_t)sizeof(float);
     tile.acc = q->acc || tap > 0 || p > 0;
     for (j = q->first; j < q->last; j++) {
         const int64_t width = q->n - j * CTR_GEMM_NR_;
-        tile.b = q->b + j * q->panel + (tap * q->k + p) * CTR_GEMM_NR_;
+        const float *next = q->b + (j + 1) * q->panel + (tap * q->k + p) * CTR_GEMM_NR_;
+        tile.b = next - q->panel;
         tile.column = j * CTR_GEMM_NR_ * (int64_t)sizeof(float);
         for (i = 0; i < q->m; i += CTR_GEMM_MR_) {
+            for (l = 0; l < part && j + 1 < q->last; l++, next += CTR_GEMM_NR_) {
+                __builtin_prefetch(next, 0, 2);
+            }
             tile.rows = q->rows + i * q->taps + tap * CTR_GEMM_MR_;
             tile.outs = q->outs + i;
             ctr_gemm_inner_(&tile, ctr_gemm_min_(q->m - i, CTR_GEMM_MR_), width);
@@ -5670,8 +5676,9 @@ CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_gemm_pack_(int tb, int64_t k, int64_t wid
 
 /* What the jobs of one product share. */
 typedef struct ctr_gemm_plan_ {
-    ctr_gemm_args_ args;  /* of the columns at hand: n and b, c move from slab to slab */
-    float *packed;        /* B: [panels][k][16] */
+    ctr_gemm_args_ args;  /* of the columns at hand: n and b, c move from group to group */
+    float *packed;        /* B: slab after slab, each [panels][slab][16] */
+    int64_t slab;         /* of k, at most KC; the last one may be shorter */
     int64_t panels;       /* ceil(n/16) */
     int64_t rows, ranges; /* rows in a block; ranges of panels a block is cut into */
     int64_t range;        /* panels in a range */
@@ -5683,28 +5690,56 @@ CTR_PRIVATE_ void ctr_gemm_pack_job_(void *arg, int64_t chunk, int worker)
 {
     const ctr_gemm_plan_ *plan = (const ctr_gemm_plan_ *)arg;
     const ctr_gemm_args_ *g = &plan->args;
-    const int64_t size = g->k * CTR_GEMM_NR_, j = chunk * CTR_GEMM_NR_;
-    float *panel = plan->packed + chunk * size;
-    int64_t p;
+    const int64_t j = chunk * CTR_GEMM_NR_, width = ctr_gemm_min_(CTR_GEMM_NR_, g->n - j);
+    int64_t p, kc, i;
     (void)worker;
-    ctr_gemm_pack_(g->tb, g->k, ctr_gemm_min_(CTR_GEMM_NR_, g->n - j),
-                   g->b + (g->tb ? j * g->ldb : j), g->ldb, panel);
-    if (g->alpha != 1.0f) {
-        for (p = 0; p < size; p++) {
-            panel[p] *= g->alpha;
+    for (p = 0; p < g->k; p += kc) {
+        float *panel = plan->packed + p * plan->panels * CTR_GEMM_NR_;
+        kc = ctr_gemm_min_(plan->slab, g->k - p);
+        panel += chunk * kc * CTR_GEMM_NR_;
+        ctr_gemm_pack_(g->tb, kc, width, g->b + (g->tb ? j * g->ldb + p : p * g->ldb + j), g->ldb,
+                       panel);
+        for (i = 0; i < kc * CTR_GEMM_NR_ && g->alpha != 1.0f; i++) {
+            panel[i] *= g->alpha;
         }
     }
 }
 
-/* A transposed A is turned, a block and slab at a time, into rows that lie next to each other. */
-#define CTR_GEMM_TURNED_ (CTR_GEMM_KC_ + 16)
+/* An A that need not be turned is copied only if its rows lie so far apart, where a block reaches
+   over more pages than the processor keeps at hand, and if so many columns of B repay it. */
+#define CTR_GEMM_FAR_ 1024
+#define CTR_GEMM_WIDE_ 256
+#define CTR_GEMM_COPIED_ (CTR_GEMM_KC_ + 16) /* floats from row to row of a copied block of A */
+
+/* The rows of a block of op(A), m x k from (top, p) on: where they are, or copied. A transposed A
+   is read sixteen rows at a time along the block, so that whole lines of the cache are used. */
+CTR_PRIVATE_ void ctr_gemm_rows_(const ctr_gemm_plan_ *plan, int64_t top, int64_t m, int64_t p,
+                                 int64_t k, float *copied, const float **rows)
+{
+    const ctr_gemm_args_ *g = &plan->args;
+    int64_t i;
+    for (i = 0; i < m; i++) {
+        rows[i] = g->a + (top + i) * g->lda + p;
+        if (plan->work_size) {
+            rows[i] = copied + i * CTR_GEMM_COPIED_;
+        }
+        if (plan->work_size && !g->ta) {
+            memcpy(copied + i * CTR_GEMM_COPIED_, g->a + (top + i) * g->lda + p,
+                   (size_t)k * sizeof(float));
+        }
+    }
+    for (i = 0; i < k && g->ta; i += 16) {
+        ctr_gemm_turn_(g->a + (p + i) * g->lda + top, g->lda, ctr_gemm_min_(16, k - i), m,
+                       copied + i, CTR_GEMM_COPIED_);
+    }
+}
 
 CTR_PRIVATE_ void ctr_gemm_block_job_(void *arg, int64_t chunk, int worker)
 {
     const ctr_gemm_plan_ *plan = (const ctr_gemm_plan_ *)arg;
     const ctr_gemm_args_ *g = &plan->args;
     const int64_t top = chunk / plan->ranges * plan->rows;
-    float *turned = (float *)(plan->work + (size_t)worker * plan->work_size);
+    float *copied = (float *)(void *)(plan->work + (size_t)worker * plan->work_size);
     const float *rows[CTR_GEMM_MC_];
     float *outs[CTR_GEMM_MC_];
     ctr_gemm_block_ q;
@@ -5714,7 +5749,6 @@ CTR_PRIVATE_ void ctr_gemm_block_job_(void *arg, int64_t chunk, int worker)
     q.m = ctr_gemm_min_(plan->rows, g->m - top);
     q.n = g->n;
     q.taps = 1;
-    q.panel = g->k * CTR_GEMM_NR_;
     q.first = chunk % plan->ranges * plan->range;
     q.last = ctr_gemm_min_(q.first + plan->range, plan->panels);
     for (i = 0; i < q.m; i++) {
@@ -5724,30 +5758,39 @@ CTR_PRIVATE_ void ctr_gemm_block_job_(void *arg, int64_t chunk, int worker)
     ctr_gemm_scale_(q.m, ctr_gemm_min_(q.last * CTR_GEMM_NR_, g->n) - i, g->beta, outs[0] + i,
                     g->ldc);
     for (p = 0; p < g->k; p += q.k) {
-        q.k = ctr_gemm_min_(CTR_GEMM_KC_, g->k - p);
-        q.b = plan->packed + p * CTR_GEMM_NR_;
+        q.k = ctr_gemm_min_(plan->slab, g->k - p);
+        q.b = plan->packed + p * plan->panels * CTR_GEMM_NR_;
+        q.panel = q.k * CTR_GEMM_NR_;
         q.acc = p > 0 || g->beta != 0.0f;
-        for (i = 0; i < q.m; i++) {
-            rows[i] = g->ta ? turned + i * CTR_GEMM_TURNED_ : g->a + (top + i) * g->lda + p;
-        }
-        if (g->ta) {
-            ctr_gemm_turn_(g->a + p * g->lda + top, g->lda, q.k, q.m, turned, CTR_GEMM_TURNED_);
-        }
+        ctr_gemm_rows_(plan, top, q.m, p, q.k, copied, rows);
         ctr_gemm_block_run_(&q);
     }
 }
 
-/* Cuts m rows into blocks of equal height, and the panels into ranges if the blocks are few. */
-CTR_PRIVATE_ int64_t ctr_gemm_cut_(int64_t m, int64_t panels, int64_t *rows, int64_t *range,
-                                   int64_t *ranges)
+/* Cuts m rows into `blocks` of equal height, and the panels into ranges if that makes less than
+   `jobs` jobs. Returns how many there are. */
+CTR_PRIVATE_ int64_t ctr_gemm_cut_(int64_t m, int64_t blocks, int64_t jobs, int64_t panels,
+                                   int64_t *rows, int64_t *range, int64_t *ranges)
 {
-    int64_t blocks = ctr_gemm_pieces_(m, CTR_GEMM_MC_), want;
+    int64_t want;
     *rows = ctr_gemm_pieces_(ctr_gemm_pieces_(m, blocks), CTR_GEMM_MR_) * CTR_GEMM_MR_;
     blocks = ctr_gemm_pieces_(m, *rows);
-    want = blocks >= 24 ? 1 : ctr_gemm_min_(ctr_gemm_pieces_(24, blocks), (panels + 1) / 2);
+    want = ctr_gemm_min_(ctr_gemm_pieces_(jobs, blocks), (panels + 1) / 2);
     *range = ctr_gemm_pieces_(panels, want);
     *ranges = ctr_gemm_pieces_(panels, *range);
     return blocks * *ranges;
+}
+
+/* The cut of a product may know the number of threads, since no bit depends on it: one thread wants
+   whole rows of C, so that A is copied once; several want to end at the same time. */
+CTR_PRIVATE_ int64_t ctr_gemm_plan_cut_(ctr_gemm_plan_ *plan, int64_t threads)
+{
+    int64_t blocks = ctr_gemm_pieces_(plan->args.m, CTR_GEMM_MC_);
+    if (blocks > threads) {
+        blocks = ctr_gemm_pieces_(blocks, threads) * threads;
+    }
+    return ctr_gemm_cut_(plan->args.m, blocks, threads > 1 ? 4 * threads : 1, plan->panels,
+                         &plan->rows, &plan->range, &plan->ranges);
 }
 
 /* At most 16 MiB of B are packed at a time, or one panel if that is more. */
@@ -5758,7 +5801,10 @@ CTR_PRIVATE_ void ctr_gemm_avx2_(ctr_ctx *ctx, const ctr_gemm_args_ *args)
     const int64_t size = ctr_gemm_min_(all, most) * args->k * CTR_GEMM_NR_;
     ctr_gemm_plan_ plan;
     int64_t j, chunks;
-    plan.work_size = args->ta ? (size_t)(CTR_GEMM_MC_ * CTR_GEMM_TURNED_) * sizeof(float) : 0;
+    plan.slab = ctr_gemm_pieces_(args->k, ctr_gemm_pieces_(args->k, CTR_GEMM_KC_) * 8) * 8;
+    plan.work_size = args->ta || (args->lda > CTR_GEMM_FAR_ && args->n >= CTR_GEMM_WIDE_)
+                         ? (size_t)(CTR_GEMM_MC_ * CTR_GEMM_COPIED_) * sizeof(float)
+                         : 0;
     plan.packed = (float *)ctr_scratch_(ctx, (size_t)size * sizeof(float) +
                                                  (size_t)ctr_threads_(ctx) * plan.work_size);
     if (!plan.packed) {
@@ -5772,7 +5818,7 @@ CTR_PRIVATE_ void ctr_gemm_avx2_(ctr_ctx *ctx, const ctr_gemm_args_ *args)
         g->b = args->b + (g->tb ? j * g->ldb : j);
         g->c = args->c + j;
         plan.panels = ctr_gemm_pieces_(g->n, CTR_GEMM_NR_);
-        chunks = ctr_gemm_cut_(g->m, plan.panels, &plan.rows, &plan.range, &plan.ranges);
+        chunks = ctr_gemm_plan_cut_(&plan, ctr_threads_(ctx));
         ctr_gemm_spread_(ctx, plan.panels, 8 * g->n * g->k, ctr_gemm_pack_job_, &plan);
         ctr_gemm_spread_(ctx, chunks, g->m * g->n * g->k, ctr_gemm_block_job_, &plan);
     }
@@ -5977,7 +6023,8 @@ CTR_PRIVATE_ int64_t ctr_conv_work_(const ctr_conv_shape *s)
    are copied into rows of kh kw c floats, a block at a time ("im2col"), and act as a 1 x 1
    kernel. */
 
-#define CTR_CONV_FEW_ 8 /* up to so many input channels are copied as patches */
+#define CTR_CONV_FEW_ 8   /* up to so many input channels are copied as patches */
+#define CTR_CONV_ROWS_ 96 /* pixels of a block, a multiple of 6 */
 
 /* One implicit product. Tap (a, b) of the pixel (r, col) of the grid reads the input pixel
    (r step + y0 + sign a, col step + x0 + sign b) and adds to the output pixel
@@ -6108,7 +6155,7 @@ CTR_PRIVATE_ void ctr_conv_gather_(const ctr_conv_pass_ *g, int64_t top, int64_t
                                    const float **rows, float **outs)
 {
     const int64_t taps = g->th * g->tw;
-    float *patch = (float *)(rows + CTR_GEMM_MC_ * taps);
+    float *patch = (float *)(rows + CTR_CONV_ROWS_ * taps);
     ctr_conv_spot_ spot = ctr_conv_spot_at_(top, g->gh, g->gw);
     int64_t i;
     for (i = 0; i < m; i++) {
@@ -6132,7 +6179,7 @@ CTR_PRIVATE_ void ctr_conv_block_job_(void *arg, int64_t chunk, int worker)
 {
     const ctr_conv_pass_ *g = (const ctr_conv_pass_ *)arg;
     const int64_t top = chunk / g->ranges * g->rows;
-    float *outs[CTR_GEMM_MC_];
+    float *outs[CTR_CONV_ROWS_];
     ctr_gemm_block_ q;
     int64_t i, from, to;
     q.rows = (const float **)(void *)(g->work + (size_t)worker * g->work_size);
@@ -6167,7 +6214,8 @@ CTR_PRIVATE_ void ctr_conv_pass_run_(ctr_ctx *ctx, ctr_conv_pass_ *g)
         return;
     }
     g->panels = ctr_gemm_pieces_(g->oc, CTR_GEMM_NR_);
-    chunks = ctr_gemm_cut_(m, g->panels, &g->rows, &g->range, &g->ranges);
+    chunks = ctr_gemm_cut_(m, ctr_gemm_pieces_(m, CTR_CONV_ROWS_), 24, g->panels, &g->rows,
+                           &g->range, &g->ranges);
     ctr_gemm_spread_(ctx, g->panels, 8 * k * g->oc, ctr_conv_pack_job_, g);
     ctr_gemm_spread_(ctx, chunks, m * g->oc * (k + 8), ctr_conv_block_job_, g);
 }
@@ -6178,8 +6226,8 @@ CTR_PRIVATE_ int ctr_conv_memory_(ctr_ctx *ctx, ctr_conv_pass_ *g, int64_t taps,
 {
     const int64_t zeros = ctr_gemm_pieces_(g->ic, CTR_GEMM_NR_) * CTR_GEMM_NR_;
     const int64_t packed = ctr_gemm_pieces_(g->oc, CTR_GEMM_NR_) * CTR_GEMM_NR_ * taps * g->ic;
-    const int64_t patches = g->patches ? CTR_GEMM_MC_ * g->ic : 0;
-    g->work_size = (size_t)(CTR_GEMM_MC_ * most) * sizeof(float *) +
+    const int64_t patches = g->patches ? CTR_CONV_ROWS_ * g->ic : 0;
+    g->work_size = (size_t)(CTR_CONV_ROWS_ * most) * sizeof(float *) +
                    (size_t)patches * sizeof(float);
     g->packed = (float *)ctr_scratch_(ctx, (size_t)(packed + zeros) * sizeof(float) +
                                                (size_t)ctr_threads_(ctx) * g->work_size);

@@ -3,7 +3,8 @@
  *
  * C = alpha op(A) op(B) + beta C for every transposition, on sizes around the edges of the kernels'
  * tiles, with rows that are wider than the matrix, against plain loops in double. beta = 0 must not
- * read C; what lies between the rows must not change; 1, 2 and 3 threads give the same bytes.
+ * read C; what lies between the rows must not change; 1, 2 and 3 threads give the same bytes. The
+ * largest size has several blocks, slabs of k and ranges of columns, and rows of A that are copied.
  */
 #include "test.h"
 
@@ -117,7 +118,8 @@ int main(int argc, char **argv)
     static const int64_t edges[] = { 1, 2, 3, 5, 6, 7, 8, 12, 13, 15, 16, 17, 24, 31, 33 };
     static const int64_t large[][3] = { { 97, 101, 103 }, { 200, 33, 517 }, { 64, 300, 64 },
                                         { 6, 1000, 300 }, { 513, 7, 129 }, { 1, 700, 900 },
-                                        { 700, 1, 900 }, { 129, 257, 1 }, { 96, 96, 1031 } };
+                                        { 700, 1, 900 }, { 129, 257, 1 }, { 96, 96, 1031 },
+                                        { 203, 261, 1101 } };
     size_t i, j;
     int k;
     test_begin("test_gemm", argc, argv);
