@@ -9636,9 +9636,10 @@ CTR_PRIVATE_ void ctr_scope_end_(ctr_ctx *ctx, size_t low, size_t want_low, ctr_
 {
     ctr_slab_ *s = &ctx->slab;
     size_t bytes = ctr_round_(ctr_tensor_bytes_(t));
-    char *to = s->base + low;
+    char *to;
     if (!ctx->nograd || ctx->status != CTR_OK) return;
     if (!ctx->plan && !s->overflow) { /* what overflowed lies elsewhere; the next slab has room */
+        to = s->base + low;
         if ((char *)t->data < to + bytes) return;
         ctr_k_copy(ctx, ctr_tensor_bytes_(t), t->data, to);
         t->data = to;
