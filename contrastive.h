@@ -34,7 +34,9 @@
    ERRORS   stick. The first one is kept in the context with its cause, expected and actual;
    whatever comes after does nothing and is safe to call. Check once a step:
        if (ctr_error(ctx)) { puts(ctr_error_text(ctx)); ctr_error_clear(ctx); }
-   Operations return a harmless empty tensor then, constructors NULL, other functions 0. The library
+   Operations return a harmless empty tensor then, constructors NULL, other functions 0. An object
+   that could not be made (NULL) may be passed on: it has no images, no state, and nothing happens.
+   Other pointers must not be NULL unless their comment allows it. The library
    never exits, aborts, prints, raises a signal, reads the environment or calls rand(). What it
    wants to say goes to config.log_fn. A step that fails leaves the model as it was; a save that
    fails, the old file; a load that fails, the model.
@@ -72,7 +74,8 @@
    TO ADD A METHOD   see >>METHOD.
 
    A shared library for other languages:
-       cc -x c -shared -fPIC -O2 -DCONTRASTIVE_IMPLEMENTATION -o libcontrastive.so contrastive.h
+       cc -x c -shared -fPIC -O2 -DCONTRASTIVE_IMPLEMENTATION -o libcontrastive.so contrastive.h \
+          -lm -lpthread
 
    Licence: MIT-0, at the end of this file. */
 #ifndef CONTRASTIVE_H
@@ -2465,8 +2468,11 @@ CTR_PRIVATE_ void ctr_note_report_(ctr_ctx *ctx, const ctr_note_ *note)
     if (note->status != CTR_OK) ctr_fail_(ctx, note->status, "%s", note->text);
 }
 
-CTR_API ctr_status ctr_error(const ctr_ctx *ctx) { return ctx->status; }
-CTR_API const char *ctr_error_text(const ctr_ctx *ctx) { return ctx->text; }
+CTR_API ctr_status ctr_error(const ctr_ctx *ctx) { return ctx ? ctx->status : CTR_E_MEMORY; }
+CTR_API const char *ctr_error_text(const ctr_ctx *ctx)
+{
+    return ctx ? ctx->text : "no context: out of memory, or a config out of its range";
+}
 
 CTR_API void ctr_error_clear(ctr_ctx *ctx)
 {
@@ -9763,8 +9769,8 @@ CTR_API ctr_optim *ctr_optim_create(ctr_ctx *ctx, const ctr_optim_config *config
     return o;
 }
 
-CTR_API ctr_vars *ctr_optim_state(ctr_optim *optim) { return &optim->state; }
-CTR_API int64_t *ctr_optim_steps(ctr_optim *optim) { return &optim->steps; }
+CTR_API ctr_vars *ctr_optim_state(ctr_optim *optim) { return optim ? &optim->state : NULL; }
+CTR_API int64_t *ctr_optim_steps(ctr_optim *optim) { return optim ? &optim->steps : NULL; }
 
 CTR_PRIVATE_ double ctr_optim_decay_(const ctr_optim_config *c, ctr_kind kind)
 {
@@ -9784,10 +9790,10 @@ CTR_PRIVATE_ int ctr_optim_adapts_(const ctr_optim_config *c, ctr_kind kind)
 
 CTR_API void ctr_optim_step(ctr_ctx *ctx, ctr_optim *optim, double lr)
 {
-    const ctr_optim_config *c = &optim->config;
+    const ctr_optim_config *c = optim ? &optim->config : NULL;
     ctr_optim_args a;
     int i, at = 0;
-    if (!ctr_ready_(ctx)) return;
+    if (!optim || !ctr_ready_(ctx)) return;
     optim->steps++;
     for (i = 0; i < optim->vars->count; i++) {
         const ctr_var *v = &optim->vars->list[i];
@@ -9823,7 +9829,7 @@ CTR_API size_t ctr_optim_describe(const ctr_optim *optim, char *text, size_t siz
     size_t length = 0;
     int i, n;
     if (size) text[0] = 0;
-    for (i = 0; i < optim->vars->count; i++) {
+    for (i = 0; optim && i < optim->vars->count; i++) {
         const ctr_var *v = &optim->vars->list[i];
         n = snprintf(line, sizeof line, "%-44s %-18s %-9s decay %-7g %s\n", v->name,
                      ctr_shape_text_(v->value->rank, v->value->shape, shape), kinds[v->kind],
@@ -13546,24 +13552,24 @@ CTR_PRIVATE_ int64_t ctr_dataset_at_(const ctr_dataset *part, int64_t index)
     return index * part->whole->n / part->n;
 }
 
-CTR_API int64_t ctr_dataset_count(const ctr_dataset *d) { return d->n; }
-CTR_API int64_t ctr_dataset_channels(const ctr_dataset *d) { return d->c; }
-CTR_API int64_t ctr_dataset_classes(const ctr_dataset *d) { return d->classes; }
-CTR_API const char *ctr_dataset_kind(const ctr_dataset *d) { return d->kind; }
-CTR_API int64_t ctr_dataset_skipped(const ctr_dataset *d) { return d->skipped; }
-CTR_API int64_t ctr_dataset_cached(const ctr_dataset *d) { return d->cached; }
+CTR_API int64_t ctr_dataset_count(const ctr_dataset *d) { return d ? d->n : 0; }
+CTR_API int64_t ctr_dataset_channels(const ctr_dataset *d) { return d ? d->c : 0; }
+CTR_API int64_t ctr_dataset_classes(const ctr_dataset *d) { return d ? d->classes : 0; }
+CTR_API const char *ctr_dataset_kind(const ctr_dataset *d) { return d ? d->kind : ""; }
+CTR_API int64_t ctr_dataset_skipped(const ctr_dataset *d) { return d ? d->skipped : 0; }
+CTR_API int64_t ctr_dataset_cached(const ctr_dataset *d) { return d ? d->cached : 0; }
 
 CTR_API const char *ctr_dataset_class_name(const ctr_dataset *d, int64_t label)
 {
-    if (d->whole) return ctr_dataset_class_name(d->whole, label);
-    return label < 0 || label >= (int64_t)d->class_names.count
+    if (d && d->whole) return ctr_dataset_class_name(d->whole, label);
+    return !d || label < 0 || label >= (int64_t)d->class_names.count
                ? ""
                : ctr_file_name_(&d->class_names, label);
 }
 
 CTR_API int32_t ctr_dataset_label(const ctr_dataset *d, int64_t index)
 {
-    int32_t label = index < 0 || index >= d->n ? -1
+    int32_t label = !d || index < 0 || index >= d->n ? -1
                     : d->whole  ? ctr_dataset_label(d->whole, ctr_dataset_at_(d, index))
                     : d->items  ? d->items[index].label
                     : d->labels ? d->labels[index]
@@ -13573,6 +13579,7 @@ CTR_API int32_t ctr_dataset_label(const ctr_dataset *d, int64_t index)
 
 CTR_API const char *ctr_dataset_path(const ctr_dataset *d, int64_t index)
 {
+    if (!d) return "";
     if (d->whole && index >= 0 && index < d->n)
         return ctr_dataset_path(d->whole, ctr_dataset_at_(d, index));
     if (!d->items || index < 0 || index >= d->n) return "";
@@ -13786,10 +13793,10 @@ CTR_PRIVATE_ void ctr_loader_ahead_(ctr_loader *l)
 
 CTR_API int ctr_loader_next(ctr_ctx *ctx, ctr_loader *l, ctr_batch *out)
 {
-    ctr_loader_slot_ *s = &l->slots[!l->current];
+    ctr_loader_slot_ *s = l ? &l->slots[!l->current] : NULL;
     double start;
     int64_t i;
-    if (ctx->status != CTR_OK) return 0;
+    if (!l || ctx->status != CTR_OK) return 0;
     if (l->batch == l->batches) {
         l->epoch++;
         l->batch = 0;
@@ -13823,18 +13830,18 @@ CTR_API int ctr_loader_next(ctr_ctx *ctx, ctr_loader *l, ctr_batch *out)
     return 1;
 }
 
-CTR_API int64_t ctr_loader_batches(const ctr_loader *l) { return l->batches; }
-CTR_API double ctr_loader_seconds(const ctr_loader *l) { return l->seconds; }
+CTR_API int64_t ctr_loader_batches(const ctr_loader *l) { return l ? l->batches : 0; }
+CTR_API double ctr_loader_seconds(const ctr_loader *l) { return l ? l->seconds : 0; }
 
 CTR_API void ctr_loader_tell(const ctr_loader *l, int64_t *epoch, int64_t *batch)
 {
-    *epoch = l->epoch;
-    *batch = l->batch;
+    *epoch = l ? l->epoch : 0;
+    *batch = l ? l->batch : 0;
 }
 
 CTR_API int ctr_loader_seek(ctr_ctx *ctx, ctr_loader *l, int64_t epoch, int64_t batch)
 {
-    if (ctx->status != CTR_OK) return 0;
+    if (!l || ctx->status != CTR_OK) return 0;
     if (epoch < 0 || batch < 0 || batch > l->batches) {
         ctr_fail_(ctx, CTR_E_VALUE,
                   "loader_seek: epoch must be at least 0 and batch 0..%ld, got %ld and %ld",
@@ -17530,7 +17537,7 @@ CTR_API void ctr_method_destroy(ctr_method *method)
 
 CTR_API void ctr_method_visit(ctr_method *method, const ctr_visitor *visitor)
 {
-    method->visit_fn(method, visitor);
+    if (method) method->visit_fn(method, visitor);
 }
 
 /* Every variable of a table, as tensors. */
@@ -17579,6 +17586,7 @@ CTR_API uint64_t ctr_method_hash(ctr_method *method)
 {
     ctr_hash_ h;
     ctr_visitor v;
+    if (!method) return 0;
     h.ctx = method->ctx;
     h.value = (uint64_t)14695981039346656037u;
     v.user = &h;
@@ -17666,12 +17674,12 @@ CTR_PRIVATE_ ctr_tensor *ctr_method_embed_(ctr_method *method, const ctr_batch *
 CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double lr,
                             ctr_report *report)
 {
-    ctr_ctx *ctx = method->ctx;
+    ctr_ctx *ctx = method ? method->ctx : NULL;
     ctr_report own;
     ctr_tensor *z, *loss;
     double start = ctr_platform_seconds_();
     int done;
-    if (ctx->status != CTR_OK) return 0;
+    if (!ctx || ctx->status != CTR_OK) return 0;
     ctr_report_init_(&own, batch, lr);
     if (batch->views != method->views)
         ctr_fail_(ctx, CTR_E_SHAPE, "step: %s takes %d views of each image, the batch has %d",
@@ -17703,9 +17711,10 @@ CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double l
 
 CTR_API size_t ctr_method_plan(ctr_method *method, int64_t n, int64_t h, int64_t w, int64_t c)
 {
-    ctr_ctx *ctx = method->ctx;
+    ctr_ctx *ctx = method ? method->ctx : NULL;
     ctr_batch batch;
     ctr_report report;
+    if (!ctx || ctx->status != CTR_OK) return 0;
     memset(&batch, 0, sizeof batch);
     batch.n = n;
     batch.views = method->views;
@@ -17742,9 +17751,9 @@ CTR_PRIVATE_ void ctr_method_reserve_(ctr_method *method, int64_t n, int64_t h, 
 CTR_API int ctr_method_represent(ctr_method *method, int64_t n, int64_t h, int64_t w, int64_t c,
                                  const ctr_real *x, int64_t chunk, ctr_real *out)
 {
-    ctr_ctx *ctx = method->ctx;
+    ctr_ctx *ctx = method ? method->ctx : NULL;
     int64_t i, count, shape[4];
-    if (ctx->status != CTR_OK) return 0;
+    if (!ctx || ctx->status != CTR_OK) return 0;
     if (chunk < 1) chunk = 64;
     if (n > 0) ctr_method_reserve_(method, CTR_MIN_(n, chunk), h, w, c);
     for (i = 0; i < n && ctx->status == CTR_OK; i += chunk) {
@@ -21343,11 +21352,14 @@ CTR_API ctr_safetensors *ctr_safetensors_open(ctr_ctx *ctx, const char *path)
     return NULL;
 }
 
-CTR_API int64_t ctr_safetensors_count(const ctr_safetensors *f) { return (int64_t)f->count; }
+CTR_API int64_t ctr_safetensors_count(const ctr_safetensors *f)
+{
+    return f ? (int64_t)f->count : 0;
+}
 
 CTR_API int64_t ctr_safetensors_find(const ctr_safetensors *f, const char *name)
 {
-    size_t low = 0, high = f->count;
+    size_t low = 0, high = f ? f->count : 0;
     while (low < high) {
         size_t mid = low + (high - low) / 2;
         int order = strcmp(f->entries[f->by_name[mid]].name, name);
@@ -21360,8 +21372,11 @@ CTR_API int64_t ctr_safetensors_find(const ctr_safetensors *f, const char *name)
 
 CTR_API ctr_file_tensor ctr_safetensors_info(const ctr_safetensors *f, int64_t index)
 {
-    const ctr_io_entry_ *e = &f->entries[index];
+    const ctr_io_entry_ *e;
     ctr_file_tensor t;
+    memset(&t, 0, sizeof t);
+    if (!f || index < 0 || index >= (int64_t)f->count) return t;
+    e = &f->entries[index];
     t.name = e->name;
     t.dtype = e->dtype;
     t.rank = e->rank;
@@ -21373,19 +21388,21 @@ CTR_API ctr_file_tensor ctr_safetensors_info(const ctr_safetensors *f, int64_t i
 CTR_API const char *ctr_safetensors_meta(const ctr_safetensors *f, const char *key)
 {
     size_t i;
-    for (i = 0; i < f->meta_count; i++)
+    for (i = 0; f && i < f->meta_count; i++)
         if (!strcmp(f->meta[i].key, key)) return f->meta[i].value;
     return NULL;
 }
 
 CTR_API int64_t ctr_safetensors_meta_count(const ctr_safetensors *f)
 {
-    return (int64_t)f->meta_count;
+    return f ? (int64_t)f->meta_count : 0;
 }
 
 CTR_API ctr_file_meta ctr_safetensors_meta_at(const ctr_safetensors *f, int64_t index)
 {
-    return f->meta[index];
+    ctr_file_meta none;
+    memset(&none, 0, sizeof none);
+    return f && index >= 0 && index < (int64_t)f->meta_count ? f->meta[index] : none;
 }
 
 /* A 16-bit float, one with the exponent of a float, and a float, by their bits. */
@@ -21428,7 +21445,7 @@ CTR_PRIVATE_ double ctr_io_double_(const uint8_t *p)
 CTR_PRIVATE_ const ctr_io_entry_ *ctr_io_readable_(ctr_ctx *ctx, const ctr_safetensors *f,
                                                    int64_t index, int64_t count)
 {
-    if (ctx->status != CTR_OK) return NULL;
+    if (!f || ctx->status != CTR_OK) return NULL;
     if (index < 0 || index >= (int64_t)f->count) {
         ctr_fail_(ctx, CTR_E_VALUE, "safetensors: there are %ld tensors, asked for number %ld",
                   (long)f->count, (long)index);
@@ -21634,8 +21651,8 @@ CTR_PRIVATE_ ctr_ckpt_ *ctr_ckpt_create_(ctr_ctx *ctx, const char *path)
 
 CTR_API int ctr_checkpoint_save(ctr_method *method, const char *path, const ctr_position *position)
 {
-    ctr_ctx *ctx = method->ctx;
-    ctr_ckpt_ *c = ctr_ckpt_create_(ctx, path);
+    ctr_ctx *ctx = method ? method->ctx : NULL;
+    ctr_ckpt_ *c = ctx ? ctr_ckpt_create_(ctx, path) : NULL;
     ctr_visitor v;
     int done = 0;
     if (!c) return 0;
@@ -21820,7 +21837,7 @@ CTR_PRIVATE_ int ctr_ckpt_load_(ctr_method *method, const char *path, ctr_positi
 
 CTR_API int ctr_checkpoint_load(ctr_method *method, const char *path, ctr_position *position)
 {
-    return ctr_ckpt_load_(method, path, position, NULL, 0);
+    return method && ctr_ckpt_load_(method, path, position, NULL, 0);
 }
 
 /* ---- weights by torchvision's names
@@ -22018,14 +22035,25 @@ CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader,
     return !stop;
 }
 
+CTR_PRIVATE_ int ctr_fit_check_(ctr_ctx *ctx, const ctr_fit_config *c)
+{
+    if (ctx->status != CTR_OK) return 0;
+    if (c->epochs < 0 || c->save_every < 0 || !(c->warmup_epochs >= 0))
+        ctr_fail_(ctx, CTR_E_VALUE, "fit: epochs, warmup_epochs and save_every must be at least 0, "
+                  "got %ld, %g and %ld", (long)c->epochs, c->warmup_epochs, (long)c->save_every);
+    if (!(c->lr >= 0 && c->lr < 1e30) || !(c->end_lr >= 0 && c->end_lr < 1e30))
+        ctr_fail_(ctx, CTR_E_VALUE, "fit: lr and end_lr must be at least 0 (lr 0: the method's "
+                  "own), got %g and %g", c->lr, c->end_lr);
+    return ctx->status == CTR_OK;
+}
+
 CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config)
 {
     ctr_ctx *ctx = method ? method->ctx : NULL;
     ctr_schedule schedule;
     ctr_position p, saved;
     int64_t first;
-    if (!method || !loader) return -1;
-    if (ctx->status != CTR_OK) return -1;
+    if (!method || !loader || !ctr_fit_check_(ctx, config)) return -1;
     memset(&p, 0, sizeof p);
     ctr_loader_run_(loader, &p.images, &p.batch_size, &p.seed);
     p.epochs = config->epochs;
@@ -22053,7 +22081,9 @@ CTR_API int64_t ctr_fit_images(ctr_method *method, const ctr_dataset *images,
     ctr_loader_config c = ctr_loader_config_default();
     ctr_loader *loader;
     int64_t steps;
-    if (!method || !images) return -1; /* their error is in the context */
+    if (!method) return -1; /* its error is in the context */
+    if (!images) ctr_fail_(method->ctx, CTR_E_VALUE, "fit_images: there are no images (NULL)");
+    if (!ctr_fit_check_(method->ctx, config)) return -1;
     c.batch = CTR_MIN_(config->batch, ctr_dataset_count(images));
     c.views = method->views;
     c.augs = method->augs;

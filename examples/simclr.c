@@ -34,11 +34,12 @@
 
 /*                            ours, for minutes on 2 cores    the paper's, for days */
 #define ARCH        "resnet8" /* 76,000 weights, 64 features    ResNet-50, on CIFAR-10 ResNet-18 */
-#define EPOCHS      12        /*                                100 to 1000 */
+#define EPOCHS      24        /*                                100 to 1000 */
+#define HIDDEN      256       /* of the projector               as many as the features */
 #define BATCH       128       /* 254 negatives for each positive 256 to 8192 */
-#define RATE        0.12      /* SGD with momentum               LARS 0.3 x batch / 256 */
+#define RATE        0.3       /* SGD with momentum               LARS 0.3 x batch / 256 */
 #define TEMPERATURE 0.2       /*                                0.5 on CIFAR-10, 0.1 on ImageNet */
-#define CROP_MIN    0.2       /* share of the area               0.08 */
+#define CROP_MIN    0.5       /* share of the area               0.08 */
 #define JITTER      0.4       /*                                0.4 on CIFAR-10 (strength 0.5) */
 
 /* The loss by hand. z [2N, d]: all first views, then all second views. */
@@ -125,6 +126,7 @@ int main(int argc, char **argv)
     config.temperature = o.temperature;
     config.supervised = labels;
     config.proj_layers = layers;
+    config.proj_hidden = HIDDEN;
     config.proj_dim = dim;
     config.optim = ctr_optim_config_default(CTR_OPTIM_SGD);
     if (!ctr_resnet_config_parse(&config.encoder, o.arch))

@@ -106,6 +106,77 @@ static void test_small(ctr_ctx *ctx)
                   ctr_file_dtype_size(CTR_FILE_BF16) == 2);
 }
 
+/* A constructor fails and gives NULL; whatever the program does with that does nothing, and the first
+ * error stays. */
+static void test_after_error(void)
+{
+    ctr_config threads = ctr_config_default();
+    ctr_ctx *ctx = ctr_ctx_create(NULL), *none;
+    ctr_simclr_config simclr = ctr_simclr_default();
+    ctr_fit_config fit = ctr_fit_default();
+    ctr_loader_config batches = ctr_loader_config_default();
+    ctr_aug_config aug = ctr_aug_none_default(8);
+    ctr_dataset *data = ctr_dataset_open(ctx, "no such folder", NULL, NULL);
+    ctr_method *m = ctr_simclr_create(ctx, &simclr);
+    ctr_loader *l = ctr_loader_create(ctx, data, &batches);
+    ctr_safetensors *file = ctr_safetensors_open(ctx, "no such file");
+    ctr_position p;
+    ctr_batch batch;
+    ctr_report report;
+    ctr_scores scores;
+    ctr_real z[64] = { 0 };
+    int64_t epoch = 7, at = 7;
+    int32_t labels[4];
+    char first[256], text[64];
+    snprintf(first, sizeof first, "%s", ctr_error_text(ctx));
+    memset(&batch, 0, sizeof batch);
+    memset(&p, 0, sizeof p);
+    test_true("constructors give NULL", !data && !m && !l && !file && first[0]);
+    test_true("no images", !ctr_dataset_count(data) && !ctr_dataset_channels(data) &&
+              !ctr_dataset_classes(data) && !*ctr_dataset_class_name(data, 0) &&
+              ctr_dataset_label(data, 0) == -1 && !*ctr_dataset_path(data, 0) &&
+              !*ctr_dataset_kind(data) && !ctr_dataset_skipped(data) && !ctr_dataset_cached(data));
+    ctr_loader_tell(l, &epoch, &at);
+    test_true("no batches", !ctr_loader_next(ctx, l, &batch) && !ctr_loader_batches(l) &&
+              !epoch && !at && !ctr_loader_seek(ctx, l, 0, 0) && ctr_loader_seconds(l) == 0);
+    test_true("no training", ctr_fit(m, l, &fit) == -1 && ctr_fit_images(m, data, &fit) == -1 &&
+              !ctr_method_step(m, &batch, 0.1, &report) && !ctr_method_hash(m) &&
+              !ctr_method_plan(m, 1, 4, 4, 3));
+    test_true("no representations", !ctr_method_represent(m, 1, 4, 4, 3, z, 1, z) &&
+              !ctr_method_represent_dataset(ctx, m, data, &aug, 1, z, labels) &&
+              !ctr_scores_measure(ctx, m, data, NULL, &aug, &aug, 1, &scores));
+    test_true("no checkpoint", !ctr_checkpoint_save(m, "after_error.ctr", &p) &&
+              !ctr_checkpoint_load(m, "after_error.ctr", &p));
+    test_true("no tensors", !ctr_safetensors_count(file) && ctr_safetensors_find(file, "a") == -1 &&
+              !ctr_safetensors_info(file, 0).name && !ctr_safetensors_meta(file, "a") &&
+              !ctr_safetensors_meta_count(file) && !ctr_safetensors_meta_at(file, 0).key &&
+              !ctr_safetensors_read_f32(ctx, file, 0, z, 1));
+    ctr_optim_step(ctx, NULL, 0.1);
+    test_true("no optimiser", !ctr_optim_state(NULL) && !ctr_optim_steps(NULL) &&
+              !ctr_optim_describe(NULL, text, sizeof text) && !*text);
+    ctr_method_visit(m, NULL);
+    ctr_method_destroy(m);
+    ctr_loader_destroy(ctx, l);
+    ctr_dataset_destroy(ctx, data);
+    test_true("the first error stays", !strcmp(first, ctr_error_text(ctx)));
+    ctr_error_clear(ctx);
+    m = ctr_simclr_create(ctx, &simclr);
+    test_true("fit_images names what is missing", ctr_fit_images(m, NULL, &fit) == -1 &&
+              strstr(ctr_error_text(ctx), "no images"));
+    ctr_error_clear(ctx);
+    fit.lr = -1;
+    data = ctr_dataset_shapes(ctx, 4, 8, 1);
+    test_true("a negative rate is refused", ctr_fit_images(m, data, &fit) == -1 &&
+              ctr_error(ctx) == CTR_E_VALUE && strstr(ctr_error_text(ctx), "-1"));
+    ctr_error_clear(ctx);
+    ctr_dataset_destroy(ctx, data);
+    ctr_method_destroy(m);
+    ctr_ctx_destroy(ctx);
+    threads.threads = 65;
+    none = ctr_ctx_create(&threads);
+    test_true("no context at all", !none && ctr_error(none) != CTR_OK && *ctr_error_text(none));
+}
+
 int main(int argc, char **argv)
 {
     ctr_ctx *ctx;
@@ -114,6 +185,7 @@ int main(int argc, char **argv)
     test_defaults();
     test_parts(ctx);
     test_small(ctx);
+    test_after_error();
     test_true("no error is left", ctr_error(ctx) == CTR_OK);
     ctr_ctx_destroy(ctx);
     return test_end();

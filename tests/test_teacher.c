@@ -1,5 +1,5 @@
 /* test_teacher.c - MoCo, BYOL, SimSiam, and what shares their code: Barlow Twins and VICReg.
- * run: float double asan tsan valgrind smoke
+ * run: float double asan tsan smoke
  *
  * 1. Three steps of each against PyTorch in float64 (tests/golden/golden_teacher.txt): losses,
  *    parameters, running statistics, the target, the queue.
