@@ -161,10 +161,10 @@ EX_FN void ex_options_init(ex_options *o, const char *method, const char *summar
     ex_options_add(o, "--epochs", "N", EX_INT, &o->epochs, 1, 1000000, "passes over the data");
     ex_options_add(o, "--batch", "N", EX_INT, &o->batch, 2, 1000000, "images in a step");
     ex_options_add(o, "--arch", "NAME", EX_TEXT, &o->arch, 0, 0, "network");
-    ex_options_add(o, "--lr", "X", EX_REAL, &o->lr, 0, 1000, "base learning rate");
+    ex_options_add(o, "--lr", "X", EX_REAL, &o->lr, 1e-8, 1000, "base learning rate");
     ex_options_add(o, "--temperature", "X", EX_REAL, &o->temperature, 0.001, 100,
                    "divides the similarities");
-    ex_options_add(o, "--threads", "N", EX_INT, &o->threads, 0, 1024, "0: as many as cores");
+    ex_options_add(o, "--threads", "N", EX_INT, &o->threads, 0, 64, "0: as many as cores");
     ex_options_add(o, "--seed", "N", EX_SEED, &o->seed, 0, 0, "same seed, same run");
     ex_options_add(o, "--device", "cpu|cuda", EX_CHOICE, &o->device, 0, 0, "where to compute");
     ex_options_add(o, "--out", "DIR", EX_TEXT, &o->out, 0, 0, "folder for what is written");

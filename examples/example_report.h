@@ -28,7 +28,7 @@ typedef struct ex_run {
     ctr_scores pixels, untrained, trained;
     double *loss, *epoch_loss, *epoch_x;   /* of each step; mean of each epoch */
     int steps, epochs, step_room;
-    double chance, started, trained_seconds, images;
+    double chance, started, train_started, trained_seconds, images;
     int64_t first_step;
     ex_progress progress;
 } ex_run;
@@ -174,10 +174,18 @@ EX_FN void ex_run_compare(ex_run *run, const char *name, ctr_tensor *by_hand, ct
 
 EX_FN void ex_run_scores(ex_run *run, ctr_method *method, const char *who, ctr_scores *scores)
 {
-    ctr_scores_measure(run->ctx, method, run->train, run->test, &run->clean, &run->view,
-                       run->o->seed, scores);
+    ctr_aug_config clean = run->clean, view = run->view;
+    if (!method && clean.height > 32) /* a probe of d numbers an image needs d x d: larger ones */
+        clean.height = clean.width = view.height = view.width = 32;  /* are shrunk before */
+    ctr_scores_measure(run->ctx, method, run->train, run->test, &clean, &view, run->o->seed,
+                       scores);
     ex_run_check(run);
-    if (scores->knn >= 0)
+    if (scores->knn < 0 && !method)
+        printf("no accuracies: the images have no labels (folders with a class each give them)\n");
+    else if (scores->knn >= 0 && scores->linear < 0)
+        printf("%-18s k-NN %5.1f %% among the training images (there are no others)\n", who,
+               scores->knn);
+    else if (scores->knn >= 0)
         printf("%-18s k-NN %5.1f %%   probe %5.1f %%   probe, 10 labels a class %5.1f %%   "
                "k-NN through a view %5.1f %%\n",
                who, scores->knn, scores->linear, scores->linear_10, scores->knn_views);
@@ -190,7 +198,8 @@ EX_FN void ex_run_before(ex_run *run, ctr_method *method)
     printf("%s: %ld images of %s", run->o->method, (long)ctr_dataset_count(run->train),
            run->o->data);
     if (run->test) printf(", %ld to test", (long)ctr_dataset_count(run->test));
-    printf("; %d threads, %s kernels\n", ctr_threads(run->ctx), ctr_kernels_name(run->ctx));
+    printf("; views of %ld x %ld; %d threads, %s kernels\n", (long)run->view.width,
+           (long)run->view.height, ctr_threads(run->ctx), ctr_kernels_name(run->ctx));
     ex_run_scores(run, NULL, "raw pixels", &run->pixels);
     ex_run_scores(run, method, "untrained encoder", &run->untrained);
 }
@@ -202,6 +211,10 @@ EX_FN int ex_run_step(void *user, const ctr_report *report)
         run->first_step = report->step;
         ex_progress_begin(&run->progress, run->progress.epochs, run->progress.steps,
                           run->progress.images, (long)report->step);
+        run->progress.start = run->train_started;
+        if (report->step > 0)
+            printf("resumed at epoch %ld, step %ld\n", (long)report->epoch + 1,
+                   (long)report->step + 1);
     }
     if (run->steps < run->step_room) run->loss[run->steps++] = report->loss;
     run->chance = report->chance;
@@ -220,8 +233,8 @@ EX_FN int ex_run_epoch(void *user, const ctr_report *report)
     run->epoch_loss[run->epochs] = n ? sum / n : 0;
     run->epoch_x[run->epochs++] = (double)(run->first_step + run->steps) - 0.5 * n;
     ex_progress_break(&run->progress);
-    printf("epoch %3ld  loss %.4f%s  top-1 %5.1f %%  cosine + %.2f - %.2f  "
-           "std %.3f of %.3f  rank %.1f\n",
+    printf("epoch %3ld  loss %.4f%s  found %.1f %%  cosine of positives %.2f, of others %.2f  "
+           "spread %.3f of %.3f  rank %.1f\n",
            (long)report->epoch + 1, n ? sum / n : 0, chance, 100 * report->accuracy,
            report->positive, report->negative, report->std, report->std_reference, report->rank);
     fflush(stdout);
@@ -234,6 +247,7 @@ EX_FN void ex_run_train(ex_run *run, ctr_method *method, ctr_loader *loader, ctr
     static char path[EX_PATH];
     int64_t batches = ctr_loader_batches(loader);
     double start = ex_seconds();
+    FILE *before;
     ex_out_make(run->o);
     run->step_room = (int)(batches * fit.epochs);
     run->loss = (double *)ex_alloc(run, (size_t)run->step_room, sizeof(double));
@@ -243,6 +257,12 @@ EX_FN void ex_run_train(ex_run *run, ctr_method *method, ctr_loader *loader, ctr
     run->progress.steps = (int)batches;
     run->progress.images = run->o->batch;
     fit.checkpoint = ex_out_path(run->o, "checkpoint.safetensors", path);
+    before = fopen(path, "rb");
+    if (before) fclose(before);
+    if (run->o->resume && !before) printf("no %s to go on from: a new run\n", path);
+    printf("each epoch: its loss; how many views found their partner nearest; mean cosines;\n"
+           "spread of the embeddings, and of an even one (std); effective rank of the features\n");
+    run->train_started = start;
     fit.save_every = run->o->save_every;
     fit.resume = run->o->resume;
     fit.user = run;
@@ -255,6 +275,12 @@ EX_FN void ex_run_train(ex_run *run, ctr_method *method, ctr_loader *loader, ctr
 
 /* ---- pictures
    ---------------------------------------------------------------------------------- */
+
+/* A picture that could not be written has said why. */
+EX_FN void ex_run_drew(const ex_run *run, int failed)
+{
+    if (failed) ex_die(run->o, 2, "not every picture could be written to %s", run->o->out);
+}
 
 /* Numbers back to bytes, undoing the normalisation; gray stays gray. */
 EX_FN void ex_bytes_of(const ctr_aug_config *aug, const ctr_real *x, int64_t c, unsigned char *out)
@@ -316,7 +342,8 @@ EX_FN void ex_draw_views(ex_run *run, const ctr_dataset *data, const ctr_aug_con
         ex_render(run, data, i, clean, 0, ex_image_at(originals, i));
         for (j = 0; j < k; j++) ex_render(run, data, i, view, j, ex_image_at(views, i * k + j));
     }
-    ex_sheet_views(ex_out_path(run->o, name, path), title, originals, views, k, NULL);
+    ex_run_drew(run, ex_sheet_views(ex_out_path(run->o, name, path), title, originals, views, k,
+                                    NULL));
     free(ex_image_at(originals, 0));
     free(ex_image_at(views, 0));
 }
@@ -366,7 +393,7 @@ EX_FN void ex_draw_loss(ex_run *run)
     snprintf(label, sizeof label, "at chance: %.2f", run->chance);
     panel.chance_label = run->chance >= 0 ? label : NULL; /* VICReg has none */
     snprintf(title, sizeof title, "%s: loss while training", run->o->method);
-    ex_svg_curve(ex_out_path(run->o, "loss.svg", path), title, &panel, 1);
+    ex_run_drew(run, ex_svg_curve(ex_out_path(run->o, "loss.svg", path), title, &panel, 1));
     free(x);
 }
 
@@ -429,11 +456,12 @@ EX_FN void ex_draw_map(ex_run *run, const ex_embedded *e, const char *const *nam
     ctr_tsne_map(run->ctx, &points, NULL, xy, NULL);
     ex_run_check(run);
     for (i = 0; i < 2 * n; i++) plane[i] = (float)xy[i];
-    snprintf(title, sizeof title, "%s: %ld test images as the encoder sees them", run->o->method,
-             (long)n);
-    ex_svg_map(ex_out_path(run->o, "map.svg", path), title,
-               "t-SNE of the representations; colours are labels that training never saw", plane,
-               classes ? e->labels : NULL, (int)n, names, classes);
+    snprintf(title, sizeof title, "%s: %ld %simages as the encoder sees them", run->o->method,
+             (long)n, run->test ? "test " : "");
+    ex_run_drew(run, ex_svg_map(ex_out_path(run->o, "map.svg", path), title,
+                                classes ? "t-SNE of the representations; colours are the classes"
+                                        : "t-SNE of the representations",
+                                plane, classes ? e->labels : NULL, (int)n, names, classes));
     free(xy);
     free(plane);
 }
@@ -443,9 +471,9 @@ EX_FN void ex_draw_neighbours(ex_run *run, const ex_embedded *gallery, const ex_
                               const char *const *names, int classes)
 {
     enum { ROWS = 8, K = EX_NEIGHBOURS };
-    int rows = (int)(queries->n < ROWS ? queries->n : ROWS), i, j;
-    int64_t index[ROWS * K];
-    ctr_real similarity[ROWS * K];
+    int rows = (int)(queries->n < ROWS ? queries->n : ROWS), i, j, self = run->test ? 0 : 1;
+    int64_t found[ROWS * (K + 1)], index[ROWS * K];
+    ctr_real similarity[ROWS * (K + 1)];
     int32_t query[ROWS], nearest[ROWS * K], labels[ROWS * K];
     float close[ROWS * K];
     ctr_points a = ctr_points_make(gallery->n, gallery->d, gallery->x, NULL);
@@ -455,14 +483,18 @@ EX_FN void ex_draw_neighbours(ex_run *run, const ex_embedded *gallery, const ex_
     ex_images right = ex_images_make(run, run->train, &run->clean, rows * K);
     ex_neighbours sheet;
     char path[EX_PATH];
-    ctr_neighbors_find(run->ctx, &a, &b, K, index, similarity);
+    ctr_neighbors_find(run->ctx, &a, &b, K + self, found, similarity);
     ex_run_check(run);
+    for (i = 0; i < rows; i++) /* without test images the nearest is the image itself: left out */
+        for (j = 0; j < K; j++) {
+            index[i * K + j] = found[i * (K + self) + j + self];
+            close[i * K + j] = (float)similarity[i * (K + self) + j + self];
+        }
     for (i = 0; i < rows; i++) {
         query[i] = i;
         ex_render(run, from, i, &run->clean, 0, ex_image_at(left, i));
         for (j = i * K; j < (i + 1) * K; j++) {
             nearest[j] = j;
-            close[j] = (float)similarity[j];
             labels[j] = index[j] >= 0 ? gallery->labels[index[j]] : -1;
             if (index[j] >= 0)
                 ex_render(run, run->train, index[j], &run->clean, 0, ex_image_at(right, j));
@@ -480,8 +512,9 @@ EX_FN void ex_draw_neighbours(ex_run *run, const ex_embedded *gallery, const ex_
     sheet.gallery_labels = classes ? labels : NULL;
     sheet.names = names;
     sheet.names_count = names ? classes : 0;
-    ex_sheet_neighbours(ex_out_path(run->o, "neighbours.png", path),
-                        "test images and the nearest training images by cosine", &sheet);
+    ex_run_drew(run, ex_sheet_neighbours(ex_out_path(run->o, "neighbours.png", path), run->test ?
+                                         "test images and the nearest training images by cosine" :
+                                         "images and the nearest others by cosine", &sheet));
     free(ex_image_at(left, 0));
     free(ex_image_at(right, 0));
 }
@@ -509,18 +542,19 @@ EX_FN void ex_run_after(ex_run *run, ctr_method *method, const ctr_aug_config *v
     if (run->steps) ex_draw_loss(run);
     ex_draw_map(run, &test, names, classes);
     ex_draw_neighbours(run, &train, &test, names, classes);
-    printf("written to %s: checkpoint.safetensors embeddings.npy loss.svg views.png map.svg "
-           "neighbours.png\n", run->o->out);
+    printf("written to %s: checkpoint.safetensors embeddings.npy %sviews.png map.svg "
+           "neighbours.png\n", run->o->out, run->steps ? "loss.svg " : "");
     printf(
         "result method=%s epochs=%d loss=%.4f knn=%.2f linear=%.2f linear_10=%.2f knn_views=%.2f "
         "knn_random=%.2f linear_random=%.2f knn_views_random=%.2f knn_pixels=%.2f "
         "linear_pixels=%.2f knn_views_pixels=%.2f images_per_s=%.0f peak_mb=%.0f seconds=%.1f\n",
-        run->o->method, run->o->epochs, run->epochs ? run->epoch_loss[run->epochs - 1] : 0,
+        run->o->method, run->o->epochs, run->epochs ? run->epoch_loss[run->epochs - 1] : -1,
         run->trained.knn, run->trained.linear, run->trained.linear_10, run->trained.knn_views,
         run->untrained.knn, run->untrained.linear, run->untrained.knn_views, run->pixels.knn,
         run->pixels.linear, run->pixels.knn_views,
         run->trained_seconds > 0 ? run->images / run->trained_seconds : 0, ex_peak_mb(),
         ex_seconds() - run->started);
+    if (fflush(stdout) != 0) ex_die(run->o, 2, "the result could not be printed");
     free(names);
     free(train.x);
     free(train.labels);

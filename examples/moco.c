@@ -94,7 +94,7 @@ int main(int argc, char **argv)
     ex_options_add(&o, "--version", "N", EX_INT, &version, 1, 3, "of the paper");
     ex_options_add(&o, "--queue", "N", EX_INT, &queue, 1, 16777216, "keys in the queue (v1, v2)");
     ex_options_add(&o, "--momentum", "X", EX_REAL, &momentum, 0, 1, "of the momentum encoder");
-    ex_options_add(&o, "--symmetric", NULL, EX_FLAG, &symmetric, 0, 1,
+    ex_options_add(&o, "--symmetric", "", EX_FLAG, &symmetric, 0, 1,
                    "both views are queries (v3 always does it)");
     ex_options_add(&o, "--groups", "N", EX_INT, &groups, 1, 4096,
                    "of batch norm, as on so many GPUs (v1, v2)");

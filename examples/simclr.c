@@ -105,7 +105,7 @@ int main(int argc, char **argv)
     o.batch = BATCH;
     o.lr = RATE;
     o.temperature = TEMPERATURE;
-    ex_options_add(&o, "--labels", NULL, EX_FLAG, &labels, 0, 1,
+    ex_options_add(&o, "--labels", "", EX_FLAG, &labels, 0, 1,
                    "SupCon: images of one class attract");
     ex_options_add(&o, "--layers", "N", EX_INT, &layers, 1, 4, "of the projector (SimCLR v2: 3)");
     ex_options_add(&o, "--dim", "N", EX_INT, &dim, 2, 4096, "numbers in an embedding");

@@ -77,7 +77,7 @@ int main(int argc, char **argv)
     ex_options_add(&o, "--layers", "N", EX_INT, &layers, 1, 4, "of the projector");
     ex_options_add(&o, "--dim", "N", EX_INT, &dim, 2, 4096, "numbers in an embedding");
     ex_options_add(&o, "--predictor", "N", EX_INT, &predictor, 1, 65536, "its hidden layer");
-    ex_options_add(&o, "--falling", NULL, EX_FLAG, &falling, 0, 1,
+    ex_options_add(&o, "--falling", "", EX_FLAG, &falling, 0, 1,
                    "the predictor's rate falls as well; theirs does not");
     ex_options_parse(&o, argc, argv);
     ex_smoke(&o);
