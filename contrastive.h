@@ -1178,10 +1178,13 @@ CTR_API int64_t ctr_dataset_verify(ctr_ctx *ctx, const ctr_dataset *dataset, ctr
    >>LOADER  batches of views, the next one prepared while this one trains
    ---------------------------------------------------------------------------------------------- */
 
+#define CTR_MAX_VIEWS 64
+
 typedef struct ctr_loader_config {
     int64_t batch;                /* images in a batch, 2..n; default 128 */
-    int views;                    /* of each image, 1..64; default 2 */
-    const ctr_aug_config *augs;   /* [views], copied; all of one height and width. No default */
+    int views;                    /* of each image, 1..CTR_MAX_VIEWS; default 2 */
+    const ctr_aug_config *augs;   /* [views], copied; neighbours of one height and width make a
+                                     group of views. No default */
     ctr_last last;                /* default CTR_LAST_DROP */
     int shuffle;                  /* default 1 */
     int prefetch;                 /* prepare the next batch in the background; default 1 */
@@ -1192,7 +1195,16 @@ typedef struct ctr_loader_config {
 CTR_API ctr_loader_config ctr_loader_config_default(void);
 CTR_API void ctr_loader_config_init(ctr_loader_config *config);
 
-/* A batch belongs to the loader and lives until the next call of next, seek or destroy. */
+/* Views of one size: multi-crop (Caron et al., 2020) has two large crops and six small ones. */
+typedef struct ctr_view_group {
+    int views;                    /* of each image */
+    int64_t h, w;
+    ctr_real *pixels;             /* [views * n, h, w, c]: all of its view 1, then all of view 2 */
+} ctr_view_group;
+
+/* A batch belongs to the loader and lives until the next call of next, seek or destroy. views, h, w
+   and pixels are the first group's, which is all there is unless augs differ in size. Whoever fills
+   one in by hand sets all of it to 0 first; groups may stay 0 when there is one. */
 typedef struct ctr_batch {
     int64_t n;                    /* images */
     int views;
@@ -1201,6 +1213,8 @@ typedef struct ctr_batch {
     const int32_t *labels;        /* [n], -1: none */
     ctr_real *pixels;             /* [views * n, h, w, c]: all of view 1, then all of view 2, ... */
     int64_t epoch, batch;         /* which one this is */
+    int groups;                   /* of views, in the order of augs */
+    const ctr_view_group *group;  /* [groups], the first one as above; NULL allowed with one */
 } ctr_batch;
 
 /* The dataset must outlive the loader. All memory is taken here: a steady epoch allocates nothing,
@@ -1658,8 +1672,13 @@ typedef struct ctr_method ctr_method;
 struct ctr_method {
     const char *name;                 /* "simclr" */
     ctr_ctx *ctx;
-    int views;                        /* of each image */
+    int views;                        /* of each image, in all groups together */
     const ctr_aug_config *augs;       /* [views] */
+    /* Views of several sizes: what the method takes (pixels NULL), and this step's groups as
+       tensors, of which embed_fn and target_fn get the first. groups 0: all views have one size. */
+    int groups;
+    const ctr_view_group *group;      /* [groups] */
+    ctr_tensor *crops[CTR_MAX_VIEWS]; /* [groups]: [views * n, h, w, c] each */
     int64_t features, dim;            /* numbers in a representation, in an embedding */
     double lr; /* what the driver takes if it is given none, for a batch ... */
     ctr_lr_rule lr_rule;              /* ... of 256, and for others by this rule */
@@ -1672,7 +1691,8 @@ struct ctr_method {
        empty: a second network then costs the memory of a block or two. */
     ctr_tensor *(*target_fn)(ctr_method *method, ctr_tensor *x);
     ctr_tensor *target;               /* of this step: what target_fn returned */
-    /* what the loss takes: x [views * n, h, w, c] -> [views * n, dim] (MoCo: [n, dim] of view 1) */
+    /* what the loss takes: x [views * n, h, w, c] -> [views * n, dim], all groups' views in order
+       (MoCo: [n, dim] of view 1) */
     ctr_tensor *(*embed_fn)(ctr_method *method, ctr_tensor *x);
     /* fills loss, accuracy and the like in; the scalar to minimise */
     ctr_tensor *(*loss_fn)(ctr_method *method, ctr_tensor *z, const ctr_batch *batch,
@@ -1694,7 +1714,8 @@ CTR_API void ctr_method_destroy(ctr_method *method); /* NULL is allowed */
 CTR_API void ctr_method_visit(ctr_method *method, const ctr_visitor *visitor);
 /* A hash of the whole state: equal states, equal numbers. */
 CTR_API uint64_t ctr_method_hash(ctr_method *method);
-/* Bytes of the slab that a step with a batch of n images of [h, w, c] needs. */
+/* Bytes of the slab that a step with a batch of n images of [h, w, c] needs; further groups of
+   views have the sizes that the method's augmentations give them. */
 CTR_API size_t ctr_method_plan(ctr_method *method, int64_t n, int64_t h, int64_t w, int64_t c);
 
 /* Representations of n images x [n, h, w, c] (host memory, as augmented: floats) in evaluation
@@ -13667,7 +13688,8 @@ typedef struct ctr_loader_slot_ {
     const int64_t *order;     /* [dataset's n] of its epoch */
     int64_t *index;           /* [batch] */
     int32_t *labels;          /* [batch] */
-    ctr_real *pixels;         /* [views * n, h, w, c] */
+    ctr_real *pixels;         /* of all groups, one behind the other */
+    ctr_view_group group[CTR_MAX_VIEWS];
     ctr_note_ *notes;         /* [batch]: one for each image */
 } ctr_loader_slot_;
 
@@ -13677,7 +13699,8 @@ struct ctr_loader {
     ctr_loader_config config;
     ctr_aug_config *augs;     /* [views], the loader's copy */
     int64_t batches, epoch, batch;
-    size_t view_size;         /* numbers in one view */
+    int groups;               /* of views of one size */
+    size_t bytes;             /* of a slot's pixels */
     ctr_loader_slot_ slots[2];
     int current;              /* the slot that the caller reads */
     int running;              /* the other slot's job is in the background */
@@ -13705,6 +13728,23 @@ CTR_API ctr_loader_config ctr_loader_config_default(void)
     return config;
 }
 
+/* Neighbours of one size make a group. Fills group[CTR_MAX_VIEWS] in, all but the pixels; returns
+   how many there are. */
+CTR_PRIVATE_ int ctr_loader_groups_(int views, const ctr_aug_config *augs, ctr_view_group *group)
+{
+    int v, count = 0;
+    for (v = 0; v < views; v++) {
+        if (!v || augs[v].height != augs[v - 1].height || augs[v].width != augs[v - 1].width) {
+            memset(&group[count], 0, sizeof *group);
+            group[count].h = augs[v].height;
+            group[count].w = augs[v].width;
+            count++;
+        }
+        group[count - 1].views++;
+    }
+    return count;
+}
+
 /* Scratch of one worker for an image of that size; grows only with images that were not known when
    the loader was made. Worker-safe. */
 CTR_PRIVATE_ void *ctr_loader_scratch_(ctr_loader *l, int worker, int64_t h, int64_t w)
@@ -13726,19 +13766,36 @@ CTR_PRIVATE_ void *ctr_loader_scratch_(ctr_loader *l, int worker, int64_t h, int
     return l->scratch[worker];
 }
 
-/* Chunk i of a batch's job: all views of its image i. */
+/* All views of a batch's image i, which is number `position` of the epoch. */
+CTR_PRIVATE_ void ctr_loader_views_(const ctr_loader_slot_ *s, int64_t i, int64_t position,
+                                    const ctr_image *image, void *scratch)
+{
+    const ctr_loader *l = s->loader;
+    ctr_aug_params params;
+    ctr_rng rng;
+    int g, k, v = 0;
+    for (g = 0; g < l->groups; g++) {
+        const ctr_view_group *group = &s->group[g];
+        int64_t size = group->h * group->w * l->d->c;
+        for (k = 0; k < group->views; k++, v++) {
+            ctr_rng_init(&rng, l->config.seed, CTR_STREAM_VIEW, s->epoch, position, v);
+            ctr_aug_sample(&l->augs[v], &rng, image->h, image->w, &params);
+            ctr_aug_apply(&l->augs[v], &params, image->pixels, image->h, image->w, image->c,
+                          group->pixels + (k * s->n + i) * size, scratch);
+        }
+    }
+}
+
+/* Chunk i of a batch's job: its image i. */
 CTR_PRIVATE_ void ctr_loader_job_(void *arg, int64_t i, int worker)
 {
     ctr_loader_slot_ *s = (ctr_loader_slot_ *)arg;
     ctr_loader *l = s->loader;
-    const ctr_loader_config *c = &l->config;
-    int64_t position = s->batch * c->batch + i, source = s->order[position % l->d->n];
+    int64_t position = s->batch * l->config.batch + i, source = s->order[position % l->d->n];
     ctr_note_ *note = &s->notes[i];
-    ctr_aug_params params;
     ctr_image image;
-    ctr_rng rng;
     void *scratch;
-    int borrowed, v;
+    int borrowed;
     s->index[i] = source;
     s->labels[i] = ctr_dataset_label(l->d, source);
     note->status = CTR_OK;
@@ -13747,12 +13804,7 @@ CTR_PRIVATE_ void ctr_loader_job_(void *arg, int64_t i, int worker)
     if (!scratch)
         ctr_note_set_(note, CTR_E_MEMORY, "loader: no memory to augment an image of %ld x %ld",
                       (long)image.h, (long)image.w);
-    for (v = 0; scratch && v < c->views; v++) {
-        ctr_rng_init(&rng, c->seed, CTR_STREAM_VIEW, s->epoch, position, v);
-        ctr_aug_sample(&l->augs[v], &rng, image.h, image.w, &params);
-        ctr_aug_apply(&l->augs[v], &params, image.pixels, image.h, image.w, image.c,
-                      s->pixels + (size_t)(v * s->n + i) * l->view_size, scratch);
-    }
+    else ctr_loader_views_(s, i, position, &image, scratch);
     if (!borrowed) ctr_image_free(l->ctx, &image);
 }
 
@@ -13817,15 +13869,17 @@ CTR_API int ctr_loader_next(ctr_ctx *ctx, ctr_loader *l, ctr_batch *out)
     l->current = !l->current;
     l->batch++;
     out->n = s->n;
-    out->views = l->config.views;
-    out->h = l->augs[0].height;
-    out->w = l->augs[0].width;
+    out->views = s->group[0].views;
+    out->h = s->group[0].h;
+    out->w = s->group[0].w;
     out->c = l->d->c;
     out->index = s->index;
     out->labels = s->labels;
-    out->pixels = s->pixels;
+    out->pixels = s->group[0].pixels;
     out->epoch = s->epoch;
     out->batch = s->batch;
+    out->groups = l->groups;
+    out->group = s->group;
     ctr_loader_ahead_(l);
     return 1;
 }
@@ -13867,8 +13921,7 @@ CTR_API void ctr_loader_destroy(ctr_ctx *ctx, ctr_loader *l)
         ctr_free_host_(ctx, s->index, batch * sizeof *s->index);
         ctr_free_host_(ctx, s->labels, batch * sizeof *s->labels);
         ctr_free_host_(ctx, s->notes, batch * sizeof *s->notes);
-        ctr_aligned_free_(ctx, s->pixels,
-                          batch * (size_t)l->config.views * l->view_size * sizeof *s->pixels);
+        ctr_aligned_free_(ctx, s->pixels, l->bytes);
         ctr_free_host_(ctx, l->orders[i], order);
     }
     for (i = 0; l->scratch && l->scratch_size && i < ctx->threads; i++)
@@ -13889,22 +13942,15 @@ CTR_PRIVATE_ int ctr_loader_config_ok_(ctr_ctx *ctx, const ctr_dataset *d,
                   (long)c->batch);
         return 0;
     }
-    if (c->views < 1 || c->views > 64 || !c->augs || (unsigned)c->last > CTR_LAST_WRAP) {
+    if (c->views < 1 || c->views > CTR_MAX_VIEWS || !c->augs ||
+        (unsigned)c->last > CTR_LAST_WRAP) {
         ctr_fail_(ctx, CTR_E_VALUE, "loader: %s",
                   c->augs ? "views must be 1..64 and last a CTR_LAST_ value"
                           : "augs must point at one config for each view");
         return 0;
     }
-    for (v = 0; v < c->views; v++) {
+    for (v = 0; v < c->views; v++)
         if (!ctr_aug_config_check(ctx, &c->augs[v])) return 0;
-        if (c->augs[v].height != c->augs[0].height || c->augs[v].width != c->augs[0].width) {
-            ctr_fail_(ctx, CTR_E_SHAPE,
-                      "loader: view %d is %ld x %ld, view 0 %ld x %ld; they must be equal", v,
-                      (long)c->augs[v].height, (long)c->augs[v].width, (long)c->augs[0].height,
-                      (long)c->augs[0].width);
-            return 0;
-        }
-    }
     if (c->last == CTR_LAST_KEEP && d->n % c->batch == 1)
         ctr_log_(ctx, CTR_LOG_WARN,
                  "loader: the last batch of each epoch has a single image; batch norm "
@@ -13912,15 +13958,33 @@ CTR_PRIVATE_ int ctr_loader_config_ok_(ctr_ctx *ctx, const ctr_dataset *d,
     return 1;
 }
 
+/* A slot's pixels, each group on a cache line of its own. */
+CTR_PRIVATE_ void ctr_loader_pixels_(ctr_ctx *ctx, ctr_loader *l, ctr_loader_slot_ *s)
+{
+    size_t offset[CTR_MAX_VIEWS], at = 0, line = 64 / sizeof(ctr_real), size;
+    int g;
+    l->groups = ctr_loader_groups_(l->config.views, l->augs, s->group);
+    for (g = 0; g < l->groups; g++) {
+        size = (size_t)l->config.batch * (size_t)s->group[g].views;
+        size = ctr_size_mul_(ctx, size, (size_t)(s->group[g].h * s->group[g].w * l->d->c));
+        if (ctx->status == CTR_OK && size > SIZE_MAX / sizeof(ctr_real) - at - line)
+            ctr_fail_(ctx, CTR_E_MEMORY, "loader: the views of a batch exceed the memory");
+        offset[g] = at;
+        at += g + 1 < l->groups ? (size + line - 1) / line * line : size;
+    }
+    if (ctx->status != CTR_OK) return;
+    l->bytes = at * sizeof(ctr_real);
+    s->pixels = (ctr_real *)ctr_aligned_alloc_(ctx, l->bytes);
+    for (g = 0; s->pixels && g < l->groups; g++) s->group[g].pixels = s->pixels + offset[g];
+}
+
 /* Both slots, both orders and the workers' scratch. */
 CTR_PRIVATE_ int ctr_loader_memory_(ctr_ctx *ctx, ctr_loader *l)
 {
     const size_t batch = (size_t)l->config.batch, threads = (size_t)ctx->threads;
-    size_t images = batch * (size_t)l->config.views, bytes;
     const ctr_dataset *d = l->d->whole ? l->d->whole : l->d;
     int64_t h = d->h, w = d->w, i;
     int k;
-    bytes = ctr_size_mul_(ctx, ctr_size_mul_(ctx, images, l->view_size), sizeof(ctr_real));
     l->scratch = (void **)ctr_alloc_zero_(ctx, threads * sizeof *l->scratch);
     l->scratch_size = (size_t *)ctr_alloc_zero_(ctx, threads * sizeof *l->scratch_size);
     for (k = 0; k < 2 && ctx->status == CTR_OK; k++) {
@@ -13929,7 +13993,7 @@ CTR_PRIVATE_ int ctr_loader_memory_(ctr_ctx *ctx, ctr_loader *l)
         s->index = (int64_t *)ctr_alloc_(ctx, batch * sizeof *s->index);
         s->labels = (int32_t *)ctr_alloc_(ctx, batch * sizeof *s->labels);
         s->notes = (ctr_note_ *)ctr_alloc_zero_(ctx, batch * sizeof *s->notes);
-        s->pixels = (ctr_real *)ctr_aligned_alloc_(ctx, bytes);
+        ctr_loader_pixels_(ctx, l, s);
         l->orders[k] = (int64_t *)ctr_alloc_(ctx, (size_t)l->d->n * sizeof *l->orders[k]);
         l->order_epoch[k] = -1;
     }
@@ -13959,7 +14023,6 @@ CTR_API ctr_loader *ctr_loader_create(ctr_ctx *ctx, const ctr_dataset *d,
     if (l->augs) {
         memcpy(l->augs, config->augs, (size_t)config->views * sizeof *l->augs);
         l->config.augs = l->augs;
-        l->view_size = (size_t)(l->augs[0].height * l->augs[0].width * d->c);
         if (ctr_loader_memory_(ctx, l)) return l;
     }
     ctr_loader_destroy(ctx, l);
@@ -17637,24 +17700,57 @@ CTR_PRIVATE_ void ctr_report_init_(ctr_report *r, const ctr_batch *batch, double
     r->rank = r->active = r->false_negatives = -1;
 }
 
-/* The batch's views as a tensor; the first number that is not finite is an error. */
-CTR_PRIVATE_ ctr_tensor *ctr_method_pixels_(ctr_ctx *ctx, const ctr_batch *b)
+/* Group g of a batch; the first one stands in the batch itself. */
+CTR_PRIVATE_ ctr_view_group ctr_batch_group_(const ctr_batch *b, int g)
+{
+    ctr_view_group first;
+    if (g > 0) return b->group[g];
+    first.views = b->views;
+    first.h = b->h;
+    first.w = b->w;
+    first.pixels = b->pixels;
+    return first;
+}
+
+/* Does the batch have the groups of views that the method takes? */
+CTR_PRIVATE_ void ctr_method_groups_(const ctr_method *method, const ctr_batch *batch)
+{
+    ctr_ctx *ctx = method->ctx;
+    int groups = CTR_MAX_(method->groups, 1), got = CTR_MAX_(batch->groups, 1), g;
+    if (got != groups || (got > 1 && !batch->group)) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "step: %s takes views of %d size%s, the batch has %d",
+                  method->name, groups, groups > 1 ? "s" : "", got);
+        return;
+    }
+    for (g = 0; g < groups; g++) {
+        int want = method->groups > 1 ? method->group[g].views : method->views;
+        int views = ctr_batch_group_(batch, g).views;
+        if (views != want)
+            ctr_fail_(ctx, CTR_E_SHAPE, "step: %s takes %d views of each image%s, the batch has %d",
+                      method->name, want, g ? " in a smaller size" : "", views);
+    }
+}
+
+/* A group's views as a tensor; the first number that is not finite is an error. before: views in
+   the groups ahead of it. */
+CTR_PRIVATE_ ctr_tensor *ctr_method_pixels_(ctr_ctx *ctx, const ctr_batch *b,
+                                            const ctr_view_group *group, int before)
 {
     int64_t shape[4], i, size;
     ctr_tensor *x;
-    shape[0] = b->views * b->n;
-    shape[1] = b->h;
-    shape[2] = b->w;
+    shape[0] = group->views * b->n;
+    shape[1] = group->h;
+    shape[2] = group->w;
     shape[3] = b->c;
     x = ctr_tensor_temp(ctx, CTR_F32, 4, shape);
-    ctr_tensor_write(ctx, x, b->pixels, x->size);
+    ctr_tensor_write(ctx, x, group->pixels, x->size);
     if (ctr_k_finite(ctx, x->size, ctr_f_(x))) return x;
-    size = b->h * b->w * b->c;
-    for (i = 0; i < x->size && ctr_real_finite_(b->pixels[i]); i++) { }
+    size = group->h * group->w * b->c;
+    for (i = 0; i < x->size && ctr_real_finite_(group->pixels[i]); i++) { }
     ctr_fail_(ctx, CTR_E_NUMBER,
               "step: image %ld of view %ld in the batch holds a number that is not "
               "finite",
-              (long)(i / size % CTR_MAX_(b->n, 1)), (long)(i / size / CTR_MAX_(b->n, 1)));
+              (long)(i / size % CTR_MAX_(b->n, 1)), (long)(before + i / size / CTR_MAX_(b->n, 1)));
     return x;
 }
 
@@ -17662,7 +17758,15 @@ CTR_PRIVATE_ ctr_tensor *ctr_method_pixels_(ctr_ctx *ctx, const ctr_batch *b)
 CTR_PRIVATE_ ctr_tensor *ctr_method_embed_(ctr_method *method, const ctr_batch *batch)
 {
     ctr_ctx *ctx = method->ctx;
-    ctr_tensor *x = ctr_method_pixels_(ctx, batch);
+    ctr_tensor *x;
+    int g, views = 0;
+    method->crops[0] = &ctx->poison;
+    for (g = 0; g < CTR_MAX_(method->groups, 1) && ctx->status == CTR_OK; g++) {
+        ctr_view_group group = ctr_batch_group_(batch, g);
+        method->crops[g] = ctr_method_pixels_(ctx, batch, &group, views);
+        views += group.views;
+    }
+    x = method->crops[0];
     if (method->target_fn) {
         ctr_nograd_begin(ctx);
         method->target = method->target_fn(method, x);
@@ -17681,9 +17785,7 @@ CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double l
     int done;
     if (!ctx || ctx->status != CTR_OK) return 0;
     ctr_report_init_(&own, batch, lr);
-    if (batch->views != method->views)
-        ctr_fail_(ctx, CTR_E_SHAPE, "step: %s takes %d views of each image, the batch has %d",
-                  method->name, method->views, batch->views);
+    ctr_method_groups_(method, batch);
     if (!ctr_real_finite_((ctr_real)lr))
         ctr_fail_(ctx, CTR_E_VALUE, "step: the learning rate is not finite");
     ctr_step_begin(ctx);
@@ -17717,7 +17819,9 @@ CTR_API size_t ctr_method_plan(ctr_method *method, int64_t n, int64_t h, int64_t
     if (!ctx || ctx->status != CTR_OK) return 0;
     memset(&batch, 0, sizeof batch);
     batch.n = n;
-    batch.views = method->views;
+    batch.views = method->groups > 1 ? method->group[0].views : method->views;
+    batch.groups = method->groups;
+    batch.group = method->group;
     batch.h = h;
     batch.w = w;
     batch.c = c;

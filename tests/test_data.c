@@ -654,7 +654,7 @@ static void test_pictures(ctr_ctx *ctx)
 static uint64_t loader_hash(ctr_ctx *ctx, const ctr_dataset *d, int prefetch, int seek)
 {
     ctr_loader_config c = ctr_loader_config_default();
-    ctr_aug_config augs[2];
+    ctr_aug_config augs[3];
     ctr_file_hash_ h;
     ctr_loader *l;
     ctr_batch b;
@@ -663,7 +663,10 @@ static uint64_t loader_hash(ctr_ctx *ctx, const ctr_dataset *d, int prefetch, in
     augs[0] = ctr_aug_simclr_default(12);
     augs[1] = ctr_aug_simclr_default(12);
     augs[1].solarize_p = 0.5;
+    augs[2] = ctr_aug_simclr_default(6); /* a group of its own */
+    augs[2].width = 9;
     c.batch = 5;
+    c.views = 3;
     c.augs = augs;
     c.prefetch = prefetch;
     c.last = CTR_LAST_WRAP;
@@ -682,10 +685,12 @@ static uint64_t loader_hash(ctr_ctx *ctx, const ctr_dataset *d, int prefetch, in
             if (!CHECK(ctr_error(ctx) == CTR_OK)) printf("%s\n", ctr_error_text(ctx));
             continue;
         }
-        CHECK(b.n == 5 && b.views == 2 && b.h == 12 && b.w == 12 && b.c == 3);
+        CHECK(b.n == 5 && b.views == 2 && b.h == 12 && b.w == 12 && b.c == 3 && b.groups == 2);
         ctr_file_hash_put_(&h, b.index, (size_t)b.n * sizeof *b.index);
         ctr_file_hash_put_(&h, b.labels, (size_t)b.n * sizeof *b.labels);
         ctr_file_hash_put_(&h, b.pixels, (size_t)(2 * b.n * 12 * 12 * 3) * sizeof *b.pixels);
+        ctr_file_hash_put_(&h, b.group[1].pixels,
+                           (size_t)(b.n * 6 * 9 * 3) * sizeof *b.pixels);
     }
     ctr_loader_destroy(ctx, l);
     return ctr_file_hash_end_(&h);
@@ -842,6 +847,64 @@ static void test_loader_values(ctr_ctx *ctx)
     free(scratch);
 }
 
+/* Views of six sizes in four groups: neighbours of one size are together, each view is what its own
+   augmentation and its own random numbers make, in whole and in smaller batches. */
+static void test_loader_groups(ctr_ctx *ctx)
+{
+    static const int64_t side[6][2] = { { 12, 12 }, { 12, 12 }, { 5, 7 }, { 7, 5 }, { 7, 5 },
+                                        { 12, 12 } };
+    static const int first[4] = { 0, 2, 3, 5 }, views[4] = { 2, 1, 2, 1 };
+    ctr_dataset *d = ctr_dataset_shapes(ctx, 11, 16, 3);
+    ctr_loader_config c = ctr_loader_config_default();
+    ctr_aug_config augs[6];
+    ctr_loader *l;
+    ctr_batch b;
+    ctr_real *want = (ctr_real *)malloc(12 * 12 * 3 * sizeof *want);
+    void *scratch;
+    int64_t i, size, compared = 0;
+    int v, g;
+    for (v = 0; v < 6; v++) {
+        augs[v] = ctr_aug_simclr_default(12);
+        augs[v].height = side[v][0];
+        augs[v].width = side[v][1];
+    }
+    scratch = malloc(ctr_aug_scratch_size(&augs[0], 16, 16, 3));
+    c.batch = 4;
+    c.views = 6;
+    c.augs = augs;
+    c.seed = 9;
+    c.last = CTR_LAST_KEEP;
+    l = ctr_loader_create(ctx, d, &c);
+    if (!CHECK(l != NULL)) return;
+    while (ctr_loader_next(ctx, l, &b)) {
+        CHECK(b.groups == 4 && b.n == (b.batch == 2 ? 3 : 4));
+        CHECK(b.views == 2 && b.h == 12 && b.w == 12 && b.pixels == b.group[0].pixels);
+        for (g = 0; g < 4; g++) {
+            CHECK(b.group[g].views == views[g] && b.group[g].h == side[first[g]][0] &&
+                  b.group[g].w == side[first[g]][1]);
+            CHECK(((size_t)b.group[g].pixels & 63) == 0);
+            size = b.group[g].h * b.group[g].w * 3;
+            for (v = 0; v < views[g]; v++)
+                for (i = 0; i < b.n; i++, compared++) {
+                    const ctr_aug_config *aug = &augs[first[g] + v];
+                    ctr_aug_params p;
+                    ctr_rng rng;
+                    ctr_rng_init(&rng, 9, CTR_STREAM_VIEW, 0, b.batch * 4 + i, first[g] + v);
+                    ctr_aug_sample(aug, &rng, 16, 16, &p);
+                    ctr_aug_apply(aug, &p, d->block + b.index[i] * 16 * 16 * 3, 16, 16, 3, want,
+                                  scratch);
+                    CHECK(!memcmp(want, b.group[g].pixels + (v * b.n + i) * size,
+                                  (size_t)size * sizeof *want));
+                }
+        }
+    }
+    CHECK(compared == 66);
+    ctr_loader_destroy(ctx, l);
+    ctr_dataset_destroy(ctx, d);
+    free(want);
+    free(scratch);
+}
+
 static void test_loader_arguments(ctr_ctx *ctx)
 {
     ctr_dataset *d = ctr_dataset_shapes(ctx, 4, 16, 3);
@@ -864,10 +927,10 @@ static void test_loader_arguments(ctr_ctx *ctx)
     CHECK(!ctr_loader_create(ctx, d, &c));
     CHECK_ERROR(ctx, CTR_E_VALUE, "views");
     c.views = 2;
-    augs[1].width = 13;
+    c.views = CTR_MAX_VIEWS + 1;
     CHECK(!ctr_loader_create(ctx, d, &c));
-    CHECK_ERROR(ctx, CTR_E_SHAPE, "view 1 is 12 x 13");
-    augs[1].width = 12;
+    CHECK_ERROR(ctx, CTR_E_VALUE, "1..64");
+    c.views = 2;
     augs[1].hue = 3;
     CHECK(!ctr_loader_create(ctx, d, &c));
     CHECK_ERROR(ctx, CTR_E_VALUE, "hue");
@@ -1072,6 +1135,7 @@ int main(void)
     test_same_bytes();
     test_mapped();
     test_loader_values(ctx);
+    test_loader_groups(ctx);
     test_loader_arguments(ctx);
     test_loader_errors();
     test_loader_steady();

@@ -668,6 +668,9 @@ static void refused_batches(void)
     b.n = 8;
     refused(r.method, "one view", &b, 0.1, CTR_E_SHAPE, "views");
     b.views = 2;
+    b.groups = 2;
+    refused(r.method, "views of two sizes, one of them missing", &b, 0.1, CTR_E_SHAPE, "1 size");
+    b.groups = 0;
     b.n = 12;
     b.c = 1;
     refused(r.method, "one channel", &b, 0.1, CTR_E_SHAPE, "expected images");
