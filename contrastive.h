@@ -7,8 +7,8 @@
    Build:  cc -O2 program.c -lm -lpthread      (no other flag; kernels pick AVX2 at run time)
 
    WHAT IT DOES NOT DO (yet)
-   - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg. More are to come; so is
-     the GPU.
+   - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg, SwAV. More are to come; so
+     is the GPU.
    - Numbers are float. No mixed precision, no quantisation, no more than four dimensions.
    - No second derivatives; the tape is spent after one backward pass.
    - Convolutions have odd kernels, zero padding, no groups, no dilation.
@@ -26,6 +26,7 @@
        IMAGE AUG SAMPLE DATA LOADER                 pictures, augmentations, batches of views
        CLUSTER                                      k-means, whitening, Sinkhorn, NMI
        LOSS AGREE HEALTH METHOD TEACHER             losses; alive?; SimCLR, ...; MoCo, BYOL, ...
+       PROTOTYPE                                    SwAV: clusters learnt on the way
        EVAL MAP IO FIT                              k-NN, probe, maps; files; the training driver
    A section of the implementation calls only those above it. Each level can be used alone: the
    losses for embeddings of another framework (ctr_loss_nt_xent_flat), the augmentations
@@ -957,6 +958,12 @@ CTR_API void ctr_aug_simclr_config_init(ctr_aug_config *config, int64_t size);
 CTR_API ctr_aug_config ctr_aug_moco_default(int64_t size, int version, int view);
 CTR_API void ctr_aug_moco_config_init(ctr_aug_config *config, int64_t size, int version, int view);
 
+/* SwAV (Caron et al., 2020), for large crops of that many pixels: 0.14..1 of the area; small: crops
+   of 0.05..0.14 in 3/7 of the pixels' width and height (their 96 of 224). Bilinear, the rest as
+   SimCLR. */
+CTR_API ctr_aug_config ctr_aug_swav_default(int64_t size, int small);
+CTR_API void ctr_aug_swav_config_init(ctr_aug_config *config, int64_t size, int small);
+
 /* BYOL (Grill et al., 2020), also Barlow Twins: crops of 0.08..1, jitter 0.4, 0.4, 0.2, 0.1 with p
    0.8; view 0 always blurred and never solarized, view 1 blurred with p 0.1 and solarized with 0.2.
    (Brightness is multiplicative here, additive in the authors' program.) */
@@ -1645,7 +1652,9 @@ typedef struct ctr_report {
     double std, std_reference;        /* of unit embeddings; what an even spread would have */
     double rank;                      /* effective rank, measured once an epoch by the driver */
     double active;                    /* share of anchors that have a positive; MoCo: of the queue's
-                                         rows, those that are keys */
+                                         rows, those that are keys; SwAV: of the prototypes, those
+                                         that are some crop's largest code */
+    double residual;                  /* of SwAV's codes: see ctr_sinkhorn_run */
     double false_negatives;           /* share of negatives with the anchor's label; needs labels */
     double data_seconds, seconds;     /* waiting for data, and all of the step */
 } ctr_report;
@@ -1887,6 +1896,45 @@ CTR_API ctr_simsiam_config ctr_simsiam_default(void);
 CTR_API void ctr_simsiam_config_init(ctr_simsiam_config *config);
 /* NULL on error. ctr_method_destroy() gives all of it back. */
 CTR_API ctr_method *ctr_simsiam_create(ctr_ctx *ctx, const ctr_simsiam_config *config);
+
+/* ------------------------------------------------------------------------------------------------
+   >>PROTOTYPE  methods that learn clusters on the way: SwAV
+
+   Prototypes are unit vectors [k, dim], "prototypes.weight" in files, of kind CTR_KIND_PROTOTYPE:
+   what an embedding may belong to. Crops come in two sizes (multi-crop): two large ones, and small
+   ones that see a part of the image. Each size passes the encoder by itself, with batch norm
+   statistics of its own; global pooling makes them alike, and the projector sees all crops at once.
+   ---------------------------------------------------------------------------------------------- */
+
+/* SwAV, swapping assignments between views (Caron et al., 2020): the batch's large crops are
+   assigned to the prototypes in equal shares (ctr_sinkhorn_run), and each crop has to predict the
+   assignment of the other large crop, or of both. No negatives; the equal shares keep the
+   prototypes apart. The loss is ctr_loss_swav; chance, and what a collapse stays at, is ln k. */
+typedef struct ctr_swav_config {
+    ctr_resnet_config encoder;    /* default ResNet-18 */
+    int64_t proj_hidden;          /* default 2048 */
+    int64_t proj_dim;             /* default 128 */
+    int64_t prototypes;           /* k, at least 2, default 3000 (for ImageNet's 1000 classes) */
+    double temperature;           /* default 0.1 */
+    ctr_sinkhorn_config sinkhorn; /* default epsilon 0.05, 3 iterations */
+    int small_views;              /* beside the two large ones, 0..62, default 6 */
+    int64_t queue;                /* older embeddings of each large crop that are assigned together
+                                     with the batch's, once there are so many: for batches that are
+                                     small beside k. Default 0; the authors at 256 images: 3840 */
+    int64_t queue_start_epoch;    /* the first epoch, from 0, that fills the queue; default 15 */
+    int64_t freeze_prototypes_steps; /* first steps that do not train the prototypes; default 313,
+                                     ImageNet's first epoch at 4096 images (at 256: 5005) */
+    ctr_aug_config aug, small_aug; /* default ctr_aug_swav_default(32, 0) and (32, 1) */
+    ctr_optim_config optim;       /* default LARS in the form CTR_LARS_LARC, decay 1e-6, both on
+                                     every variable */
+    double lr;                    /* for a batch of 256, default 0.3: 4.8 at 4096 images, down to a
+                                     thousandth (the authors at 256 images: 0.6) */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_LINEAR */
+} ctr_swav_config;
+CTR_API ctr_swav_config ctr_swav_default(void);
+CTR_API void ctr_swav_config_init(ctr_swav_config *config);
+/* NULL on error. ctr_method_destroy() gives all of it back. */
+CTR_API ctr_method *ctr_swav_create(ctr_ctx *ctx, const ctr_swav_config *config);
 
 /* ------------------------------------------------------------------------------------------------
    >>EVAL  what the embeddings are worth: k-NN, linear probe, retrieval
@@ -11049,6 +11097,24 @@ CTR_API ctr_aug_config ctr_aug_byol_default(int64_t size, int view)
     return config;
 }
 
+CTR_API void ctr_aug_swav_config_init(ctr_aug_config *config, int64_t size, int small)
+{
+    ctr_aug_simclr_config_init(config, size);
+    config->crop_min = small ? 0.05 : 0.14;
+    config->crop_max = small ? 0.14 : 1;
+    config->interp = CTR_INTERP_BILINEAR;
+    if (!small) return;
+    config->height = config->width = CTR_MAX_((6 * size + 7) / 14, 1);
+    if (config->height <= 32) config->blur_p = 0;
+}
+
+CTR_API ctr_aug_config ctr_aug_swav_default(int64_t size, int small)
+{
+    ctr_aug_config config;
+    ctr_aug_swav_config_init(&config, size, small);
+    return config;
+}
+
 CTR_API void ctr_aug_moco_config_init(ctr_aug_config *config, int64_t size, int version, int view)
 {
     ctr_aug_byol_config_init(config, size, view);
@@ -15214,36 +15280,47 @@ CTR_PRIVATE_ int ctr_sinkhorn_check_(ctr_ctx *ctx, int64_t n, int64_t k, const c
     return 1;
 }
 
+/* The same with the caller's scratch [n + k], so that a step allocates nothing. */
+CTR_PRIVATE_ int ctr_sinkhorn_with_(ctr_ctx *ctx, int64_t n, int64_t k, const ctr_real *scores,
+                                    const ctr_sinkhorn_config *c, ctr_real *codes, double *residual,
+                                    double *scratch)
+{
+    ctr_sinkhorn_ s;
+    int64_t rows = (n + CTR_SINKHORN_COLUMNS_ - 1) / CTR_SINKHORN_COLUMNS_, i;
+    int it;
+    s.n = n;
+    s.k = k;
+    s.epsilon = c->epsilon;
+    s.scores = scores;
+    s.codes = codes;
+    s.f = scratch;
+    s.g = scratch + n;
+    if (!ctr_eval_rows_scan_(ctx, "sinkhorn", "scores", n, k, scores, s.f)) return 0;
+    for (i = 0; i < n; i++) s.f[i] = 0; /* the scan has left lengths there */
+    for (it = 0; it < c->iterations; it++) {
+        ctr_parallel_(ctx, (k + CTR_SINKHORN_COLUMNS_ - 1) / CTR_SINKHORN_COLUMNS_,
+                      ctr_sinkhorn_column_job_, &s);
+        ctr_parallel_(ctx, rows, ctr_sinkhorn_row_job_, &s);
+    }
+    ctr_parallel_(ctx, rows, ctr_sinkhorn_code_job_, &s);
+    if (residual) *residual = ctr_sinkhorn_residual_(&s, s.g);
+    return 1;
+}
+
 CTR_API int ctr_sinkhorn_run(ctr_ctx *ctx, int64_t n, int64_t k, const ctr_real *scores,
                              const ctr_sinkhorn_config *config, ctr_real *codes, double *residual)
 {
     ctr_sinkhorn_config c = config ? *config : ctr_sinkhorn_config_default();
-    ctr_sinkhorn_ s;
     ctr_bag_ bag;
-    int64_t rows = (n + CTR_SINKHORN_COLUMNS_ - 1) / CTR_SINKHORN_COLUMNS_, i;
-    int it;
+    double *scratch;
+    int done;
     if (residual) *residual = 0;
     if (!ctr_sinkhorn_check_(ctx, n, k, scores, &c)) return 0;
     ctr_bag_open_(&bag, ctx);
-    s.n = n;
-    s.k = k;
-    s.epsilon = c.epsilon;
-    s.scores = scores;
-    s.codes = codes;
-    s.f = ctr_bag_double_(&bag, n, 1);
-    s.g = ctr_bag_double_(&bag, k, 1);
-    if (ctr_eval_rows_scan_(ctx, "sinkhorn", "scores", n, k, scores, s.f)) {
-        for (i = 0; i < n; i++) s.f[i] = 0; /* the scan has left lengths there */
-        for (it = 0; it < c.iterations; it++) {
-            ctr_parallel_(ctx, (k + CTR_SINKHORN_COLUMNS_ - 1) / CTR_SINKHORN_COLUMNS_,
-                          ctr_sinkhorn_column_job_, &s);
-            ctr_parallel_(ctx, rows, ctr_sinkhorn_row_job_, &s);
-        }
-        ctr_parallel_(ctx, rows, ctr_sinkhorn_code_job_, &s);
-        if (residual) *residual = ctr_sinkhorn_residual_(&s, s.g);
-    }
+    scratch = ctr_bag_double_(&bag, n + k, 1);
+    done = scratch && ctr_sinkhorn_with_(ctx, n, k, scores, &c, codes, residual, scratch);
     ctr_bag_close_(&bag);
-    return ctx->status == CTR_OK;
+    return done;
 }
 
 /* ---- agreement of two partitions ---------------------------------------------------------------
@@ -17697,7 +17774,7 @@ CTR_PRIVATE_ void ctr_report_init_(ctr_report *r, const ctr_batch *batch, double
     r->batch = batch->batch;
     r->lr = lr;
     r->chance = r->accuracy = r->positive = r->negative = r->std = r->std_reference = -1;
-    r->rank = r->active = r->false_negatives = -1;
+    r->rank = r->active = r->residual = r->false_negatives = -1;
 }
 
 /* Group g of a batch; the first one stands in the batch itself. */
@@ -17760,9 +17837,11 @@ CTR_PRIVATE_ ctr_tensor *ctr_method_embed_(ctr_method *method, const ctr_batch *
     ctr_ctx *ctx = method->ctx;
     ctr_tensor *x;
     int g, views = 0;
-    method->crops[0] = &ctx->poison;
-    for (g = 0; g < CTR_MAX_(method->groups, 1) && ctx->status == CTR_OK; g++) {
-        ctr_view_group group = ctr_batch_group_(batch, g);
+    for (g = 0; g < CTR_MAX_(method->groups, 1); g++) {
+        ctr_view_group group;
+        method->crops[g] = &ctx->poison;
+        if (ctx->status != CTR_OK) continue;
+        group = ctr_batch_group_(batch, g);
         method->crops[g] = ctr_method_pixels_(ctx, batch, &group, views);
         views += group.views;
     }
@@ -19024,6 +19103,327 @@ CTR_API ctr_method *ctr_simsiam_create(ctr_ctx *ctx, const ctr_simsiam_config *c
     m->twin.base.loss_fn = ctr_simsiam_loss_;
     m->twin.base.commit_fn = ctr_simsiam_commit_;
     return &m->twin.base;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>PROTOTYPE
+   ---------------------------------------------------------------------------------------------- */
+
+/* ---- SwAV --------------------------------------------------------------------------------------
+
+        large crops --> encoder --+
+                           | same weights          +--> unit z --> z C^T, the scores
+        small crops --> encoder --+--> projector --+      |          |
+                                                          |          +--> cross entropy of every
+                              queue of older z <----------+          |    crop's softmax(scores / T)
+                                  |        after the loss            v    with the codes of the
+                                  +--> their scores --> Sinkhorn <-- //   other large crops
+                                                            |                      ^
+        C: the prototypes' unit rows                        +--> codes of large ---+
+                                                                 crops
+   // stops the gradient: codes are targets.                                                      */
+
+typedef struct ctr_swav_ {
+    ctr_method base;
+    ctr_swav_config config;
+    ctr_vars vars;                 /* encoder.* projector.* prototypes.weight */
+    ctr_resnet encoder;
+    ctr_mlp projector;
+    ctr_tensor *prototypes;        /* [k, dim], rows of length 1 between steps */
+    ctr_tensor *lengths;           /* [k], scratch of the commit */
+    ctr_optim *optim;
+    ctr_vars store;                /* queue.* */
+    ctr_queue queue[2];            /* one for each large crop */
+    const ctr_tensor *keys[2];     /* of this step, to be pushed; NULL: none */
+    ctr_aug_config augs[CTR_MAX_VIEWS];
+    ctr_view_group group[CTR_MAX_VIEWS];
+} ctr_swav_;
+
+CTR_API void ctr_swav_config_init(ctr_swav_config *config)
+{
+    memset(config, 0, sizeof *config);
+    config->encoder = ctr_resnet_config_default(18);
+    config->proj_hidden = 2048;
+    config->proj_dim = 128;
+    config->prototypes = 3000;
+    config->temperature = 0.1;
+    config->sinkhorn = ctr_sinkhorn_config_default();
+    config->small_views = 6;
+    config->queue_start_epoch = 15;
+    config->freeze_prototypes_steps = 313;
+    config->aug = ctr_aug_swav_default(32, 0);
+    config->small_aug = ctr_aug_swav_default(32, 1);
+    config->optim = ctr_optim_config_default(CTR_OPTIM_LARS);
+    config->optim.form = CTR_LARS_LARC;
+    config->optim.decay = 1e-6;
+    config->optim.decay_all = 1;
+    config->lr = 0.3;
+    config->lr_rule = CTR_LR_LINEAR;
+}
+
+CTR_API ctr_swav_config ctr_swav_default(void)
+{
+    ctr_swav_config config;
+    ctr_swav_config_init(&config);
+    return config;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_swav_represent_(ctr_method *method, ctr_tensor *x, ctr_norm_mode mode)
+{
+    return ctr_resnet_forward(method->ctx, &((ctr_swav_ *)method)->encoder, x, mode, 1);
+}
+
+/* A pass through the encoder for each size of crops, one through the projector for all of them. */
+CTR_PRIVATE_ ctr_tensor *ctr_swav_embed_(ctr_method *method, ctr_tensor *x)
+{
+    ctr_swav_ *m = (ctr_swav_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    ctr_tensor *h[CTR_MAX_VIEWS], *z;
+    int g;
+    for (g = 0; g < method->groups; g++)
+        h[g] = ctr_swav_represent_(method, g ? method->crops[g] : x, CTR_NORM_TRAIN);
+    z = method->groups > 1 ? ctr_concat(ctx, method->groups, h, 0) : h[0];
+    z = ctr_mlp_forward(ctx, &m->projector, z, CTR_NORM_TRAIN, 1);
+    return ctr_normalize(ctx, z);                                      /* [views * n, dim] */
+}
+
+/* Is a queue of older embeddings full, so that it takes part? A plan counts it in. */
+CTR_PRIVATE_ int ctr_swav_queue_used_(const ctr_swav_ *m, int view)
+{
+    if (!m->config.queue) return 0;
+    return m->base.ctx->plan || ctr_queue_filled(&m->queue[view]) == m->config.queue;
+}
+
+/* One large crop's codes, in place of its scores. host [n + queue, k]: the crop's scores, behind
+   them the queue's. Marks the prototypes that are the largest code of an image. */
+CTR_PRIVATE_ void ctr_swav_assign_(ctr_swav_ *m, int64_t n, int64_t rows, ctr_real *host,
+                                   double *scratch, unsigned char *used, ctr_report *report)
+{
+    ctr_ctx *ctx = m->base.ctx;
+    int64_t k = m->config.prototypes, i, j, best;
+    double residual = 0;
+    if (!ctr_sinkhorn_with_(ctx, rows, k, host, &m->config.sinkhorn, host, &residual, scratch))
+        return;
+    report->residual = CTR_MAX_(report->residual, residual);
+    for (i = 0; i < n; i++) {
+        for (best = 0, j = 1; j < k; j++)
+            if (host[i * k + j] > host[i * k + best]) best = j;
+        used[best] = 1;
+    }
+}
+
+/* Codes [2n, k] of the large crops: with the queue's scores if it is full, by Sinkhorn's algorithm
+   in host memory, wherever the scores live. Nothing is recorded. */
+CTR_PRIVATE_ ctr_tensor *ctr_swav_codes_(ctr_swav_ *m, ctr_tensor *scores, int64_t n,
+                                         ctr_report *report)
+{
+    ctr_ctx *ctx = m->base.ctx;
+    int64_t k = m->config.prototypes, room = n + m->config.queue, count = 0, j, shape[2];
+    size_t bytes = ctr_size_mul_(ctx, ctr_size_mul_(ctx, (size_t)room, (size_t)k),
+                                 sizeof(ctr_real));
+    ctr_real *host = NULL;
+    double *scratch = NULL;
+    unsigned char *used = NULL;
+    ctr_tensor *codes, *part;
+    int v;
+    shape[0] = 2 * n;
+    shape[1] = k;
+    codes = ctr_tensor_temp(ctx, CTR_F32, 2, shape);
+    if (ctr_ready_(ctx)) {
+        host = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, bytes);
+        scratch = (double *)ctr_arena_take_(ctx, &ctx->host, (size_t)(room + k) * sizeof(double));
+        used = (unsigned char *)ctr_arena_take_(ctx, &ctx->host, (size_t)k);
+    }
+    if (used) memset(used, 0, (size_t)k);
+    for (v = 0; v < 2; v++) {
+        int older = ctr_swav_queue_used_(m, v);
+        part = ctr_slice(ctx, scores, 0, v * n, n);
+        ctr_tensor_read(ctx, part, host, n * k);
+        if (older) {
+            part = ctr_matmul(ctx, m->queue[v].rows, 0, m->prototypes, 1);   /* [queue, k] */
+            ctr_tensor_read(ctx, part, host + n * k, m->config.queue * k);
+        }
+        if (!ctr_ready_(ctx)) continue;
+        ctr_swav_assign_(m, n, older ? room : n, host, scratch, used, report);
+        ctr_k_upload(ctx, (size_t)(n * k) * sizeof *host, host, ctr_f_(codes) + v * n * k);
+    }
+    for (j = 0; used && j < k; j++) count += used[j];
+    report->active = (double)count / (double)k;
+    return codes;
+}
+
+/* What looks at the embeddings beside the loss: the agreement of the large crops for the report,
+   and copies of them for the queue, which outlast backward. */
+CTR_PRIVATE_ void ctr_swav_look_(ctr_swav_ *m, ctr_tensor *z, const ctr_batch *batch,
+                                 ctr_report *report)
+{
+    ctr_ctx *ctx = m->base.ctx;
+    int64_t n = batch->n;
+    int push = m->config.queue && (ctx->plan || batch->epoch >= m->config.queue_start_epoch), v;
+    ctr_tensor *view[2];
+    for (v = 0; v < 2; v++) view[v] = ctr_slice(ctx, z, 0, v * n, n);
+    ctr_twin_agree_(ctx, view[0], view[1], report);
+    for (v = 0; v < 2; v++) m->keys[v] = push ? ctr_keep(ctx, view[v]) : NULL;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_swav_loss_(ctr_method *method, ctr_tensor *z, const ctr_batch *batch,
+                                        ctr_report *report)
+{
+    ctr_swav_ *m = (ctr_swav_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    ctr_tensor *w = m->prototypes, *scores, *codes;
+    int frozen = *ctr_optim_steps(m->optim) < m->config.freeze_prototypes_steps;
+    report->chance = ctr_loss_swav_chance(m->config.prototypes);
+    scores = ctr_matmul(ctx, z, 0, frozen ? ctr_detach(ctx, w) : w, 1);      /* [views * n, k] */
+    ctr_nograd_begin(ctx);
+    codes = ctr_swav_codes_(m, scores, batch->n, report);
+    ctr_swav_look_(m, z, batch, report);
+    ctr_nograd_end(ctx);
+    return ctr_loss_swav(ctx, scores, method->views, codes, 2, m->config.temperature);
+}
+
+CTR_PRIVATE_ void ctr_swav_unit_rows_(ctr_swav_ *m)
+{
+    ctr_tensor *w = m->prototypes;
+    ctr_k_normalize(m->base.ctx, w->shape[0], w->shape[1], ctr_f_(w), ctr_f_(w),
+                    ctr_f_(m->lengths));
+}
+
+/* Optimiser, prototypes back to unit length, queue. The authors normalise at the beginning of a
+   step instead, which is the same: the first ones are normalised when they are made. */
+CTR_PRIVATE_ void ctr_swav_commit_(ctr_method *method, double lr)
+{
+    ctr_swav_ *m = (ctr_swav_ *)method;
+    int v;
+    ctr_optim_step(method->ctx, m->optim, lr);
+    ctr_swav_unit_rows_(m);
+    for (v = 0; v < 2; v++)
+        if (m->keys[v]) ctr_queue_push(method->ctx, &m->queue[v], m->keys[v], NULL);
+}
+
+CTR_PRIVATE_ void ctr_swav_check_(ctr_method *method)
+{
+    ctr_vars_check_gradients(method->ctx, &((ctr_swav_ *)method)->vars);
+}
+
+CTR_PRIVATE_ void ctr_swav_visit_(ctr_method *method, const ctr_visitor *visitor)
+{
+    ctr_swav_ *m = (ctr_swav_ *)method;
+    ctr_visit_vars_(visitor, "", &m->vars);
+    ctr_visit_vars_(visitor, "optim.", ctr_optim_state(m->optim));
+    visitor->number_fn(visitor->user, "optim.steps", ctr_optim_steps(m->optim));
+    if (!m->config.queue) return;
+    ctr_visit_vars_(visitor, "", &m->store);
+    visitor->number_fn(visitor->user, "queue1.pushed", &m->queue[0].pushed);
+    visitor->number_fn(visitor->user, "queue2.pushed", &m->queue[1].pushed);
+}
+
+/* "swav resnet8 ... head=2x2048-128 prototypes=3000 queue=0": what a checkpoint compares */
+CTR_PRIVATE_ void ctr_swav_describe_(ctr_method *method, char *text, size_t size)
+{
+    ctr_swav_ *m = (ctr_swav_ *)method;
+    char net[96];
+    snprintf(text, size, "swav %s head=2x%ld-%ld prototypes=%ld queue=%ld",
+             ctr_resnet_describe(&m->encoder, net), (long)m->config.proj_hidden,
+             (long)m->config.proj_dim, (long)m->config.prototypes, (long)m->config.queue);
+}
+
+CTR_PRIVATE_ void ctr_swav_destroy_(ctr_method *method)
+{
+    ctr_swav_ *m = (ctr_swav_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    ctr_optim_destroy(ctx, m->optim);
+    ctr_tensor_destroy(ctx, m->lengths);
+    ctr_vars_destroy(ctx, &m->store);
+    ctr_vars_destroy(ctx, &m->vars);
+    ctr_free_host_(ctx, m, sizeof *m);
+}
+
+CTR_PRIVATE_ int ctr_swav_config_check_(ctr_ctx *ctx, const ctr_swav_config *c)
+{
+    const char *wrong = NULL;
+    if (ctx->status != CTR_OK) return 0;
+    if (!ctr_real_finite_((ctr_real)c->temperature) || !(c->temperature > 0))
+        wrong = "the temperature must be above 0";
+    else if (!ctr_real_finite_((ctr_real)c->sinkhorn.epsilon) || !(c->sinkhorn.epsilon > 0) ||
+             c->sinkhorn.iterations < 1)
+        wrong = "sinkhorn needs an epsilon above 0 and at least 1 iteration";
+    else if (c->prototypes < 2 || c->prototypes > 0x7fffffff)
+        wrong = "there must be at least 2 prototypes";
+    else if (c->small_views < 0 || c->small_views > CTR_MAX_VIEWS - 2)
+        wrong = "small_views must be 0..62";
+    else if (c->queue < 0 || c->queue > 0x7fffffff || c->queue_start_epoch < 0)
+        wrong = "queue and queue_start_epoch must be at least 0";
+    else if (c->freeze_prototypes_steps < 0)
+        wrong = "freeze_prototypes_steps must be at least 0";
+    if (wrong) ctr_fail_(ctx, CTR_E_VALUE, "swav: %s", wrong);
+    return !wrong && ctr_aug_config_check(ctx, &c->aug) &&
+           (!c->small_views || ctr_aug_config_check(ctx, &c->small_aug));
+}
+
+CTR_PRIVATE_ void ctr_swav_methods_(ctr_method *base)
+{
+    base->name = "swav";
+    base->represent_fn = ctr_swav_represent_;
+    base->embed_fn = ctr_swav_embed_;
+    base->loss_fn = ctr_swav_loss_;
+    base->commit_fn = ctr_swav_commit_;
+    base->check_fn = ctr_swav_check_;
+    base->visit_fn = ctr_swav_visit_;
+    base->describe_fn = ctr_swav_describe_;
+    base->destroy_fn = ctr_swav_destroy_;
+}
+
+/* The networks, the prototypes, what trains them, the queues. */
+CTR_PRIVATE_ void ctr_swav_build_(ctr_ctx *ctx, ctr_swav_ *m)
+{
+    const ctr_swav_config *c = &m->config;
+    ctr_mlp_config head;
+    int64_t shape[2];
+    shape[0] = c->prototypes;
+    shape[1] = c->proj_dim;
+    ctr_resnet_init(ctx, &m->encoder, &m->vars, "encoder.", &c->encoder);
+    head = ctr_mlp_config_default(m->encoder.features, c->proj_hidden, c->proj_dim);
+    head.hidden_bias = head.out_bias = 1;
+    head.out_norm = 0;
+    if (ctx->status == CTR_OK) ctr_mlp_init(ctx, &m->projector, &m->vars, "projector.", &head);
+    if (ctx->status != CTR_OK) return;
+    m->prototypes = ctr_vars_add(ctx, &m->vars, "prototypes.", "weight", CTR_KIND_PROTOTYPE, 2,
+                                 shape);
+    ctr_init_random_(ctx, m->prototypes, "prototypes.", "weight", 0,
+                     1 / sqrt((double)c->proj_dim));
+    m->lengths = ctr_tensor_create(ctx, CTR_F32, 1, shape, 0);
+    if (ctx->status == CTR_OK) ctr_swav_unit_rows_(m);
+    m->optim = ctr_optim_create(ctx, &c->optim, &m->vars);
+    if (!c->queue || ctx->status != CTR_OK) return;
+    ctr_queue_init(ctx, &m->queue[0], &m->store, "queue1.", c->queue, c->proj_dim);
+    ctr_queue_init(ctx, &m->queue[1], &m->store, "queue2.", c->queue, c->proj_dim);
+}
+
+CTR_API ctr_method *ctr_swav_create(ctr_ctx *ctx, const ctr_swav_config *config)
+{
+    ctr_swav_ *m;
+    int v;
+    if (!ctr_swav_config_check_(ctx, config)) return NULL;
+    m = (ctr_swav_ *)ctr_alloc_zero_(ctx, sizeof *m);
+    if (!m) return NULL;
+    m->config = *config;
+    ctr_swav_methods_(&m->base);
+    m->base.ctx = ctx;
+    m->base.lr = config->lr;
+    m->base.lr_rule = config->lr_rule;
+    m->base.views = 2 + config->small_views;
+    for (v = 0; v < m->base.views; v++) m->augs[v] = v < 2 ? config->aug : config->small_aug;
+    m->base.augs = m->augs;
+    m->base.groups = ctr_loader_groups_(m->base.views, m->augs, m->group);
+    m->base.group = m->group;
+    ctr_swav_build_(ctx, m);
+    m->base.features = m->encoder.features;
+    m->base.dim = config->proj_dim;
+    m->base.encoder = &m->vars;
+    if (ctx->status == CTR_OK) return &m->base;
+    ctr_swav_destroy_(&m->base);
+    return NULL;
 }
 
 /* ------------------------------------------------------------------------------------------------

@@ -1334,6 +1334,124 @@ def make_teacher():
     return g
 
 
+# ------------------------------------------------------------------------- methods with prototypes
+PROTOTYPE = """
+golden_prototype.txt: three training steps of SwAV (Caron et al. 2020), as facebookresearch/swav.
+
+Encoder: resnet8 of golden_net.txt, N = 6 images, two large crops of 16 x 16 and two small ones of
+8 x 8; each size passes the encoder by itself, the projector sees all 24 rows at once. Weights by the
+formula of golden_net.txt from the full names; projector 64-24-16 with biases and a norm within, then
+unit rows; prototypes.weight [12, 16]. Step t = 1, 2, 3 takes fill("views:t", 2N*16*16*3) and
+fill("small:t", 2N*8*8*3), NHWC, all of a view's images one after the other.
+
+A step: rows of the prototypes to length 1; scores; codes of each large crop by Sinkhorn (epsilon
+.05, 3 iterations) over its scores, and over those of its queue of 6 older embeddings if that is full;
+loss = mean over the large crops of the mean over the other three of the cross entropy, T .1;
+queue; optimiser. After step 3 the prototypes' rows are brought to length 1 once more.
+  swav     LARC on everything: lr .3 .2 .1, momentum .9, decay 1e-4, eta .001
+  swavq    the same with the queue
+  swavf    SGD lr .1 .08 .05, momentum .9, decay 1e-4 on everything; prototypes frozen in steps 1, 2
+  swavs    as swav without the small crops
+
+  METHOD:loss            the three losses
+  METHOD:residual        of each step: the larger of both crops' max_j |k / n sum_i codes_ij - 1|
+  METHOD:active          of each step: prototypes that are the largest code of an image, over 12
+  METHOD:param:NAME      parameter after step 3, digest
+  METHOD:buffer:NAME     running mean or variance after step 3, digest
+  swavq:queue            [2, 6, 16] after step 3, newest batch first in its own order
+"""
+
+
+class SwavTower(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = build_net("resnet8")
+        self.projector = mlp([64, 24, 16], True, True, True)
+        self.prototypes = nn.Linear(16, 12, bias=False)
+
+
+def swav_update(method, net, t, momenta):
+    for k, p in net.named_parameters():
+        if p.grad is None:
+            continue
+        old, g, m = p.detach().numpy(), p.grad.numpy(), momenta.get(k, 0.0)
+        if method == "swavf":
+            m = .9 * m + g + 1e-4 * old
+            new = old - (.1, .08, .05)[t] * m
+        else:
+            new, m = larslike("larc", old, g, m, (.3, .2, .1)[t], 1e-4, 1e-3, .9, True)
+        momenta[k] = m
+        p.data = torch.from_numpy(new)
+
+
+def swav_steps(method, g):
+    net, momenta, n = fill_module(SwavTower()).train(), {}, 6
+    queue = torch.zeros(2, 6, 16)
+    losses, residuals, actives = [], [], []
+
+    def normalize():
+        with torch.no_grad():
+            w = net.prototypes.weight.data.clone()
+            net.prototypes.weight.copy_(F.normalize(w, dim=1, p=2))
+
+    for t in range(3):
+        normalize()
+        crops = [tfill("views:%d" % (t + 1), (2 * n, 16, 16, 3))]
+        if method != "swavs":
+            crops.append(tfill("small:%d" % (t + 1), (2 * n, 8, 8, 3)))
+        net.zero_grad(set_to_none=True)
+        z = net.projector(torch.cat([run_net(net.encoder, x) for x in crops]))
+        z = F.normalize(z, dim=1, p=2)
+        scores = net.prototypes(z)
+        views, loss, residual, used = len(z) // n, 0, 0, set()
+        for a in range(2):
+            with torch.no_grad():
+                out = scores[a * n:(a + 1) * n].detach()
+                if not torch.all(queue[a, -1, :] == 0):
+                    out = torch.cat((queue[a] @ net.prototypes.weight.t(), out))
+                if method == "swavq":
+                    queue[a, n:] = queue[a, :-n].clone()
+                    queue[a, :n] = z[a * n:(a + 1) * n].detach()
+                q = sinkhorn(out, .05, 3)
+                residual = max(residual, float((q.sum(0) * 12 / len(q) - 1).abs().max()))
+                q = q[-n:]
+                best = q.sort(1)[0]
+                assert (best[:, -1] - best[:, -2] > 1e-4).all()
+                used |= set(q.argmax(1).tolist())
+            part = 0
+            for v in range(views):
+                if v != a:
+                    x = scores[v * n:(v + 1) * n] / .1
+                    part = part - torch.mean(torch.sum(q * F.log_softmax(x, dim=1), dim=1))
+            loss = loss + part / (views - 1)
+        loss = loss / 2
+        loss.backward()
+        if method == "swavf" and t < 2:
+            net.prototypes.weight.grad = None
+        swav_update(method, net, t, momenta)
+        losses.append(loss.item())
+        residuals.append(residual)
+        actives.append(len(used) / 12)
+    normalize()
+    g.put(method + ":loss", losses)
+    g.put(method + ":residual", residuals)
+    g.put(method + ":active", actives)
+    for k, p in net.named_parameters():
+        g.digest("%s:param:%s" % (method, k), p)
+    for k, b in net.named_buffers():
+        if "running" in k:
+            g.digest("%s:buffer:%s" % (method, k), b)
+    if method == "swavq":
+        g.put("swavq:queue", queue)
+
+
+def make_prototype():
+    g = Golden("golden_prototype.txt", PROTOTYPE)
+    for method in ("swav", "swavq", "swavf", "swavs"):
+        swav_steps(method, g)
+    return g
+
+
 # --------------------------------------------------------------------------------------- evaluation
 EVAL = """
 golden_eval.txt: weighted k-NN and PCA.
@@ -1506,8 +1624,8 @@ def main(argv):
             folder = argv.pop(0)
         else:
             names.append(a)
-    for name in names or ["loss", "losses", "aug", "ops", "optim", "net", "step", "teacher", "eval",
-                          "cluster"]:
+    for name in names or ["loss", "losses", "aug", "ops", "optim", "net", "step", "teacher", "prototype",
+                          "eval", "cluster"]:
         globals()["make_" + name]().write(folder)
 
 

@@ -1,0 +1,801 @@
+/* test_prototype.c - SwAV: prototypes, codes, crops of two sizes, the queue.
+ * run: float double asan tsan valgrind smoke
+ *
+ * 1. Three steps against PyTorch in float64 (tests/golden/golden_prototype.txt): losses, residuals,
+ *    used prototypes, parameters, running statistics, the queue; prototypes frozen or not.
+ * 2. Prototypes keep length 1; frozen ones stand still; the queue starts when it should.
+ * 3. The same bytes for 1, 2, 3 and 7 threads, on the fake device, and for a run that was stopped,
+ *    saved and resumed.
+ * 4. A run whose n-th allocation fails; a steady step allocates nothing; the plan is what it needs.
+ * 5. What a report says; configurations and batches that are refused.
+ */
+#include "model.h"
+
+enum { PLAIN, QUEUED, FROZEN, LARGE, LATE, KINDS };
+static const char *const kinds[KINDS] = { "swav", "swavq", "swavf", "swavs", "late" };
+
+/* -------------------------------------------------------------------------- small ones of each kind
+ */
+
+typedef struct sizes {
+    int64_t width, side, small, hidden, dim, prototypes, queue;
+} sizes;
+
+static ctr_method *make(ctr_ctx *ctx, int kind, const sizes *s)
+{
+    ctr_swav_config c = ctr_swav_default();
+    c.encoder = ctr_resnet_config_default(8);
+    c.encoder.width = s->width;
+    c.encoder.image_size = s->side;
+    c.proj_hidden = s->hidden;
+    c.proj_dim = s->dim;
+    c.prototypes = s->prototypes;
+    c.small_views = kind == LARGE ? 0 : 2;
+    c.queue = kind == QUEUED || kind == LATE ? s->queue : 0;
+    c.queue_start_epoch = kind == LATE;
+    c.freeze_prototypes_steps = kind == FROZEN ? 2 : 0;
+    c.aug = ctr_aug_swav_default(s->side, 0);
+    c.small_aug = ctr_aug_swav_default(s->side, 1);
+    c.small_aug.height = c.small_aug.width = s->small;
+    c.optim.decay = 1e-4;
+    if (kind == FROZEN) {
+        c.optim = ctr_optim_config_default(CTR_OPTIM_SGD);
+        c.optim.decay_all = 1;
+    }
+    return ctr_swav_create(ctx, &c);
+}
+
+/* A batch of two large and two small crops made by hand. */
+typedef struct crops {
+    ctr_batch batch;
+    ctr_view_group group[2];
+} crops;
+
+static void crops_make(crops *c, const char *name, int64_t n, int64_t side, int64_t small)
+{
+    char text[32];
+    ctr_batch b;
+    snprintf(text, sizeof text, "views:%s", name);
+    c->batch = model_batch(text, n, 2, side, side);
+    snprintf(text, sizeof text, "small:%s", name);
+    b = model_batch(text, n, 2, small, small);
+    c->group[0].views = c->group[1].views = 2;
+    c->group[0].h = c->group[0].w = side;
+    c->group[1].h = c->group[1].w = small;
+    c->group[0].pixels = c->batch.pixels;
+    c->group[1].pixels = b.pixels;
+    c->batch.groups = 2;
+    c->batch.group = c->group;
+}
+
+static void crops_free(crops *c)
+{
+    free(c->group[1].pixels);
+    model_batch_free(&c->batch);
+}
+
+/* One piece of a method's state by its name; value NULL if there is none. */
+typedef struct search {
+    const char *name;
+    ctr_var found;
+} search;
+
+static void search_tensor(void *user, const char *name, ctr_tensor *t, int conv)
+{
+    search *s = (search *)user;
+    if (strcmp(name, s->name)) return;
+    snprintf(s->found.name, sizeof s->found.name, "%s", name);
+    s->found.value = t;
+    s->found.conv = conv;
+}
+
+static void no_number(void *user, const char *name, int64_t *value)
+{
+    (void)user;
+    (void)name;
+    (void)value;
+}
+
+static ctr_tensor *state_of(ctr_method *method, const char *name)
+{
+    search s;
+    ctr_visitor v;
+    memset(&s, 0, sizeof s);
+    s.name = name;
+    v.user = &s;
+    v.tensor_fn = search_tensor;
+    v.number_fn = no_number;
+    ctr_method_visit(method, &v);
+    test_true(name, s.found.value != NULL);
+    return s.found.value;
+}
+
+/* ------------------------------------------------------------------------ PyTorch's three steps */
+
+typedef struct walk {
+    ctr_ctx *ctx;
+    golden_file *g;
+    const char *kind;
+    double worst, bound;
+    int compared;
+} walk;
+
+static void unit_rows(ctr_real *x, int64_t n, int64_t d)
+{
+    int64_t i, j;
+    for (i = 0; i < n; i++) {
+        double norm = 0;
+        for (j = 0; j < d; j++) norm += (double)x[i * d + j] * (double)x[i * d + j];
+        for (j = 0; j < d; j++) x[i * d + j] = (ctr_real)((double)x[i * d + j] / sqrt(norm));
+    }
+}
+
+/* The golden weights; between steps prototypes have length 1. */
+static void fill_tensor(void *user, const char *name, ctr_tensor *t, int conv)
+{
+    ctr_ctx *ctx = ((walk *)user)->ctx;
+    ctr_var v;
+    ctr_real *x;
+    if (strncmp(name, "optim.", 6) == 0 || strncmp(name, "queue", 5) == 0) return;
+    memset(&v, 0, sizeof v);
+    snprintf(v.name, sizeof v.name, "%s", name);
+    v.value = t;
+    v.conv = conv;
+    model_fill_var(ctx, &v, 0);
+    if (strcmp(name, "prototypes.weight")) return;
+    x = test_reals(t->size);
+    ctr_tensor_read(ctx, t, x, t->size);
+    unit_rows(x, t->shape[0], t->shape[1]);
+    ctr_tensor_write(ctx, t, x, t->size);
+    free(x);
+}
+
+static void compare_tensor(void *user, const char *name, ctr_tensor *t, int conv)
+{
+    walk *w = (walk *)user;
+    char key[192];
+    ctr_var v;
+    ctr_real *x;
+    double e;
+    if (strncmp(name, "optim.", 6) == 0 || strncmp(name, "queue", 5) == 0) return;
+    memset(&v, 0, sizeof v);
+    v.value = t;
+    v.conv = conv;
+    snprintf(key, sizeof key, "%s:%s:%s", w->kind, strstr(name, ".running_") ? "buffer" : "param",
+             name);
+    x = model_read(w->ctx, &v, 0);
+    e = test_digest(w->g, key, x, t->size, TEST_DOUBLE ? 0 : 1e-3);
+    test_error(key, e, w->bound);
+    w->worst = e > w->worst ? e : w->worst;
+    w->compared++;
+    free(x);
+}
+
+static void visit_with(ctr_method *method, walk *w,
+                       void (*fn)(void *, const char *, ctr_tensor *, int))
+{
+    ctr_visitor v;
+    v.user = w;
+    v.tensor_fn = fn;
+    v.number_fn = no_number;
+    ctr_method_visit(method, &v);
+}
+
+/* The batch's rows of both queues; the authors shift theirs, ours writes over the oldest. */
+static void compare_queues(walk *w, ctr_method *method)
+{
+    static const char *const names[2] = { "queue1.rows", "queue2.rows" };
+    const double *want;
+    ctr_real x[6 * 16];
+    size_t n;
+    int i;
+    want = golden_get(w->g, "swavq:queue", &n);
+    if (!test_true("golden queues", want && n == 2 * 96)) return;
+    for (i = 0; i < 2; i++) {
+        ctr_tensor_read(w->ctx, state_of(method, names[i]), x, 96);
+        test_near(names[i], x, want + 96 * i, 96, 0, test_bound(1e-8, 2e-2));
+    }
+}
+
+static void golden_steps(golden_file *g, int kind)
+{
+    static const double larc[3] = { 0.3, 0.2, 0.1 }, sgd[3] = { 0.1, 0.08, 0.05 };
+    sizes s = { 16, 16, 8, 24, 16, 12, 6 };
+    ctr_ctx *ctx = test_ctx(2, CTR_KERNELS_AUTO);
+    ctr_method *method = make(ctx, kind, &s);
+    const double *losses, *residuals, *active;
+    char name[64];
+    ctr_report report;
+    walk w;
+    double worst = 0, e;
+    int t;
+    memset(&w, 0, sizeof w);
+    w.ctx = ctx;
+    w.g = g;
+    w.kind = kinds[kind];
+    w.bound = test_bound(1e-8, 5e-2);
+    snprintf(name, sizeof name, "%s:loss", w.kind);
+    losses = golden_get(g, name, NULL);
+    snprintf(name, sizeof name, "%s:residual", w.kind);
+    residuals = golden_get(g, name, NULL);
+    snprintf(name, sizeof name, "%s:active", w.kind);
+    active = golden_get(g, name, NULL);
+    if (!test_true("a method and its records", method && losses && residuals && active)) return;
+    visit_with(method, &w, fill_tensor);
+    for (t = 0; t < 3; t++) {
+        crops c;
+        snprintf(name, sizeof name, "%d", t + 1);
+        crops_make(&c, name, 6, 16, 8);
+        if (kind == LARGE) c.batch.groups = 0;
+        test_true("step", ctr_method_step(method, &c.batch, kind == FROZEN ? sgd[t] : larc[t],
+                                          &report));
+        test_fine(ctx, "step");
+        snprintf(name, sizeof name, "%s loss of step %d", w.kind, t + 1);
+        e = fabs(report.loss - losses[t]) / fabs(losses[t]);
+        test_error(name, e, t ? test_bound(1e-8, 2e-2) : test_bound(1e-8, 1e-4));
+        worst = e > worst ? e : worst;
+        test_error("residual", fabs(report.residual - residuals[t]), test_bound(1e-7, 5e-2));
+        if (TEST_DOUBLE || !t) test_error("used", fabs(report.active - active[t]), 1e-12);
+        test_error("chance", fabs(report.chance - log(12.0)), 1e-14);
+        crops_free(&c);
+    }
+    visit_with(method, &w, compare_tensor);
+    test_equal("all of the network was compared", w.compared, 54);
+    if (kind == QUEUED) compare_queues(&w, method);
+    printf("     %s: loss %.2g, %d parameters and buffers %.2g\n", w.kind, worst, w.compared,
+           w.worst);
+    ctr_method_destroy(method);
+    ctr_ctx_destroy(ctx);
+}
+
+static void golden_all(void)
+{
+    golden_file g;
+    int i;
+    if (!test_golden_open(&g, "golden_prototype.txt")) return;
+    for (i = 0; i < LATE; i++)
+        if ((!MODEL_SLOW && !test_quick()) || i == QUEUED) golden_steps(&g, i);
+    golden_close(&g);
+}
+
+/* ---------------------------------------------------------------------- one small training run */
+
+typedef struct run {
+    ctr_ctx *ctx;
+    ctr_dataset *dataset;
+    ctr_loader *loader;
+    ctr_method *method;
+    uint8_t *pixels;
+    int32_t labels[64];
+} run;
+
+typedef struct run_config {
+    int kind, threads;
+    ctr_kernels kernels;
+    int64_t images, batch, queue;
+    const ctr_allocator *allocator;
+    const ctr_device *device;
+} run_config;
+
+static run_config run_of(int kind)
+{
+    run_config c;
+    memset(&c, 0, sizeof c);
+    c.kind = kind;
+    c.threads = 1;
+    c.images = 24;
+    c.batch = 6;
+    c.queue = 10;
+    return c;
+}
+
+static void run_begin(run *r, const run_config *c)
+{
+    ctr_config config = ctr_config_default();
+    ctr_loader_config l = ctr_loader_config_default();
+    sizes s = { 4, 8, 5, 12, 8, 7, 10 };
+    s.queue = c->queue;
+    memset(r, 0, sizeof *r);
+    config.threads = c->threads;
+    config.kernels = c->kernels;
+    config.device = c->device;
+    if (c->allocator) config.allocator = *c->allocator;
+    r->pixels = model_pictures(c->images, 8, r->labels, 3);
+    r->ctx = ctr_ctx_create(&config);
+    if (!r->ctx) return;
+    r->dataset = ctr_dataset_from_memory(r->ctx, r->pixels, c->images, 8, 8, 3, r->labels);
+    if (r->dataset) r->method = make(r->ctx, c->kind, &s);
+    if (!r->method) return;
+    l.batch = c->batch;
+    l.views = r->method->views;
+    l.augs = r->method->augs;
+    r->loader = ctr_loader_create(r->ctx, r->dataset, &l);
+}
+
+static void run_end(run *r)
+{
+    if (r->ctx) {
+        ctr_loader_destroy(r->ctx, r->loader);
+        ctr_method_destroy(r->method);
+        ctr_dataset_destroy(r->ctx, r->dataset);
+        ctr_ctx_destroy(r->ctx);
+    }
+    free(r->pixels);
+}
+
+static int run_next(run *r, ctr_batch *batch)
+{
+    return ctr_loader_next(r->ctx, r->loader, batch) ||
+           (ctr_error(r->ctx) == CTR_OK && ctr_loader_next(r->ctx, r->loader, batch));
+}
+
+static int run_steps(run *r, int steps, ctr_report *report)
+{
+    ctr_batch batch;
+    int i;
+    for (i = 0; i < steps; i++)
+        if (!run_next(r, &batch) || !ctr_method_step(r->method, &batch, 0.04, report)) return 0;
+    return 1;
+}
+
+/* ------------------------------------------------------------------------------ the same bytes */
+
+static uint64_t bytes_run(const run_config *c, const char *path)
+{
+    run r;
+    uint64_t hash = 0;
+    run_begin(&r, c);
+    if (test_true("a run", r.loader && run_steps(&r, 6, NULL))) hash = ctr_method_hash(r.method);
+    if (r.loader && path) test_true("save", ctr_checkpoint_save(r.method, path, NULL));
+    if (r.ctx) test_fine(r.ctx, "a run");
+    run_end(&r);
+    return hash;
+}
+
+static void same_bytes(int kind)
+{
+    static const int threads[4] = { 1, 2, 3, 7 };
+    run_config c = run_of(kind);
+    uint64_t first = 0, hash;
+    char what[96];
+    int i;
+    for (i = 0; i < 4; i++) {
+        c.threads = threads[i];
+        hash = bytes_run(&c, i ? "prototype_n.ctr" : "prototype_1.ctr");
+        if (!i) first = hash;
+        snprintf(what, sizeof what, "%s, %d threads: the hash", kinds[kind], threads[i]);
+        test_true(what, hash != 0 && hash == first);
+        if (i) model_same_files(what, "prototype_1.ctr", "prototype_n.ctr");
+    }
+    remove("prototype_1.ctr");
+    remove("prototype_n.ctr");
+}
+
+static void same_on_device(int kind)
+{
+    run_config c = run_of(kind);
+    fake_device *fake = fake_device_open();
+    uint64_t on_cpu, on_device;
+    c.kernels = CTR_KERNELS_SCALAR;
+    on_cpu = bytes_run(&c, NULL);
+    c.device = &fake->device;
+    on_device = bytes_run(&c, NULL);
+    test_true(kinds[kind], on_cpu != 0 && on_cpu == on_device);
+    fake_device_close(fake);
+}
+
+static int stop_at_5(void *user, const ctr_report *report)
+{
+    (void)user;
+    return report->step == 4;
+}
+
+/* Three epochs at once, or stopped after five steps, saved, and resumed by another process. */
+static void resumes(int kind)
+{
+    run_config c = run_of(kind);
+    ctr_fit_config fit = ctr_fit_default();
+    run r;
+    fit.epochs = 3;
+    fit.warmup_epochs = 0;
+    fit.lr = 0.05;
+    fit.checkpoint = "prototype_whole.ctr";
+    run_begin(&r, &c);
+    test_equal("a whole run", (double)ctr_fit(r.method, r.loader, &fit), 12);
+    run_end(&r);
+    fit.checkpoint = "prototype_parts.ctr";
+    fit.resume = 1;
+    fit.step_fn = stop_at_5;
+    run_begin(&r, &c);
+    test_equal("five steps", (double)ctr_fit(r.method, r.loader, &fit), 5);
+    run_end(&r);
+    fit.step_fn = NULL;
+    run_begin(&r, &c);
+    test_equal("and seven", (double)ctr_fit(r.method, r.loader, &fit), 7);
+    test_fine(r.ctx, "resume");
+    run_end(&r);
+    model_same_files(kinds[kind], "prototype_whole.ctr", "prototype_parts.ctr");
+    remove("prototype_whole.ctr");
+    remove("prototype_parts.ctr");
+}
+
+/* --------------------------------------------------------------------------- memory of a step */
+
+static void steady(int kind)
+{
+    run_config c = run_of(kind);
+    test_allocator watch;
+    ctr_allocator hooks = test_allocator_init(&watch);
+    char what[96];
+    size_t bytes;
+    long before;
+    run r;
+    c.allocator = &hooks;
+    c.threads = 2;
+    run_begin(&r, &c);
+    if (!test_true("a run to watch", r.loader && run_steps(&r, 8, NULL))) return;
+    before = watch.calls;
+    test_true("nine steps", run_steps(&r, 9, NULL));
+    snprintf(what, sizeof what, "%s: allocations in 9 steady steps", kinds[kind]);
+    test_equal(what, (double)(watch.calls - before), 0);
+    test_fine(r.ctx, what);
+    run_end(&r);
+    test_equal("blocks that were never freed", (double)watch.live, 0);
+    test_equal("bad frees", (double)watch.bad_frees, 0);
+    run_begin(&r, &c);
+    bytes = ctr_method_plan(r.method, c.batch, 8, 8, 3);
+    ctr_step_reserve(r.ctx, bytes);
+    test_true("steps until the queue is used", run_steps(&r, 8, NULL));
+    snprintf(what, sizeof what, "%s: the plan is the slab's peak, %lu KB", kinds[kind],
+             (unsigned long)(bytes >> 10));
+    test_true(what, bytes >= ctr_memory_stats(r.ctx).slab_peak &&
+              bytes <= ctr_memory_stats(r.ctx).slab_peak + 64);
+    run_end(&r);
+}
+
+static test_allocator watch_;
+
+static uint64_t quiet_hash(ctr_method *method)
+{
+    long calls = watch_.calls, fail_at = watch_.fail_at;
+    uint64_t hash;
+    watch_.fail_at = 0;
+    hash = ctr_method_hash(method);
+    watch_.calls = calls;
+    watch_.fail_at = fail_at;
+    return hash;
+}
+
+/* Two steps of which one or the making of the method fails; a failed step leaves the hash. */
+static int fail_run(const run_config *c, const uint64_t *want, long n, int *whole)
+{
+    ctr_batch batch;
+    int i, ok = 1;
+    run r;
+    watch_.calls = 0;
+    watch_.fail_at = n;
+    run_begin(&r, c);
+    *whole = 0;
+    if (r.loader) {
+        ok = quiet_hash(r.method) == want[0];
+        for (i = 0; i < 2 && ok; i++) {
+            if (!run_next(&r, &batch)) {
+                ok = ctr_error(r.ctx) == CTR_E_MEMORY;
+                ctr_error_clear(r.ctx);
+                ok = ok && run_next(&r, &batch);
+            }
+            if (ok && !ctr_method_step(r.method, &batch, 0.04, NULL)) {
+                ok = ctr_error(r.ctx) == CTR_E_MEMORY;
+                ctr_error_clear(r.ctx);
+                ok = ok && quiet_hash(r.method) == want[i];
+                ok = ok && ctr_method_step(r.method, &batch, 0.04, NULL);
+            }
+            ok = ok && quiet_hash(r.method) == want[i + 1];
+        }
+        *whole = watch_.calls < n;
+    } else if (r.ctx) {
+        ok = ctr_error(r.ctx) == CTR_E_MEMORY;
+    }
+    watch_.fail_at = 0;
+    run_end(&r);
+    return ok && watch_.live == 0 && watch_.bad_frees == 0;
+}
+
+static void fails(int kind, long stride)
+{
+    ctr_allocator hooks = test_allocator_init(&watch_);
+    run_config c = run_of(kind);
+    uint64_t want[3] = { 0, 0, 0 };
+    long n, bad = 0, runs = 0;
+    int whole = 0, i;
+    char what[96];
+    run r;
+    c.allocator = &hooks;
+    c.images = 12;
+    c.batch = 4;
+    c.queue = 4; /* full after a step */
+    run_begin(&r, &c);
+    for (i = 0; i < 3; i++) {
+        if (i) test_true("expected step", run_steps(&r, 1, NULL));
+        want[i] = quiet_hash(r.method);
+    }
+    run_end(&r);
+    test_true("three different states", want[0] != want[1] && want[1] != want[2]);
+    for (n = 1; !whole && bad < 5; n += stride, runs++)
+        if (!fail_run(&c, want, n, &whole)) {
+            printf("     %s: allocation %ld\n", kinds[kind], n);
+            bad++;
+        }
+    snprintf(what, sizeof what, "%s: bad ones of %ld runs", kinds[kind], runs);
+    test_equal(what, (double)bad, 0);
+    test_true("the last run met no failure", whole && runs > 3);
+}
+
+/* ------------------------------------------------------------------- prototypes, queue, batches */
+
+static double apart(const ctr_real *a, const ctr_real *b, int n)
+{
+    double worst = 0;
+    int i;
+    for (i = 0; i < n; i++) {
+        double e = fabs((double)a[i] - (double)b[i]);
+        worst = e > worst ? e : worst;
+    }
+    return worst;
+}
+
+static double length_error(const ctr_real *x, int64_t n, int64_t d)
+{
+    double worst = 0;
+    int64_t i, j;
+    for (i = 0; i < n; i++) {
+        double norm = 0;
+        for (j = 0; j < d; j++) norm += (double)x[i * d + j] * (double)x[i * d + j];
+        worst = fabs(norm - 1) > worst ? fabs(norm - 1) : worst;
+    }
+    return worst;
+}
+
+/* Rows of length 1 from the start and after each step; frozen for two steps, then no longer, also
+   by weight decay. */
+static void prototypes(int kind)
+{
+    run_config c = run_of(kind);
+    ctr_real before[56], x[56];
+    run r;
+    int t;
+    run_begin(&r, &c);
+    ctr_tensor_read(r.ctx, state_of(r.method, "prototypes.weight"), before, 56);
+    test_error("unit rows at first", length_error(before, 7, 8), test_bound(1e-14, 1e-6));
+    for (t = 0; t < 4; t++) {
+        int still = kind == FROZEN && t < 2;
+        test_true("step", run_steps(&r, 1, NULL));
+        ctr_tensor_read(r.ctx, state_of(r.method, "prototypes.weight"), x, 56);
+        test_error("unit rows", length_error(x, 7, 8), test_bound(1e-14, 1e-6));
+        if (still) test_error("frozen", apart(x, before, 56), test_bound(1e-14, 1e-6));
+        else test_true("they move", apart(x, before, 56) > 1e-5);
+    }
+    test_fine(r.ctx, "prototypes");
+    run_end(&r);
+}
+
+/* Queues are left alone before their epoch, hold the newest embeddings after it, and take part in
+   the codes once they are full: the residual is that of more rows then. */
+static void queue_starts(void)
+{
+    run_config c = run_of(LATE);
+    ctr_real before[80], x[80];
+    ctr_report report;
+    run r, s;
+    int t;
+    run_begin(&r, &c);
+    c.kind = PLAIN;
+    run_begin(&s, &c);
+    ctr_tensor_read(r.ctx, state_of(r.method, "queue2.rows"), before, 80);
+    for (t = 0; t < 7; t++) {
+        ctr_report plain;
+        test_true("step", run_steps(&r, 1, &report) && run_steps(&s, 1, &plain));
+        ctr_tensor_read(r.ctx, state_of(r.method, "queue2.rows"), x, 80);
+        test_error("unit rows", length_error(x, 10, 8), test_bound(1e-13, 1e-5));
+        if (t < 4) test_bytes("epoch 0: nothing is kept", x, before, sizeof x);
+        else test_true("epoch 1: embeddings are kept", apart(x, before, 80) > 1e-3);
+        test_true("a queue that is not full changes nothing",
+                  (report.loss == plain.loss) == (t < 6));
+    }
+    test_fine(r.ctx, "queues");
+    run_end(&r);
+    run_end(&s);
+}
+
+static void refused(run *r, const char *what, crops *c, ctr_status status, const char *word)
+{
+    uint64_t before = ctr_method_hash(r->method);
+    test_equal(what, ctr_method_step(r->method, &c->batch, 0.1, NULL), 0);
+    test_fails(r->ctx, what, status, word);
+    test_true("the method is as it was", ctr_method_hash(r->method) == before);
+    test_true("a step follows", run_steps(r, 1, NULL));
+}
+
+static void batches(void)
+{
+    run_config config = run_of(QUEUED);
+    ctr_report a, b;
+    uint32_t bits = 0x7fc00000u;
+    float nan_value;
+    crops c;
+    run r;
+    memcpy(&nan_value, &bits, sizeof nan_value);
+    config.queue = 6;
+    run_begin(&r, &config);
+    test_true("steps until the queue is used", run_steps(&r, 3, NULL));
+    crops_make(&c, "a", 6, 8, 5);
+    c.batch.groups = 0;
+    refused(&r, "large crops alone", &c, CTR_E_SHAPE, "2 sizes");
+    c.batch.groups = 3;
+    refused(&r, "three sizes", &c, CTR_E_SHAPE, "2 sizes");
+    c.batch.groups = 2;
+    c.batch.group = NULL;
+    refused(&r, "groups that are not there", &c, CTR_E_SHAPE, "2 sizes");
+    c.batch.group = c.group;
+    c.batch.views = 1;
+    refused(&r, "one large crop", &c, CTR_E_SHAPE, "takes 2 views");
+    c.batch.views = 2;
+    c.group[1].views = 1;
+    refused(&r, "one small crop", &c, CTR_E_SHAPE, "smaller");
+    c.group[1].views = 2;
+    c.group[1].pixels[(6 + 4) * 75 + 7] = (ctr_real)nan_value;
+    refused(&r, "NaN in a small crop", &c, CTR_E_NUMBER, "image 4 of view 3");
+    c.group[1].pixels[(6 + 4) * 75 + 7] = 0;
+    test_equal("a rate out of all bounds", ctr_method_step(r.method, &c.batch, 1e300, NULL),
+               TEST_DOUBLE);
+    ctr_error_clear(r.ctx);
+    run_end(&r);
+    config = run_of(PLAIN);
+    run_begin(&r, &config);
+    test_true("step", ctr_method_step(r.method, &c.batch, 0, &a));
+    test_true("a loss of cosines", a.loss > 0 && a.loss < 2 / 0.1 + log(7.0));
+    c.group[1].pixels[5] += 1;
+    test_true("step", ctr_method_step(r.method, &c.batch, 0, &b));
+    test_true("small crops take part", a.loss != b.loss && fabs(a.loss - b.loss) < 1);
+    test_true("used prototypes", b.active >= 1 / 7.0 - 1e-12 && b.active <= 1);
+    test_true("a residual", b.residual > 0 && b.residual < 6);
+    test_true("cosines", b.positive <= 1.0001 && b.negative >= -1.0001 && b.accuracy >= 0);
+    test_fine(r.ctx, "batches");
+    run_end(&r);
+    crops_free(&c);
+}
+
+/* ------------------------------------------------------------------------------- configurations */
+
+static void no_method(ctr_ctx *ctx, const char *what, const ctr_swav_config *c, const char *word)
+{
+    test_true(what, ctr_swav_create(ctx, c) == NULL);
+    test_fails(ctx, what, CTR_E_VALUE, word);
+}
+
+static ctr_swav_config tiny(void)
+{
+    ctr_swav_config c = ctr_swav_default();
+    c.encoder.depth = 8;
+    c.proj_hidden = 12;
+    c.proj_dim = 8;
+    c.prototypes = 7;
+    return c;
+}
+
+static void presets(void)
+{
+    ctr_aug_config a, b = ctr_aug_swav_default(224, 1);
+    ctr_aug_swav_config_init(&a, 224, 1);
+    test_bytes("default and init are one", &a, &b, sizeof a);
+    test_true("small crops of 224", a.height == 96 && a.width == 96 && a.crop_min == 0.05 &&
+              a.crop_max == 0.14 && a.blur_p == 0.5 && a.brightness == 0.8);
+    a = ctr_aug_swav_default(224, 0);
+    test_true("large crops", a.height == 224 && a.crop_min == 0.14 && a.crop_max == 1 &&
+              a.interp == CTR_INTERP_BILINEAR && a.hue == 0.2);
+    a = ctr_aug_swav_default(32, 1);
+    test_true("small crops of 32", a.height == 14 && a.brightness == 0.4 && a.blur_p == 0);
+    test_true("small crops of 64 keep their jitter", ctr_aug_swav_default(64, 1).height == 27 &&
+              ctr_aug_swav_default(64, 1).brightness == 0.8 &&
+              ctr_aug_swav_default(64, 1).blur_p == 0);
+    test_equal("of one pixel", (double)ctr_aug_swav_default(1, 1).width, 1);
+}
+
+static void configs(void)
+{
+    ctr_ctx *ctx = test_ctx(1, CTR_KERNELS_AUTO);
+    size_t held = ctr_memory_stats(ctx).held;
+    ctr_swav_config c, d = ctr_swav_default();
+    ctr_method *m;
+    char text[256];
+    ctr_swav_config_init(&c);
+    test_bytes("default and init are one", &c, &d, sizeof c);
+    test_true("SwAV", c.prototypes == 3000 && c.proj_hidden == 2048 && c.proj_dim == 128 &&
+              c.temperature == 0.1 && c.sinkhorn.epsilon == 0.05 && c.sinkhorn.iterations == 3 &&
+              c.small_views == 6 && c.queue == 0 && c.queue_start_epoch == 15 &&
+              c.freeze_prototypes_steps == 313 && c.optim.form == CTR_LARS_LARC &&
+              c.optim.decay == 1e-6 && c.optim.decay_all && c.lr == 0.3);
+    c = tiny();
+    c.queue = 20;
+    m = ctr_swav_create(ctx, &c);
+    if (test_true("a small one", m != NULL)) {
+        m->describe_fn(m, text, sizeof text);
+        test_text("its description", text, "swav resnet8 width=16 stem=small channels=3 "
+                  "head=2x12-8 prototypes=7 queue=20");
+        test_true("eight views in two groups", m->views == 8 && m->groups == 2 &&
+                  m->group[0].views == 2 && m->group[1].views == 6 && m->group[1].h == 14);
+    }
+    ctr_method_destroy(m);
+    c = tiny();
+    c.temperature = 0;
+    no_method(ctx, "temperature 0", &c, "temperature");
+    c = tiny();
+    c.sinkhorn.epsilon = 0;
+    no_method(ctx, "epsilon 0", &c, "sinkhorn");
+    c = tiny();
+    c.sinkhorn.iterations = 0;
+    no_method(ctx, "no iteration", &c, "sinkhorn");
+    c = tiny();
+    c.prototypes = 1;
+    no_method(ctx, "one prototype", &c, "prototypes");
+    c = tiny();
+    c.small_views = 63;
+    no_method(ctx, "65 views", &c, "small_views");
+    c = tiny();
+    c.queue = -1;
+    no_method(ctx, "a queue below nothing", &c, "queue");
+    c = tiny();
+    c.queue_start_epoch = -1;
+    no_method(ctx, "an epoch below 0", &c, "queue_start_epoch");
+    c = tiny();
+    c.freeze_prototypes_steps = -1;
+    no_method(ctx, "steps below 0", &c, "freeze_prototypes_steps");
+    c = tiny();
+    c.proj_dim = 0;
+    no_method(ctx, "embeddings of 0 numbers", &c, "mlp");
+    c = tiny();
+    c.small_aug.crop_max = 2;
+    no_method(ctx, "crops of twice the image", &c, "crop");
+    c.small_views = 0; /* nobody looks at it then */
+    m = ctr_swav_create(ctx, &c);
+    test_true("without small crops", m && m->views == 2 && m->groups == 1);
+    ctr_method_destroy(m);
+    c = tiny();
+    c.optim.momentum = 1;
+    no_method(ctx, "momentum 1", &c, "momentum");
+    test_equal("refused methods leave nothing behind", (double)ctr_memory_stats(ctx).held,
+               (double)held);
+    ctr_ctx_destroy(ctx);
+}
+
+int main(int argc, char **argv)
+{
+    int i;
+    test_begin("test_prototype", argc, argv);
+    test_group("configs");
+    presets();
+    configs();
+    test_group("prototypes and queue");
+    prototypes(PLAIN);
+    prototypes(FROZEN);
+    queue_starts();
+    test_group("batches");
+    batches();
+    test_group("a steady step allocates nothing and is planned");
+    for (i = 0; i < KINDS; i++) steady(i);
+    test_group("the same bytes for any number of threads");
+    for (i = 0; i < KINDS; i++)
+        if (!test_quick() || i == QUEUED) same_bytes(i);
+    test_group("the same bytes after stopping and resuming");
+    for (i = 0; i < KINDS; i++)
+        if (!test_quick() || i == LATE) resumes(i);
+    test_group("the fake device");
+    for (i = 0; i < KINDS; i++)
+        if (!test_quick() || i == QUEUED) same_on_device(i);
+    test_group("the n-th allocation fails");
+    for (i = 0; i < LATE; i++)
+        if (!test_quick() || i == QUEUED) fails(i, test_quick() || MODEL_SLOW ? 71 : 3);
+    test_group("three steps as PyTorch takes them");
+    golden_all();
+    return test_end();
+}
