@@ -14,8 +14,7 @@
 enum { PLAIN, QUEUED, FROZEN, LARGE, LATE, KINDS };
 static const char *const kinds[KINDS] = { "swav", "swavq", "swavf", "swavs", "late" };
 
-/* -------------------------------------------------------------------------- small ones of each kind
- */
+/* ---------------------------------------------------------------------- small ones of each kind */
 
 typedef struct sizes {
     int64_t width, side, small, hidden, dim, prototypes, queue;
