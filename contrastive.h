@@ -7,8 +7,8 @@
    Build:  cc -O2 program.c -lm -lpthread      (no other flag; kernels pick AVX2 at run time)
 
    WHAT IT DOES NOT DO (yet)
-   - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg, SwAV. More are to come; so
-     is the GPU.
+   - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg, SwAV,
+     DeepCluster v2. More are to come; so is the GPU.
    - Numbers are float. No mixed precision, no quantisation, no more than four dimensions.
    - No second derivatives; the tape is spent after one backward pass.
    - Convolutions have odd kernels, zero padding, no groups, no dilation.
@@ -26,7 +26,7 @@
        IMAGE AUG SAMPLE DATA LOADER                 pictures, augmentations, batches of views
        CLUSTER                                      k-means, whitening, Sinkhorn, NMI
        LOSS AGREE HEALTH METHOD TEACHER             losses; alive?; SimCLR, ...; MoCo, BYOL, ...
-       PROTOTYPE                                    SwAV: clusters learnt on the way
+       PROTOTYPE                                    SwAV, DeepCluster: clusters on the way
        EVAL MAP IO FIT                              k-NN, probe, maps; files; the training driver
    A section of the implementation calls only those above it. Each level can be used alone: the
    losses for embeddings of another framework (ctr_loss_nt_xent_flat), the augmentations
@@ -1709,6 +1709,8 @@ struct ctr_method {
     /* the optimiser and all that moves with it; must not allocate */
     void (*commit_fn)(ctr_method *method, double lr);
     void (*check_fn)(ctr_method *method);       /* an error if a gradient is not finite */
+    /* NULL, or what comes before an epoch: a pass over the images, clustering. 1, or 0 */
+    int (*begin_fn)(ctr_method *method, const ctr_loader *loader);
     void (*visit_fn)(ctr_method *method, const ctr_visitor *visitor);
     void (*describe_fn)(ctr_method *method, char *text, size_t size); /* architecture, one line */
     void (*destroy_fn)(ctr_method *method);
@@ -1719,6 +1721,10 @@ struct ctr_method {
    was before; clear the error and go on, or stop. */
 CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double lr,
                             ctr_report *report);
+/* What a method does before the first step of each epoch (DeepCluster clusters its images then);
+   most do nothing. ctr_fit calls it, a loop of your own has to. 1; or 0 with an error, and the
+   method is as it was. */
+CTR_API int ctr_method_begin(ctr_method *method, const ctr_loader *loader);
 CTR_API void ctr_method_destroy(ctr_method *method); /* NULL is allowed */
 CTR_API void ctr_method_visit(ctr_method *method, const ctr_visitor *visitor);
 /* A hash of the whole state: equal states, equal numbers. */
@@ -1898,7 +1904,7 @@ CTR_API void ctr_simsiam_config_init(ctr_simsiam_config *config);
 CTR_API ctr_method *ctr_simsiam_create(ctr_ctx *ctx, const ctr_simsiam_config *config);
 
 /* ------------------------------------------------------------------------------------------------
-   >>PROTOTYPE  methods that learn clusters on the way: SwAV
+   >>PROTOTYPE  methods that learn clusters on the way: SwAV, DeepCluster v2
 
    Prototypes are unit vectors [k, dim], "prototypes.weight" in files, of kind CTR_KIND_PROTOTYPE:
    what an embedding may belong to. Crops come in two sizes (multi-crop): two large ones, and small
@@ -1935,6 +1941,36 @@ CTR_API ctr_swav_config ctr_swav_default(void);
 CTR_API void ctr_swav_config_init(ctr_swav_config *config);
 /* NULL on error. ctr_method_destroy() gives all of it back. */
 CTR_API ctr_method *ctr_swav_create(ctr_ctx *ctx, const ctr_swav_config *config);
+
+/* DeepCluster v2 (Caron et al., 2020, in the same paper; v1 2018): before each epoch the embeddings
+   that a memory bank holds of all images are clustered by spherical k-means; each crop then has to
+   predict its image's cluster, the prototypes being the centroids. Several heads cluster by turns
+   the bank of large crop 1 and that of large crop 2. The bank is filled by a pass over the images
+   before the first epoch (here with the batches' own statistics, leaving the running ones alone),
+   later by the steps. Empty clusters are refilled (ctr_kmeans_run); the authors leave them. Loss:
+   cross entropy, mean over crops and heads; chance ln k. */
+typedef struct ctr_deepcluster_v2_config {
+    ctr_resnet_config encoder;    /* default ResNet-18 */
+    int64_t proj_hidden;          /* default 2048 */
+    int64_t proj_dim;             /* default 128 */
+    int64_t images;               /* in the data set, at least prototypes. No default */
+    int64_t prototypes;           /* k of each head, at least 2, default 3000 */
+    int heads;                    /* 1..8, default 3 */
+    int iterations;               /* of k-means, at least 1, default 10 */
+    double temperature;           /* default 0.1 */
+    int small_views;              /* beside the two large ones, 0..62, default 6 */
+    int64_t freeze_prototypes_steps; /* first steps that do not train them; default 300000: all */
+    ctr_aug_config aug, small_aug; /* default ctr_aug_swav_default(32, 0) and (32, 1) */
+    ctr_optim_config optim;       /* as SwAV's */
+    double lr;                    /* for a batch of 256, default 0.3 */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_LINEAR */
+} ctr_deepcluster_v2_config;
+CTR_API ctr_deepcluster_v2_config ctr_deepcluster_v2_default(void);
+CTR_API void ctr_deepcluster_v2_config_init(ctr_deepcluster_v2_config *config);
+/* NULL on error. ctr_method_destroy() gives all of it back. Its steps need batches with index, and
+   ctr_method_begin() before each epoch. */
+CTR_API ctr_method *ctr_deepcluster_v2_create(ctr_ctx *ctx,
+                                              const ctr_deepcluster_v2_config *config);
 
 /* ------------------------------------------------------------------------------------------------
    >>EVAL  what the embeddings are worth: k-NN, linear probe, retrieval
@@ -17675,6 +17711,12 @@ CTR_API void ctr_method_destroy(ctr_method *method)
     if (method) method->destroy_fn(method);
 }
 
+CTR_API int ctr_method_begin(ctr_method *method, const ctr_loader *loader)
+{
+    if (method->ctx->status != CTR_OK) return 0;
+    return !method->begin_fn || method->begin_fn(method, loader);
+}
+
 CTR_API void ctr_method_visit(ctr_method *method, const ctr_visitor *visitor)
 {
     if (method) method->visit_fn(method, visitor);
@@ -19109,6 +19151,203 @@ CTR_API ctr_method *ctr_simsiam_create(ctr_ctx *ctx, const ctr_simsiam_config *c
    >>PROTOTYPE
    ---------------------------------------------------------------------------------------------- */
 
+/* ---- crops and prototypes ----------------------------------------------------------------------
+
+   What the methods of this section share: a pass through the encoder for each size of crops, one
+   through the projector for all of them, unit rows, and one or more sets of prototypes.          */
+
+enum { CTR_CROPS_HEADS_ = 8 };
+
+typedef struct ctr_crops_config_ {
+    const ctr_resnet_config *encoder;
+    int64_t hidden, dim, prototypes;
+    int heads, small_views;
+    double temperature;
+    const ctr_aug_config *aug, *small_aug;
+    const ctr_optim_config *optim;
+    double lr;
+    ctr_lr_rule lr_rule;
+} ctr_crops_config_;
+
+typedef struct ctr_crops_ {
+    ctr_method base;
+    size_t bytes;                  /* of the method that begins with this */
+    ctr_vars vars, store;          /* encoder.* projector.* prototypes*; queue or bank */
+    ctr_resnet encoder;
+    ctr_mlp projector;
+    ctr_tensor *prototypes[CTR_CROPS_HEADS_]; /* [k, dim] each, unit rows when they are made */
+    ctr_tensor *lengths;           /* [k], scratch of ctr_crops_unit_rows_ */
+    int heads;
+    ctr_optim *optim;
+    ctr_aug_config augs[CTR_MAX_VIEWS];
+    ctr_view_group group[CTR_MAX_VIEWS];
+} ctr_crops_;
+
+CTR_PRIVATE_ ctr_tensor *ctr_crops_represent_(ctr_method *method, ctr_tensor *x,
+                                              ctr_norm_mode mode)
+{
+    return ctr_resnet_forward(method->ctx, &((ctr_crops_ *)method)->encoder, x, mode, 1);
+}
+
+/* [views * n, features] -> unit rows [views * n, dim] */
+CTR_PRIVATE_ ctr_tensor *ctr_crops_project_(ctr_crops_ *m, ctr_tensor *h, ctr_norm_mode mode)
+{
+    ctr_ctx *ctx = m->base.ctx;
+    return ctr_normalize(ctx, ctr_mlp_forward(ctx, &m->projector, h, mode, 1));
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_crops_embed_(ctr_method *method, ctr_tensor *x)
+{
+    ctr_tensor *h[CTR_MAX_VIEWS], *all;
+    int g;
+    for (g = 0; g < method->groups; g++)
+        h[g] = ctr_crops_represent_(method, g ? method->crops[g] : x, CTR_NORM_TRAIN);
+    all = method->groups > 1 ? ctr_concat(method->ctx, method->groups, h, 0) : h[0];
+    return ctr_crops_project_((ctr_crops_ *)method, all, CTR_NORM_TRAIN);
+}
+
+/* A set of prototypes as the loss takes it: for the first steps without a gradient. */
+CTR_PRIVATE_ ctr_tensor *ctr_crops_scores_(ctr_crops_ *m, ctr_tensor *z, int head,
+                                           int64_t freeze_steps)
+{
+    ctr_ctx *ctx = m->base.ctx;
+    ctr_tensor *w = m->prototypes[head];
+    if (*ctr_optim_steps(m->optim) < freeze_steps) w = ctr_detach(ctx, w);
+    return ctr_matmul(ctx, z, 0, w, 1);                                /* [views * n, k] */
+}
+
+/* The embeddings of large crop 0 or 1: [n, dim]. */
+CTR_PRIVATE_ ctr_tensor *ctr_crops_large_(ctr_crops_ *m, ctr_tensor *z, int view)
+{
+    int64_t n = z->shape[0] / m->base.views;
+    return ctr_slice(m->base.ctx, z, 0, view * n, n);
+}
+
+CTR_PRIVATE_ void ctr_crops_unit_rows_(ctr_crops_ *m, int head)
+{
+    ctr_tensor *w = m->prototypes[head];
+    ctr_k_normalize(m->base.ctx, w->shape[0], w->shape[1], ctr_f_(w), ctr_f_(w),
+                    ctr_f_(m->lengths));
+}
+
+CTR_PRIVATE_ void ctr_crops_check_(ctr_method *method)
+{
+    ctr_vars_check_gradients(method->ctx, &((ctr_crops_ *)method)->vars);
+}
+
+CTR_PRIVATE_ void ctr_crops_visit_(ctr_method *method, const ctr_visitor *visitor)
+{
+    ctr_crops_ *m = (ctr_crops_ *)method;
+    ctr_visit_vars_(visitor, "", &m->vars);
+    ctr_visit_vars_(visitor, "optim.", ctr_optim_state(m->optim));
+    visitor->number_fn(visitor->user, "optim.steps", ctr_optim_steps(m->optim));
+    ctr_visit_vars_(visitor, "", &m->store);
+}
+
+/* "swav resnet8 ... head=2x2048-128 prototypes=3000": what a checkpoint compares */
+CTR_PRIVATE_ void ctr_crops_describe_(ctr_method *method, char *text, size_t size)
+{
+    ctr_crops_ *m = (ctr_crops_ *)method;
+    const ctr_mlp_config *p = &m->projector.config;
+    char net[96];
+    snprintf(text, size, "%s %s head=%dx%ld-%ld prototypes=%ld", method->name,
+             ctr_resnet_describe(&m->encoder, net), p->layers, (long)p->hidden, (long)p->out,
+             (long)m->prototypes[0]->shape[0]);
+}
+
+CTR_PRIVATE_ void ctr_crops_destroy_(ctr_method *method)
+{
+    ctr_crops_ *m = (ctr_crops_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    ctr_optim_destroy(ctx, m->optim);
+    ctr_tensor_destroy(ctx, m->lengths);
+    ctr_vars_destroy(ctx, &m->store);
+    ctr_vars_destroy(ctx, &m->vars);
+    ctr_free_host_(ctx, m, m->bytes);
+}
+
+CTR_PRIVATE_ int ctr_crops_config_check_(ctr_ctx *ctx, const char *name,
+                                         const ctr_crops_config_ *c)
+{
+    const char *wrong = NULL;
+    if (ctx->status != CTR_OK) return 0;
+    if (!ctr_real_finite_((ctr_real)c->temperature) || !(c->temperature > 0))
+        wrong = "the temperature must be above 0";
+    else if (c->prototypes < 2 || c->prototypes > CTR_MAX_CLASSES)
+        wrong = "there must be at least 2 prototypes and at most a million";
+    else if (c->heads < 1 || c->heads > CTR_CROPS_HEADS_)
+        wrong = "heads must be 1..8";
+    else if (c->small_views < 0 || c->small_views > CTR_MAX_VIEWS - 2)
+        wrong = "small_views must be 0..62";
+    if (wrong) ctr_fail_(ctx, CTR_E_VALUE, "%s: %s", name, wrong);
+    return !wrong && ctr_aug_config_check(ctx, c->aug) &&
+           (!c->small_views || ctr_aug_config_check(ctx, c->small_aug));
+}
+
+/* The networks, the prototypes, what trains them. */
+CTR_PRIVATE_ void ctr_crops_build_(ctr_ctx *ctx, ctr_crops_ *m, const ctr_crops_config_ *c)
+{
+    ctr_mlp_config head;
+    char prefix[32] = "prototypes.";
+    int64_t shape[2];
+    int h;
+    shape[0] = c->prototypes;
+    shape[1] = c->dim;
+    ctr_resnet_init(ctx, &m->encoder, &m->vars, "encoder.", c->encoder);
+    head = ctr_mlp_config_default(m->encoder.features, c->hidden, c->dim);
+    head.hidden_bias = head.out_bias = 1;
+    head.out_norm = 0;
+    if (ctx->status == CTR_OK) ctr_mlp_init(ctx, &m->projector, &m->vars, "projector.", &head);
+    if (ctx->status != CTR_OK) return;
+    m->lengths = ctr_tensor_create(ctx, CTR_F32, 1, shape, 0);
+    for (h = 0; h < c->heads; h++) {
+        if (c->heads > 1) snprintf(prefix, sizeof prefix, "prototypes%d.", h + 1);
+        m->prototypes[h] = ctr_vars_add(ctx, &m->vars, prefix, "weight", CTR_KIND_PROTOTYPE, 2,
+                                        shape);
+        ctr_init_random_(ctx, m->prototypes[h], prefix, "weight", 0, 1 / sqrt((double)c->dim));
+        if (ctx->status == CTR_OK) ctr_crops_unit_rows_(m, h);
+    }
+    m->optim = ctr_optim_create(ctx, c->optim, &m->vars);
+}
+
+/* A method of so many bytes that begins with a ctr_crops_; NULL on error. loss, commit and what
+   goes beyond are for the method to fill in. */
+CTR_PRIVATE_ ctr_crops_ *ctr_crops_create_(ctr_ctx *ctx, const char *name, size_t bytes,
+                                           const ctr_crops_config_ *c)
+{
+    ctr_crops_ *m;
+    ctr_method *base;
+    int v;
+    if (!ctr_crops_config_check_(ctx, name, c)) return NULL;
+    m = (ctr_crops_ *)ctr_alloc_zero_(ctx, bytes);
+    if (!m) return NULL;
+    m->bytes = bytes;
+    m->heads = c->heads;
+    base = &m->base;
+    base->name = name;
+    base->ctx = ctx;
+    base->lr = c->lr;
+    base->lr_rule = c->lr_rule;
+    base->views = 2 + c->small_views;
+    for (v = 0; v < base->views; v++) m->augs[v] = v < 2 ? *c->aug : *c->small_aug;
+    base->augs = m->augs;
+    base->groups = ctr_loader_groups_(base->views, m->augs, m->group);
+    base->group = m->group;
+    base->represent_fn = ctr_crops_represent_;
+    base->embed_fn = ctr_crops_embed_;
+    base->check_fn = ctr_crops_check_;
+    base->visit_fn = ctr_crops_visit_;
+    base->describe_fn = ctr_crops_describe_;
+    base->destroy_fn = ctr_crops_destroy_;
+    ctr_crops_build_(ctx, m, c);
+    base->features = m->encoder.features;
+    base->dim = c->dim;
+    base->encoder = &m->vars;
+    if (ctx->status == CTR_OK) return m;
+    ctr_crops_destroy_(base);
+    return NULL;
+}
+
 /* ---- SwAV --------------------------------------------------------------------------------------
 
         large crops --> encoder --+
@@ -19124,19 +19363,10 @@ CTR_API ctr_method *ctr_simsiam_create(ctr_ctx *ctx, const ctr_simsiam_config *c
    // stops the gradient: codes are targets.                                                      */
 
 typedef struct ctr_swav_ {
-    ctr_method base;
+    ctr_crops_ crops;
     ctr_swav_config config;
-    ctr_vars vars;                 /* encoder.* projector.* prototypes.weight */
-    ctr_resnet encoder;
-    ctr_mlp projector;
-    ctr_tensor *prototypes;        /* [k, dim], rows of length 1 between steps */
-    ctr_tensor *lengths;           /* [k], scratch of the commit */
-    ctr_optim *optim;
-    ctr_vars store;                /* queue.* */
     ctr_queue queue[2];            /* one for each large crop */
     const ctr_tensor *keys[2];     /* of this step, to be pushed; NULL: none */
-    ctr_aug_config augs[CTR_MAX_VIEWS];
-    ctr_view_group group[CTR_MAX_VIEWS];
 } ctr_swav_;
 
 CTR_API void ctr_swav_config_init(ctr_swav_config *config)
@@ -19168,30 +19398,11 @@ CTR_API ctr_swav_config ctr_swav_default(void)
     return config;
 }
 
-CTR_PRIVATE_ ctr_tensor *ctr_swav_represent_(ctr_method *method, ctr_tensor *x, ctr_norm_mode mode)
-{
-    return ctr_resnet_forward(method->ctx, &((ctr_swav_ *)method)->encoder, x, mode, 1);
-}
-
-/* A pass through the encoder for each size of crops, one through the projector for all of them. */
-CTR_PRIVATE_ ctr_tensor *ctr_swav_embed_(ctr_method *method, ctr_tensor *x)
-{
-    ctr_swav_ *m = (ctr_swav_ *)method;
-    ctr_ctx *ctx = method->ctx;
-    ctr_tensor *h[CTR_MAX_VIEWS], *z;
-    int g;
-    for (g = 0; g < method->groups; g++)
-        h[g] = ctr_swav_represent_(method, g ? method->crops[g] : x, CTR_NORM_TRAIN);
-    z = method->groups > 1 ? ctr_concat(ctx, method->groups, h, 0) : h[0];
-    z = ctr_mlp_forward(ctx, &m->projector, z, CTR_NORM_TRAIN, 1);
-    return ctr_normalize(ctx, z);                                      /* [views * n, dim] */
-}
-
 /* Is a queue of older embeddings full, so that it takes part? A plan counts it in. */
 CTR_PRIVATE_ int ctr_swav_queue_used_(const ctr_swav_ *m, int view)
 {
     if (!m->config.queue) return 0;
-    return m->base.ctx->plan || ctr_queue_filled(&m->queue[view]) == m->config.queue;
+    return m->crops.base.ctx->plan || ctr_queue_filled(&m->queue[view]) == m->config.queue;
 }
 
 /* One large crop's codes, in place of its scores. host [n + queue, k]: the crop's scores, behind
@@ -19199,7 +19410,7 @@ CTR_PRIVATE_ int ctr_swav_queue_used_(const ctr_swav_ *m, int view)
 CTR_PRIVATE_ void ctr_swav_assign_(ctr_swav_ *m, int64_t n, int64_t rows, ctr_real *host,
                                    double *scratch, unsigned char *used, ctr_report *report)
 {
-    ctr_ctx *ctx = m->base.ctx;
+    ctr_ctx *ctx = m->crops.base.ctx;
     int64_t k = m->config.prototypes, i, j, best;
     double residual = 0;
     if (!ctr_sinkhorn_with_(ctx, rows, k, host, &m->config.sinkhorn, host, &residual, scratch))
@@ -19217,7 +19428,7 @@ CTR_PRIVATE_ void ctr_swav_assign_(ctr_swav_ *m, int64_t n, int64_t rows, ctr_re
 CTR_PRIVATE_ ctr_tensor *ctr_swav_codes_(ctr_swav_ *m, ctr_tensor *scores, int64_t n,
                                          ctr_report *report)
 {
-    ctr_ctx *ctx = m->base.ctx;
+    ctr_ctx *ctx = m->crops.base.ctx;
     int64_t k = m->config.prototypes, room = n + m->config.queue, count = 0, j, shape[2];
     size_t bytes = ctr_size_mul_(ctx, ctr_size_mul_(ctx, (size_t)room, (size_t)k),
                                  sizeof(ctr_real));
@@ -19240,7 +19451,7 @@ CTR_PRIVATE_ ctr_tensor *ctr_swav_codes_(ctr_swav_ *m, ctr_tensor *scores, int64
         part = ctr_slice(ctx, scores, 0, v * n, n);
         ctr_tensor_read(ctx, part, host, n * k);
         if (older) {
-            part = ctr_matmul(ctx, m->queue[v].rows, 0, m->prototypes, 1);   /* [queue, k] */
+            part = ctr_matmul(ctx, m->queue[v].rows, 0, m->crops.prototypes[0], 1); /* [queue, k] */
             ctr_tensor_read(ctx, part, host + n * k, m->config.queue * k);
         }
         if (!ctr_ready_(ctx)) continue;
@@ -19257,11 +19468,10 @@ CTR_PRIVATE_ ctr_tensor *ctr_swav_codes_(ctr_swav_ *m, ctr_tensor *scores, int64
 CTR_PRIVATE_ void ctr_swav_look_(ctr_swav_ *m, ctr_tensor *z, const ctr_batch *batch,
                                  ctr_report *report)
 {
-    ctr_ctx *ctx = m->base.ctx;
-    int64_t n = batch->n;
+    ctr_ctx *ctx = m->crops.base.ctx;
     int push = m->config.queue && (ctx->plan || batch->epoch >= m->config.queue_start_epoch), v;
     ctr_tensor *view[2];
-    for (v = 0; v < 2; v++) view[v] = ctr_slice(ctx, z, 0, v * n, n);
+    for (v = 0; v < 2; v++) view[v] = ctr_crops_large_(&m->crops, z, v);
     ctr_twin_agree_(ctx, view[0], view[1], report);
     for (v = 0; v < 2; v++) m->keys[v] = push ? ctr_keep(ctx, view[v]) : NULL;
 }
@@ -19271,22 +19481,14 @@ CTR_PRIVATE_ ctr_tensor *ctr_swav_loss_(ctr_method *method, ctr_tensor *z, const
 {
     ctr_swav_ *m = (ctr_swav_ *)method;
     ctr_ctx *ctx = method->ctx;
-    ctr_tensor *w = m->prototypes, *scores, *codes;
-    int frozen = *ctr_optim_steps(m->optim) < m->config.freeze_prototypes_steps;
+    ctr_tensor *scores, *codes;
     report->chance = ctr_loss_swav_chance(m->config.prototypes);
-    scores = ctr_matmul(ctx, z, 0, frozen ? ctr_detach(ctx, w) : w, 1);      /* [views * n, k] */
+    scores = ctr_crops_scores_(&m->crops, z, 0, m->config.freeze_prototypes_steps);
     ctr_nograd_begin(ctx);
     codes = ctr_swav_codes_(m, scores, batch->n, report);
     ctr_swav_look_(m, z, batch, report);
     ctr_nograd_end(ctx);
     return ctr_loss_swav(ctx, scores, method->views, codes, 2, m->config.temperature);
-}
-
-CTR_PRIVATE_ void ctr_swav_unit_rows_(ctr_swav_ *m)
-{
-    ctr_tensor *w = m->prototypes;
-    ctr_k_normalize(m->base.ctx, w->shape[0], w->shape[1], ctr_f_(w), ctr_f_(w),
-                    ctr_f_(m->lengths));
 }
 
 /* Optimiser, prototypes back to unit length, queue. The authors normalise at the beginning of a
@@ -19295,134 +19497,416 @@ CTR_PRIVATE_ void ctr_swav_commit_(ctr_method *method, double lr)
 {
     ctr_swav_ *m = (ctr_swav_ *)method;
     int v;
-    ctr_optim_step(method->ctx, m->optim, lr);
-    ctr_swav_unit_rows_(m);
+    ctr_optim_step(method->ctx, m->crops.optim, lr);
+    ctr_crops_unit_rows_(&m->crops, 0);
     for (v = 0; v < 2; v++)
         if (m->keys[v]) ctr_queue_push(method->ctx, &m->queue[v], m->keys[v], NULL);
-}
-
-CTR_PRIVATE_ void ctr_swav_check_(ctr_method *method)
-{
-    ctr_vars_check_gradients(method->ctx, &((ctr_swav_ *)method)->vars);
 }
 
 CTR_PRIVATE_ void ctr_swav_visit_(ctr_method *method, const ctr_visitor *visitor)
 {
     ctr_swav_ *m = (ctr_swav_ *)method;
-    ctr_visit_vars_(visitor, "", &m->vars);
-    ctr_visit_vars_(visitor, "optim.", ctr_optim_state(m->optim));
-    visitor->number_fn(visitor->user, "optim.steps", ctr_optim_steps(m->optim));
+    ctr_crops_visit_(method, visitor);
     if (!m->config.queue) return;
-    ctr_visit_vars_(visitor, "", &m->store);
     visitor->number_fn(visitor->user, "queue1.pushed", &m->queue[0].pushed);
     visitor->number_fn(visitor->user, "queue2.pushed", &m->queue[1].pushed);
 }
 
-/* "swav resnet8 ... head=2x2048-128 prototypes=3000 queue=0": what a checkpoint compares */
 CTR_PRIVATE_ void ctr_swav_describe_(ctr_method *method, char *text, size_t size)
 {
-    ctr_swav_ *m = (ctr_swav_ *)method;
-    char net[96];
-    snprintf(text, size, "swav %s head=2x%ld-%ld prototypes=%ld queue=%ld",
-             ctr_resnet_describe(&m->encoder, net), (long)m->config.proj_hidden,
-             (long)m->config.proj_dim, (long)m->config.prototypes, (long)m->config.queue);
-}
-
-CTR_PRIVATE_ void ctr_swav_destroy_(ctr_method *method)
-{
-    ctr_swav_ *m = (ctr_swav_ *)method;
-    ctr_ctx *ctx = method->ctx;
-    ctr_optim_destroy(ctx, m->optim);
-    ctr_tensor_destroy(ctx, m->lengths);
-    ctr_vars_destroy(ctx, &m->store);
-    ctr_vars_destroy(ctx, &m->vars);
-    ctr_free_host_(ctx, m, sizeof *m);
+    size_t n;
+    ctr_crops_describe_(method, text, size);
+    n = strlen(text);
+    snprintf(text + n, size - n, " queue=%ld", (long)((ctr_swav_ *)method)->config.queue);
 }
 
 CTR_PRIVATE_ int ctr_swav_config_check_(ctr_ctx *ctx, const ctr_swav_config *c)
 {
     const char *wrong = NULL;
     if (ctx->status != CTR_OK) return 0;
-    if (!ctr_real_finite_((ctr_real)c->temperature) || !(c->temperature > 0))
-        wrong = "the temperature must be above 0";
-    else if (!ctr_real_finite_((ctr_real)c->sinkhorn.epsilon) || !(c->sinkhorn.epsilon > 0) ||
-             c->sinkhorn.iterations < 1)
+    if (!ctr_real_finite_((ctr_real)c->sinkhorn.epsilon) || !(c->sinkhorn.epsilon > 0) ||
+        c->sinkhorn.iterations < 1)
         wrong = "sinkhorn needs an epsilon above 0 and at least 1 iteration";
-    else if (c->prototypes < 2 || c->prototypes > 0x7fffffff)
-        wrong = "there must be at least 2 prototypes";
-    else if (c->small_views < 0 || c->small_views > CTR_MAX_VIEWS - 2)
-        wrong = "small_views must be 0..62";
     else if (c->queue < 0 || c->queue > 0x7fffffff || c->queue_start_epoch < 0)
         wrong = "queue and queue_start_epoch must be at least 0";
     else if (c->freeze_prototypes_steps < 0)
         wrong = "freeze_prototypes_steps must be at least 0";
     if (wrong) ctr_fail_(ctx, CTR_E_VALUE, "swav: %s", wrong);
-    return !wrong && ctr_aug_config_check(ctx, &c->aug) &&
-           (!c->small_views || ctr_aug_config_check(ctx, &c->small_aug));
-}
-
-CTR_PRIVATE_ void ctr_swav_methods_(ctr_method *base)
-{
-    base->name = "swav";
-    base->represent_fn = ctr_swav_represent_;
-    base->embed_fn = ctr_swav_embed_;
-    base->loss_fn = ctr_swav_loss_;
-    base->commit_fn = ctr_swav_commit_;
-    base->check_fn = ctr_swav_check_;
-    base->visit_fn = ctr_swav_visit_;
-    base->describe_fn = ctr_swav_describe_;
-    base->destroy_fn = ctr_swav_destroy_;
-}
-
-/* The networks, the prototypes, what trains them, the queues. */
-CTR_PRIVATE_ void ctr_swav_build_(ctr_ctx *ctx, ctr_swav_ *m)
-{
-    const ctr_swav_config *c = &m->config;
-    ctr_mlp_config head;
-    int64_t shape[2];
-    shape[0] = c->prototypes;
-    shape[1] = c->proj_dim;
-    ctr_resnet_init(ctx, &m->encoder, &m->vars, "encoder.", &c->encoder);
-    head = ctr_mlp_config_default(m->encoder.features, c->proj_hidden, c->proj_dim);
-    head.hidden_bias = head.out_bias = 1;
-    head.out_norm = 0;
-    if (ctx->status == CTR_OK) ctr_mlp_init(ctx, &m->projector, &m->vars, "projector.", &head);
-    if (ctx->status != CTR_OK) return;
-    m->prototypes = ctr_vars_add(ctx, &m->vars, "prototypes.", "weight", CTR_KIND_PROTOTYPE, 2,
-                                 shape);
-    ctr_init_random_(ctx, m->prototypes, "prototypes.", "weight", 0,
-                     1 / sqrt((double)c->proj_dim));
-    m->lengths = ctr_tensor_create(ctx, CTR_F32, 1, shape, 0);
-    if (ctx->status == CTR_OK) ctr_swav_unit_rows_(m);
-    m->optim = ctr_optim_create(ctx, &c->optim, &m->vars);
-    if (!c->queue || ctx->status != CTR_OK) return;
-    ctr_queue_init(ctx, &m->queue[0], &m->store, "queue1.", c->queue, c->proj_dim);
-    ctr_queue_init(ctx, &m->queue[1], &m->store, "queue2.", c->queue, c->proj_dim);
+    return !wrong;
 }
 
 CTR_API ctr_method *ctr_swav_create(ctr_ctx *ctx, const ctr_swav_config *config)
 {
+    ctr_crops_config_ c;
     ctr_swav_ *m;
-    int v;
+    ctr_vars *store;
     if (!ctr_swav_config_check_(ctx, config)) return NULL;
-    m = (ctr_swav_ *)ctr_alloc_zero_(ctx, sizeof *m);
+    c.encoder = &config->encoder;
+    c.hidden = config->proj_hidden;
+    c.dim = config->proj_dim;
+    c.prototypes = config->prototypes;
+    c.heads = 1;
+    c.small_views = config->small_views;
+    c.temperature = config->temperature;
+    c.aug = &config->aug;
+    c.small_aug = &config->small_aug;
+    c.optim = &config->optim;
+    c.lr = config->lr;
+    c.lr_rule = config->lr_rule;
+    m = (ctr_swav_ *)ctr_crops_create_(ctx, "swav", sizeof *m, &c);
     if (!m) return NULL;
     m->config = *config;
-    ctr_swav_methods_(&m->base);
-    m->base.ctx = ctx;
-    m->base.lr = config->lr;
-    m->base.lr_rule = config->lr_rule;
-    m->base.views = 2 + config->small_views;
-    for (v = 0; v < m->base.views; v++) m->augs[v] = v < 2 ? config->aug : config->small_aug;
-    m->base.augs = m->augs;
-    m->base.groups = ctr_loader_groups_(m->base.views, m->augs, m->group);
-    m->base.group = m->group;
-    ctr_swav_build_(ctx, m);
-    m->base.features = m->encoder.features;
-    m->base.dim = config->proj_dim;
-    m->base.encoder = &m->vars;
-    if (ctx->status == CTR_OK) return &m->base;
-    ctr_swav_destroy_(&m->base);
+    m->crops.base.loss_fn = ctr_swav_loss_;
+    m->crops.base.commit_fn = ctr_swav_commit_;
+    m->crops.base.visit_fn = ctr_swav_visit_;
+    m->crops.base.describe_fn = ctr_swav_describe_;
+    store = &m->crops.store;
+    if (config->queue) {
+        ctr_queue_init(ctx, &m->queue[0], store, "queue1.", config->queue, config->proj_dim);
+        ctr_queue_init(ctx, &m->queue[1], store, "queue2.", config->queue, config->proj_dim);
+    }
+    if (ctx->status == CTR_OK) return &m->crops.base;
+    ctr_crops_destroy_(&m->crops.base);
+    return NULL;
+}
+
+/* ---- DeepCluster v2 ----------------------------------------------------------------------------
+
+        large crops --> encoder --+
+                           | same weights          +--> unit z --> z C_h^T --> softmax(scores / T)
+        small crops --> encoder --+--> projector --+      |                          |
+                                                          v  after the step          v
+        before each epoch, for each head h:          bank [2, images, dim]     cross entropy with
+        k-means of bank h mod 2 --> centroids C_h         |                    the image's cluster,
+                          ^     --> clusters -------------|------------------> mean over crops, h
+                          +-------------------------------+                                       */
+
+typedef struct ctr_deepcluster_v2_ {
+    ctr_crops_ crops;
+    ctr_deepcluster_v2_config config;
+    ctr_tensor *bank;              /* [2, images, dim]: the newest embeddings of the large crops */
+    ctr_tensor *clusters;          /* [heads, images], numbers of clusters */
+    int64_t epochs;                /* clustered so far; 0: bank and clusters are empty */
+    const ctr_tensor *keys[2];     /* of this step, for the bank */
+    const int64_t *index;          /* of this step's images */
+    int64_t n;
+} ctr_deepcluster_v2_;
+
+CTR_API void ctr_deepcluster_v2_config_init(ctr_deepcluster_v2_config *config)
+{
+    ctr_swav_config swav = ctr_swav_default();
+    memset(config, 0, sizeof *config);
+    config->encoder = swav.encoder;
+    config->proj_hidden = swav.proj_hidden;
+    config->proj_dim = swav.proj_dim;
+    config->prototypes = swav.prototypes;
+    config->heads = 3;
+    config->iterations = 10;
+    config->temperature = swav.temperature;
+    config->small_views = swav.small_views;
+    config->freeze_prototypes_steps = 300000;
+    config->aug = swav.aug;
+    config->small_aug = swav.small_aug;
+    config->optim = swav.optim;
+    config->lr = swav.lr;
+    config->lr_rule = swav.lr_rule;
+}
+
+CTR_API ctr_deepcluster_v2_config ctr_deepcluster_v2_default(void)
+{
+    ctr_deepcluster_v2_config config;
+    ctr_deepcluster_v2_config_init(&config);
+    return config;
+}
+
+/* The large crops x [2n, h, w, c] as embeddings that nobody trains. */
+CTR_PRIVATE_ ctr_tensor *ctr_deepcluster_v2_pass_(ctr_deepcluster_v2_ *m, ctr_tensor *x)
+{
+    ctr_tensor *h = ctr_crops_represent_(&m->crops.base, x, CTR_NORM_BATCH);
+    return ctr_crops_project_(&m->crops, h, CTR_NORM_BATCH);
+}
+
+/* One batch of the first pass: its embeddings into bank [2, images, dim]; z [2n, dim]: scratch. */
+CTR_PRIVATE_ void ctr_deepcluster_v2_embed_(ctr_deepcluster_v2_ *m, const ctr_batch *b,
+                                            ctr_real *z, ctr_real *bank)
+{
+    ctr_ctx *ctx = m->crops.base.ctx;
+    int64_t d = m->config.proj_dim, i, v, shape[4];
+    ctr_tensor *x;
+    shape[0] = 2 * b->n;
+    shape[1] = b->h;
+    shape[2] = b->w;
+    shape[3] = b->c;
+    ctr_step_begin(ctx);
+    ctr_nograd_begin(ctx);
+    x = ctr_tensor_temp(ctx, CTR_F32, 4, shape);
+    ctr_tensor_write(ctx, x, b->pixels, x->size);
+    ctr_tensor_read(ctx, ctr_deepcluster_v2_pass_(m, x), z, 2 * b->n * d);
+    ctr_step_end(ctx);
+    for (v = 0; v < 2; v++)
+        for (i = 0; i < b->n; i++)
+            memcpy(bank + (v * m->config.images + b->index[i]) * d, z + (v * b->n + i) * d,
+                   (size_t)d * sizeof *z);
+}
+
+/* Fills bank [2, images, dim] by a pass over the loader's images in their order. */
+CTR_PRIVATE_ int ctr_deepcluster_v2_fill_(ctr_deepcluster_v2_ *m, const ctr_loader *l,
+                                          ctr_real *bank)
+{
+    ctr_ctx *ctx = m->crops.base.ctx;
+    ctr_loader_config c = ctr_loader_config_default();
+    ctr_loader *pass;
+    ctr_batch batch;
+    size_t bytes = (size_t)(2 * l->config.batch * m->config.proj_dim) * sizeof(ctr_real);
+    ctr_real *z = (ctr_real *)ctr_alloc_(ctx, bytes);
+    c.batch = l->config.batch;
+    c.augs = m->crops.augs;
+    c.last = CTR_LAST_KEEP;
+    c.shuffle = 0;
+    c.seed = l->config.seed;
+    pass = z ? ctr_loader_create(ctx, l->d, &c) : NULL;
+    while (pass && ctr_loader_next(ctx, pass, &batch))
+        ctr_deepcluster_v2_embed_(m, &batch, z, bank);
+    ctr_loader_destroy(ctx, pass);
+    ctr_free_host_(ctx, z, bytes);
+    return ctx->status == CTR_OK;
+}
+
+/* k-means of one head; says how much of the last epoch's clusters is left. */
+CTR_PRIVATE_ int ctr_deepcluster_v2_cluster_(ctr_deepcluster_v2_ *m, int head, uint64_t seed,
+                                             const ctr_real *bank, ctr_real *centroids,
+                                             int32_t *cluster, int32_t *last)
+{
+    ctr_ctx *ctx = m->crops.base.ctx;
+    ctr_kmeans_config c = ctr_kmeans_config_default();
+    ctr_kmeans_result result;
+    ctr_agreement agreement;
+    int64_t n = m->config.images, d = m->config.proj_dim;
+    c.k = m->config.prototypes;
+    c.iterations = m->config.iterations;
+    c.spherical = 1;
+    c.seed = seed + (uint64_t)m->epochs * CTR_CROPS_HEADS_ + (uint64_t)head;
+    if (m->epochs) c.min_points = 0; /* who wanted to know has been told */
+    if (!ctr_kmeans_run(ctx, n, d, bank + head % 2 * n * d, &c, centroids, cluster, NULL, &result))
+        return 0;
+    if (!m->epochs) return 1;
+    if (!ctr_agreement_measure(ctx, n, cluster, last, &agreement)) return 0;
+    ctr_log_(ctx, CTR_LOG_INFO, "deepcluster_v2: clustering %ld, head %d: %ld of %ld clusters have "
+             "images, NMI with the last one %.3f", (long)m->epochs + 1, head + 1,
+             (long)result.filled, (long)c.k, agreement.nmi);
+    return 1;
+}
+
+/* What begin needs, in host memory. */
+typedef struct ctr_deepcluster_v2_work_ {
+    ctr_real *bank, *centroids, *clusters;  /* [2, n, d], [heads, k, d], [heads, n] */
+    int32_t *cluster, *last;                /* [n] of one head */
+} ctr_deepcluster_v2_work_;
+
+/* All heads; writes nothing of the method. */
+CTR_PRIVATE_ int ctr_deepcluster_v2_heads_(ctr_deepcluster_v2_ *m, const ctr_loader *l,
+                                           ctr_deepcluster_v2_work_ *w)
+{
+    ctr_ctx *ctx = m->crops.base.ctx;
+    int64_t n = m->config.images, k = m->config.prototypes, d = m->config.proj_dim, i;
+    int h;
+    if (m->epochs) {
+        ctr_tensor_read(ctx, m->bank, w->bank, m->bank->size);
+        ctr_tensor_read(ctx, m->clusters, w->clusters, m->clusters->size);
+    } else if (!ctr_deepcluster_v2_fill_(m, l, w->bank)) {
+        return 0;
+    }
+    for (h = 0; h < m->config.heads; h++) {
+        ctr_real *clusters = w->clusters + h * n;
+        for (i = 0; i < n; i++) w->last[i] = m->epochs ? (int32_t)clusters[i] : 0;
+        if (!ctr_deepcluster_v2_cluster_(m, h, l->config.seed, w->bank, w->centroids + h * k * d,
+                                         w->cluster, w->last))
+            return 0;
+        for (i = 0; i < n; i++) clusters[i] = (ctr_real)w->cluster[i];
+    }
+    return ctx->status == CTR_OK;
+}
+
+/* Before an epoch: fill the bank if it is empty, cluster it, and only then change the method. */
+CTR_PRIVATE_ int ctr_deepcluster_v2_begin_(ctr_method *method, const ctr_loader *l)
+{
+    ctr_deepcluster_v2_ *m = (ctr_deepcluster_v2_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    int64_t n = m->config.images, k = m->config.prototypes, d = m->config.proj_dim;
+    ctr_deepcluster_v2_work_ w;
+    ctr_bag_ bag;
+    int h;
+    if (l->d->n != n) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "deepcluster_v2: made for %ld images, the loader has %ld",
+                  (long)n, (long)l->d->n);
+        return 0;
+    }
+    ctr_bag_open_(&bag, ctx);
+    w.bank = ctr_bag_real_(&bag, 2 * n, d);
+    w.centroids = ctr_bag_real_(&bag, m->config.heads * k, d);
+    w.clusters = ctr_bag_real_(&bag, m->config.heads, n);
+    w.cluster = ctr_bag_i32_(&bag, n, 1);
+    w.last = ctr_bag_i32_(&bag, n, 1);
+    if (w.last && ctr_deepcluster_v2_heads_(m, l, &w)) {
+        ctr_tensor_write(ctx, m->bank, w.bank, m->bank->size);
+        ctr_tensor_write(ctx, m->clusters, w.clusters, m->clusters->size);
+        for (h = 0; h < m->config.heads; h++)
+            ctr_tensor_write(ctx, m->crops.prototypes[h], w.centroids + h * k * d, k * d);
+        m->epochs++;
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+/* Is all there that a step needs: clusters, and images that have them? */
+CTR_PRIVATE_ void ctr_deepcluster_v2_batch_(ctr_deepcluster_v2_ *m, const ctr_batch *batch)
+{
+    ctr_ctx *ctx = m->crops.base.ctx;
+    int64_t i;
+    if (!ctr_ready_(ctx)) return;
+    if (!m->epochs)
+        ctr_fail_(ctx, CTR_E_STATE, "deepcluster_v2: there are no clusters yet: call "
+                  "ctr_method_begin before an epoch's first step");
+    for (i = 0; i < batch->n && ctx->status == CTR_OK; i++)
+        if (!batch->index || batch->index[i] < 0 || batch->index[i] >= m->config.images)
+            ctr_fail_(ctx, CTR_E_VALUE, "deepcluster_v2: the batch's index must say which of the "
+                      "%ld images each one is", (long)m->config.images);
+}
+
+/* The batch's clusters for one head as targets of all its crops: [views * n]. clusters: the head's,
+   in host memory. */
+CTR_PRIVATE_ ctr_tensor *ctr_deepcluster_v2_target_(ctr_deepcluster_v2_ *m, const ctr_batch *batch,
+                                                    const ctr_real *clusters, ctr_report *report)
+{
+    ctr_ctx *ctx = m->crops.base.ctx;
+    int64_t n = batch->n, rows = n * m->crops.base.views, i, used = 0;
+    size_t k = (size_t)m->config.prototypes;
+    int32_t *ids = (int32_t *)ctr_arena_take_(ctx, &ctx->host, (size_t)rows * sizeof *ids);
+    unsigned char *seen = (unsigned char *)ctr_arena_take_(ctx, &ctx->host, k);
+    if (!ids || !seen) return &ctx->poison;
+    if (ctr_ready_(ctx)) {
+        memset(seen, 0, k);
+        for (i = 0; i < rows; i++) {
+            ids[i] = (int32_t)clusters[batch->index[i % n]];
+            used += !seen[ids[i]];
+            seen[ids[i]] = 1;
+        }
+    }
+    report->active += (double)used / (double)k / m->config.heads;
+    return ctr_loss_index_(ctx, rows, ids);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_deepcluster_v2_loss_(ctr_method *method, ctr_tensor *z,
+                                                  const ctr_batch *batch, ctr_report *report)
+{
+    ctr_deepcluster_v2_ *m = (ctr_deepcluster_v2_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    int64_t count = m->clusters->size;
+    ctr_real *clusters = NULL;
+    ctr_tensor *loss = NULL, *view[2], *scores, *target;
+    int h, v;
+    ctr_deepcluster_v2_batch_(m, batch);
+    if (ctr_ready_(ctx))
+        clusters = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, (size_t)count * sizeof *clusters);
+    if (ctx->status != CTR_OK) return &ctx->poison;
+    ctr_tensor_read(ctx, m->clusters, clusters, count);
+    report->chance = log((double)m->config.prototypes);
+    report->active = 0;
+    for (h = 0; h < m->config.heads; h++) {
+        scores = ctr_crops_scores_(&m->crops, z, h, m->config.freeze_prototypes_steps);
+        scores = ctr_scale(ctx, scores, 1 / m->config.temperature);
+        target = ctr_deepcluster_v2_target_(m, batch,
+                                            clusters ? clusters + h * m->config.images : NULL,
+                                            report);
+        scores = ctr_cross_entropy(ctx, scores, target, -1);
+        loss = loss ? ctr_add(ctx, loss, scores) : scores;
+    }
+    ctr_nograd_begin(ctx);
+    for (v = 0; v < 2; v++) view[v] = ctr_crops_large_(&m->crops, z, v);
+    ctr_twin_agree_(ctx, view[0], view[1], report);
+    for (v = 0; v < 2; v++) m->keys[v] = ctr_keep(ctx, view[v]);
+    ctr_nograd_end(ctx);
+    m->index = batch->index;
+    m->n = batch->n;
+    return ctr_scale(ctx, loss, 1.0 / m->config.heads);
+}
+
+/* Optimiser, then the embeddings of this step into the bank. */
+CTR_PRIVATE_ void ctr_deepcluster_v2_commit_(ctr_method *method, double lr)
+{
+    ctr_deepcluster_v2_ *m = (ctr_deepcluster_v2_ *)method;
+    int64_t d = m->config.proj_dim, i, v;
+    ctr_optim_step(method->ctx, m->crops.optim, lr);
+    for (v = 0; v < 2; v++)
+        for (i = 0; i < m->n; i++)
+            ctr_k_copy(method->ctx, (size_t)d * sizeof(ctr_real), ctr_f_(m->keys[v]) + i * d,
+                       ctr_f_(m->bank) + (v * m->config.images + m->index[i]) * d);
+}
+
+CTR_PRIVATE_ void ctr_deepcluster_v2_visit_(ctr_method *method, const ctr_visitor *visitor)
+{
+    ctr_crops_visit_(method, visitor);
+    visitor->number_fn(visitor->user, "bank.epochs", &((ctr_deepcluster_v2_ *)method)->epochs);
+}
+
+CTR_PRIVATE_ void ctr_deepcluster_v2_describe_(ctr_method *method, char *text, size_t size)
+{
+    const ctr_deepcluster_v2_config *c = &((ctr_deepcluster_v2_ *)method)->config;
+    size_t n;
+    ctr_crops_describe_(method, text, size);
+    n = strlen(text);
+    snprintf(text + n, size - n, " heads=%d images=%ld", c->heads, (long)c->images);
+}
+
+CTR_PRIVATE_ int ctr_deepcluster_v2_check_(ctr_ctx *ctx, const ctr_deepcluster_v2_config *c)
+{
+    const char *wrong = NULL;
+    if (ctx->status != CTR_OK) return 0;
+    if (c->images < c->prototypes || c->images > 0x7fffffff)
+        wrong = "images must be those of the data set, and at least as many as prototypes";
+    else if (c->iterations < 1)
+        wrong = "there must be at least 1 iteration";
+    else if (c->freeze_prototypes_steps < 0)
+        wrong = "freeze_prototypes_steps must be at least 0";
+    if (wrong) ctr_fail_(ctx, CTR_E_VALUE, "deepcluster_v2: %s", wrong);
+    return !wrong;
+}
+
+CTR_API ctr_method *ctr_deepcluster_v2_create(ctr_ctx *ctx, const ctr_deepcluster_v2_config *config)
+{
+    ctr_crops_config_ c;
+    ctr_deepcluster_v2_ *m;
+    int64_t shape[3];
+    if (!ctr_deepcluster_v2_check_(ctx, config)) return NULL;
+    c.encoder = &config->encoder;
+    c.hidden = config->proj_hidden;
+    c.dim = config->proj_dim;
+    c.prototypes = config->prototypes;
+    c.heads = config->heads;
+    c.small_views = config->small_views;
+    c.temperature = config->temperature;
+    c.aug = &config->aug;
+    c.small_aug = &config->small_aug;
+    c.optim = &config->optim;
+    c.lr = config->lr;
+    c.lr_rule = config->lr_rule;
+    m = (ctr_deepcluster_v2_ *)ctr_crops_create_(ctx, "deepcluster_v2", sizeof *m, &c);
+    if (!m) return NULL;
+    m->config = *config;
+    m->crops.base.begin_fn = ctr_deepcluster_v2_begin_;
+    m->crops.base.loss_fn = ctr_deepcluster_v2_loss_;
+    m->crops.base.commit_fn = ctr_deepcluster_v2_commit_;
+    m->crops.base.visit_fn = ctr_deepcluster_v2_visit_;
+    m->crops.base.describe_fn = ctr_deepcluster_v2_describe_;
+    shape[0] = 2;
+    shape[1] = config->images;
+    shape[2] = config->proj_dim;
+    m->bank = ctr_vars_add(ctx, &m->crops.store, "bank.", "rows", CTR_KIND_BUFFER, 3, shape);
+    shape[0] = config->heads;
+    m->clusters = ctr_vars_add(ctx, &m->crops.store, "bank.", "clusters", CTR_KIND_BUFFER, 2,
+                               shape);
+    if (ctx->status == CTR_OK) return &m->crops.base;
+    ctr_crops_destroy_(&m->crops.base);
     return NULL;
 }
 
@@ -22512,6 +22996,7 @@ CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader,
     ctr_batch batch;
     double waited = ctr_loader_seconds(loader), rank = -1;
     int stop = 0, any = 0;
+    if (p->batch == 0 && !ctr_method_begin(method, loader)) return 0;
     while (!stop && ctr_loader_next(ctx, loader, &batch)) {
         if (!ctr_method_step(method, &batch, ctr_schedule_at(schedule, p->step), &report)) return 0;
         report.step = p->step++;

@@ -1,9 +1,10 @@
-/* test_prototype.c - SwAV: prototypes, codes, crops of two sizes, the queue.
+/* test_prototype.c - SwAV and DeepCluster v2: prototypes, codes, clusters, crops of two sizes.
  * run: float double asan tsan valgrind smoke
  *
  * 1. Three steps against PyTorch in float64 (tests/golden/golden_prototype.txt): losses, residuals,
- *    used prototypes, parameters, running statistics, the queue; prototypes frozen or not.
- * 2. Prototypes keep length 1; frozen ones stand still; the queue starts when it should.
+ *    used prototypes, parameters, running statistics, queue and bank; prototypes frozen or not.
+ * 2. Prototypes keep length 1; frozen ones stand still; the queue starts when it should; clusters
+ *    are those of the bank, and the bank is what the images are.
  * 3. The same bytes for 1, 2, 3 and 7 threads, on the fake device, and for a run that was stopped,
  *    saved and resumed.
  * 4. A run whose n-th allocation fails; a steady step allocates nothing; the plan is what it needs.
@@ -11,18 +12,44 @@
  */
 #include "model.h"
 
-enum { PLAIN, QUEUED, FROZEN, LARGE, LATE, KINDS };
-static const char *const kinds[KINDS] = { "swav", "swavq", "swavf", "swavs", "late" };
+enum { PLAIN, QUEUED, FROZEN, LARGE, LATE, DEEP, DEEPU, KINDS };
+static const char *const kinds[KINDS] = {
+    "swav", "swavq", "swavf", "swavs", "late", "dc2", "dc2u"
+};
 
 /* ---------------------------------------------------------------------- small ones of each kind */
 
 typedef struct sizes {
-    int64_t width, side, small, hidden, dim, prototypes, queue;
+    int64_t width, side, small, hidden, dim, prototypes, queue, images;
 } sizes;
+
+static ctr_method *make_deepcluster(ctr_ctx *ctx, int kind, const sizes *s)
+{
+    ctr_deepcluster_v2_config c = ctr_deepcluster_v2_default();
+    c.encoder = ctr_resnet_config_default(8);
+    c.encoder.width = s->width;
+    c.encoder.image_size = s->side;
+    c.proj_hidden = s->hidden;
+    c.proj_dim = s->dim;
+    c.prototypes = s->prototypes;
+    c.images = s->images;
+    c.small_views = 2;
+    if (kind == DEEPU) c.freeze_prototypes_steps = 0;
+    c.aug = ctr_aug_swav_default(s->side, 0);
+    c.small_aug = ctr_aug_swav_default(s->side, 1);
+    c.small_aug.height = c.small_aug.width = s->small;
+    c.optim.decay = 1e-4;
+    if (kind == DEEPU) {
+        c.optim = ctr_optim_config_default(CTR_OPTIM_SGD);
+        c.optim.decay_all = 1;
+    }
+    return ctr_deepcluster_v2_create(ctx, &c);
+}
 
 static ctr_method *make(ctr_ctx *ctx, int kind, const sizes *s)
 {
     ctr_swav_config c = ctr_swav_default();
+    if (kind >= DEEP) return make_deepcluster(ctx, kind, s);
     c.encoder = ctr_resnet_config_default(8);
     c.encoder.width = s->width;
     c.encoder.image_size = s->side;
@@ -129,19 +156,33 @@ static void unit_rows(ctr_real *x, int64_t n, int64_t d)
     }
 }
 
+static int skipped(const char *name)
+{
+    return strncmp(name, "optim.", 6) == 0 || strncmp(name, "queue", 5) == 0 ||
+           strcmp(name, "bank.rows") == 0;
+}
+
 /* The golden weights; between steps prototypes have length 1. */
 static void fill_tensor(void *user, const char *name, ctr_tensor *t, int conv)
 {
     ctr_ctx *ctx = ((walk *)user)->ctx;
     ctr_var v;
     ctr_real *x;
-    if (strncmp(name, "optim.", 6) == 0 || strncmp(name, "queue", 5) == 0) return;
+    if (skipped(name)) return;
+    if (strcmp(name, "bank.clusters") == 0) {
+        int64_t i, n = t->shape[1];
+        x = test_reals(t->size);
+        for (i = 0; i < t->size; i++) x[i] = (ctr_real)((5 * (i % n) + 3 * (i / n)) % 12);
+        ctr_tensor_write(ctx, t, x, t->size);
+        free(x);
+        return;
+    }
     memset(&v, 0, sizeof v);
     snprintf(v.name, sizeof v.name, "%s", name);
     v.value = t;
     v.conv = conv;
     model_fill_var(ctx, &v, 0);
-    if (strcmp(name, "prototypes.weight")) return;
+    if (strncmp(name, "prototypes", 10)) return;
     x = test_reals(t->size);
     ctr_tensor_read(ctx, t, x, t->size);
     unit_rows(x, t->shape[0], t->shape[1]);
@@ -156,7 +197,7 @@ static void compare_tensor(void *user, const char *name, ctr_tensor *t, int conv
     ctr_var v;
     ctr_real *x;
     double e;
-    if (strncmp(name, "optim.", 6) == 0 || strncmp(name, "queue", 5) == 0) return;
+    if (skipped(name) || strcmp(name, "bank.clusters") == 0) return;
     memset(&v, 0, sizeof v);
     v.value = t;
     v.conv = conv;
@@ -170,13 +211,20 @@ static void compare_tensor(void *user, const char *name, ctr_tensor *t, int conv
     free(x);
 }
 
+/* The golden clusters are not to be made. */
+static void clustered(void *user, const char *name, int64_t *value)
+{
+    (void)user;
+    if (strcmp(name, "bank.epochs") == 0) *value = 1;
+}
+
 static void visit_with(ctr_method *method, walk *w,
                        void (*fn)(void *, const char *, ctr_tensor *, int))
 {
     ctr_visitor v;
     v.user = w;
     v.tensor_fn = fn;
-    v.number_fn = no_number;
+    v.number_fn = clustered;
     ctr_method_visit(method, &v);
 }
 
@@ -196,18 +244,32 @@ static void compare_queues(walk *w, ctr_method *method)
     }
 }
 
+static void compare_bank(walk *w, ctr_method *method)
+{
+    const double *want;
+    ctr_real x[2 * 15 * 16];
+    char key[64];
+    size_t n;
+    snprintf(key, sizeof key, "%s:bank", w->kind);
+    want = golden_get(w->g, key, &n);
+    if (!test_true("a golden bank", want && n == 2 * 15 * 16)) return;
+    ctr_tensor_read(w->ctx, state_of(method, "bank.rows"), x, 2 * 15 * 16);
+    test_near(key, x, want, 2 * 15 * 16, 0, test_bound(1e-8, 2e-2));
+}
+
 static void golden_steps(golden_file *g, int kind)
 {
     static const double larc[3] = { 0.3, 0.2, 0.1 }, sgd[3] = { 0.1, 0.08, 0.05 };
-    sizes s = { 16, 16, 8, 24, 16, 12, 6 };
+    sizes s = { 16, 16, 8, 24, 16, 12, 6, 15 };
     ctr_ctx *ctx = test_ctx(2, CTR_KERNELS_AUTO);
     ctr_method *method = make(ctx, kind, &s);
-    const double *losses, *residuals, *active;
+    const double *losses, *residuals = NULL, *active = NULL;
+    int64_t index[6];
     char name[64];
     ctr_report report;
     walk w;
     double worst = 0, e;
-    int t;
+    int t, i;
     memset(&w, 0, sizeof w);
     w.ctx = ctx;
     w.g = g;
@@ -215,32 +277,41 @@ static void golden_steps(golden_file *g, int kind)
     w.bound = test_bound(1e-8, 5e-2);
     snprintf(name, sizeof name, "%s:loss", w.kind);
     losses = golden_get(g, name, NULL);
-    snprintf(name, sizeof name, "%s:residual", w.kind);
-    residuals = golden_get(g, name, NULL);
-    snprintf(name, sizeof name, "%s:active", w.kind);
-    active = golden_get(g, name, NULL);
-    if (!test_true("a method and its records", method && losses && residuals && active)) return;
+    if (kind < DEEP) {
+        snprintf(name, sizeof name, "%s:residual", w.kind);
+        residuals = golden_get(g, name, NULL);
+        snprintf(name, sizeof name, "%s:active", w.kind);
+        active = golden_get(g, name, NULL);
+    }
+    if (!test_true("a method and its records", method && losses)) return;
+    if (!test_true("records of SwAV", kind >= DEEP || (residuals && active))) return;
     visit_with(method, &w, fill_tensor);
     for (t = 0; t < 3; t++) {
         crops c;
         snprintf(name, sizeof name, "%d", t + 1);
         crops_make(&c, name, 6, 16, 8);
         if (kind == LARGE) c.batch.groups = 0;
-        test_true("step", ctr_method_step(method, &c.batch, kind == FROZEN ? sgd[t] : larc[t],
+        for (i = 0; i < 6; i++) index[i] = (2 * i + 3 * (t + 1)) % 15;
+        c.batch.index = index;
+        test_true("step", ctr_method_step(method, &c.batch,
+                                          kind == FROZEN || kind == DEEPU ? sgd[t] : larc[t],
                                           &report));
         test_fine(ctx, "step");
         snprintf(name, sizeof name, "%s loss of step %d", w.kind, t + 1);
         e = fabs(report.loss - losses[t]) / fabs(losses[t]);
         test_error(name, e, t ? test_bound(1e-8, 2e-2) : test_bound(1e-8, 1e-4));
         worst = e > worst ? e : worst;
-        test_error("residual", fabs(report.residual - residuals[t]), test_bound(1e-7, 5e-2));
-        if (TEST_DOUBLE || !t) test_error("used", fabs(report.active - active[t]), 1e-12);
+        if (kind < DEEP)
+            test_error("residual", fabs(report.residual - residuals[t]), test_bound(1e-7, 5e-2));
+        if (kind >= DEEP) test_error("used", fabs(report.active - 0.5), 1e-12);
+        else if (TEST_DOUBLE || !t) test_error("used", fabs(report.active - active[t]), 1e-12);
         test_error("chance", fabs(report.chance - log(12.0)), 1e-14);
         crops_free(&c);
     }
     visit_with(method, &w, compare_tensor);
-    test_equal("all of the network was compared", w.compared, 54);
+    test_equal("all of the network was compared", w.compared, kind >= DEEP ? 56 : 54);
     if (kind == QUEUED) compare_queues(&w, method);
+    if (kind >= DEEP) compare_bank(&w, method);
     printf("     %s: loss %.2g, %d parameters and buffers %.2g\n", w.kind, worst, w.compared,
            w.worst);
     ctr_method_destroy(method);
@@ -252,8 +323,9 @@ static void golden_all(void)
     golden_file g;
     int i;
     if (!test_golden_open(&g, "golden_prototype.txt")) return;
-    for (i = 0; i < LATE; i++)
-        if ((!MODEL_SLOW && !test_quick()) || i == QUEUED) golden_steps(&g, i);
+    for (i = 0; i < KINDS; i++)
+        if (i != LATE && ((!MODEL_SLOW && !test_quick()) || i == QUEUED || i == DEEPU))
+            golden_steps(&g, i);
     golden_close(&g);
 }
 
@@ -292,8 +364,9 @@ static void run_begin(run *r, const run_config *c)
 {
     ctr_config config = ctr_config_default();
     ctr_loader_config l = ctr_loader_config_default();
-    sizes s = { 4, 8, 5, 12, 8, 7, 10 };
+    sizes s = { 4, 8, 5, 12, 8, 7, 10, 24 };
     s.queue = c->queue;
+    s.images = c->images;
     memset(r, 0, sizeof *r);
     config.threads = c->threads;
     config.kernels = c->kernels;
@@ -322,10 +395,17 @@ static void run_end(run *r)
     free(r->pixels);
 }
 
+/* The next batch, and what comes before an epoch. */
 static int run_next(run *r, ctr_batch *batch)
 {
-    return ctr_loader_next(r->ctx, r->loader, batch) ||
-           (ctr_error(r->ctx) == CTR_OK && ctr_loader_next(r->ctx, r->loader, batch));
+    int64_t epoch, at;
+    ctr_loader_tell(r->loader, &epoch, &at);
+    if (at == ctr_loader_batches(r->loader)) {
+        if (ctr_loader_next(r->ctx, r->loader, batch)) return 0;
+        at = 0;
+    }
+    if (at == 0 && !ctr_method_begin(r->method, r->loader)) return 0;
+    return ctr_loader_next(r->ctx, r->loader, batch);
 }
 
 static int run_steps(run *r, int steps, ctr_report *report)
@@ -428,20 +508,22 @@ static void steady(int kind)
     char what[96];
     size_t bytes;
     long before;
+    int steps = kind >= DEEP ? 3 : 9; /* the rest of an epoch, between two clusterings */
     run r;
     c.allocator = &hooks;
     c.threads = 2;
     run_begin(&r, &c);
-    if (!test_true("a run to watch", r.loader && run_steps(&r, 8, NULL))) return;
+    if (!test_true("a run to watch", r.loader && run_steps(&r, 9, NULL))) return;
     before = watch.calls;
-    test_true("nine steps", run_steps(&r, 9, NULL));
-    snprintf(what, sizeof what, "%s: allocations in 9 steady steps", kinds[kind]);
+    test_true("steps", run_steps(&r, steps, NULL));
+    snprintf(what, sizeof what, "%s: allocations in %d steady steps", kinds[kind], steps);
     test_equal(what, (double)(watch.calls - before), 0);
     test_fine(r.ctx, what);
     run_end(&r);
     test_equal("blocks that were never freed", (double)watch.live, 0);
     test_equal("bad frees", (double)watch.bad_frees, 0);
     run_begin(&r, &c);
+    test_true("begin", ctr_method_begin(r.method, r.loader));
     bytes = ctr_method_plan(r.method, c.batch, 8, 8, 3);
     ctr_step_reserve(r.ctx, bytes);
     test_true("steps until the queue is used", run_steps(&r, 8, NULL));
@@ -465,10 +547,12 @@ static uint64_t quiet_hash(ctr_method *method)
     return hash;
 }
 
-/* Two steps of which one or the making of the method fails; a failed step leaves the hash. */
+/* Two steps of which one or the making of the method fails; a failed step leaves the hash, a failed
+   beginning of an epoch as well. */
 static int fail_run(const run_config *c, const uint64_t *want, long n, int *whole)
 {
     ctr_batch batch;
+    uint64_t begun;
     int i, ok = 1;
     run r;
     watch_.calls = 0;
@@ -478,15 +562,21 @@ static int fail_run(const run_config *c, const uint64_t *want, long n, int *whol
     if (r.loader) {
         ok = quiet_hash(r.method) == want[0];
         for (i = 0; i < 2 && ok; i++) {
+            uint64_t start = i ? 0 : quiet_hash(r.method);
             if (!run_next(&r, &batch)) {
                 ok = ctr_error(r.ctx) == CTR_E_MEMORY;
                 ctr_error_clear(r.ctx);
-                ok = ok && run_next(&r, &batch);
+                ok = ok && (i || quiet_hash(r.method) == start || quiet_hash(r.method) == want[3]);
+                if (ok && quiet_hash(r.method) == want[3] && i == 0) /* the batch alone failed */
+                    ok = ctr_loader_next(r.ctx, r.loader, &batch);
+                else ok = ok && run_next(&r, &batch);
             }
+            begun = quiet_hash(r.method);
+            if (i == 0) ok = ok && begun == want[3];
             if (ok && !ctr_method_step(r.method, &batch, 0.04, NULL)) {
                 ok = ctr_error(r.ctx) == CTR_E_MEMORY;
                 ctr_error_clear(r.ctx);
-                ok = ok && quiet_hash(r.method) == want[i];
+                ok = ok && quiet_hash(r.method) == begun;
                 ok = ok && ctr_method_step(r.method, &batch, 0.04, NULL);
             }
             ok = ok && quiet_hash(r.method) == want[i + 1];
@@ -504,7 +594,7 @@ static void fails(int kind, long stride)
 {
     ctr_allocator hooks = test_allocator_init(&watch_);
     run_config c = run_of(kind);
-    uint64_t want[3] = { 0, 0, 0 };
+    uint64_t want[4] = { 0, 0, 0, 0 }; /* at first, after steps 1 and 2; before step 1 */
     long n, bad = 0, runs = 0;
     int whole = 0, i;
     char what[96];
@@ -518,6 +608,10 @@ static void fails(int kind, long stride)
         if (i) test_true("expected step", run_steps(&r, 1, NULL));
         want[i] = quiet_hash(r.method);
     }
+    run_end(&r);
+    run_begin(&r, &c);
+    ctr_method_begin(r.method, r.loader);
+    want[3] = quiet_hash(r.method);
     run_end(&r);
     test_true("three different states", want[0] != want[1] && want[1] != want[2]);
     for (n = 1; !whole && bad < 5; n += stride, runs++)
@@ -604,6 +698,98 @@ static void queue_starts(void)
     test_fine(r.ctx, "queues");
     run_end(&r);
     run_end(&s);
+}
+
+/* After the first beginning: the bank is what the images' crops are, one clustering has been made
+   of it, each image is with the nearest centroid, and those are the prototypes. Steps then renew
+   the bank's rows of their own images alone. */
+static void clusters(void)
+{
+    run_config c = run_of(DEEP);
+    ctr_real bank[2 * 24 * 8], later[2 * 24 * 8], of[3 * 24], w[56];
+    int32_t nearest[24], labels[24];
+    char name[32];
+    ctr_agreement same;
+    ctr_batch batch;
+    int64_t i;
+    int h, v, moved = 0, wrong = 0;
+    run r;
+    run_begin(&r, &c);
+    test_true("begin", ctr_method_begin(r.method, r.loader));
+    ctr_tensor_read(r.ctx, state_of(r.method, "bank.rows"), bank, 2 * 24 * 8);
+    ctr_tensor_read(r.ctx, state_of(r.method, "bank.clusters"), of, 3 * 24);
+    test_error("unit rows", length_error(bank, 48, 8), test_bound(1e-13, 1e-5));
+    test_true("crops differ", apart(bank, bank + 192, 192) > 1e-3);
+    for (h = 0; h < 3; h++) {
+        snprintf(name, sizeof name, "prototypes%d.weight", h + 1);
+        ctr_tensor_read(r.ctx, state_of(r.method, name), w, 56);
+        test_error("centroids of length 1", length_error(w, 7, 8), test_bound(1e-13, 1e-5));
+        for (i = 0; i < 24; i++) labels[i] = (int32_t)of[h * 24 + i];
+        test_true("assign", ctr_kmeans_assign(r.ctx, 24, 8, bank + h % 2 * 192, 7, w, 1, nearest,
+                                              NULL));
+        test_bytes("each image is with the nearest", labels, nearest, sizeof labels);
+        for (i = 0; i < 24; i++) nearest[i] = (int32_t)of[i];
+        test_true("agree", ctr_agreement_measure(r.ctx, 24, labels, nearest, &same));
+        test_true("heads see other banks and starts", h == 0 || same.nmi < 0.999);
+        test_true("all clusters have images", same.clusters == 7);
+    }
+    test_true("a batch", ctr_loader_next(r.ctx, r.loader, &batch));
+    test_true("step", ctr_method_step(r.method, &batch, 0.04, NULL));
+    ctr_tensor_read(r.ctx, state_of(r.method, "bank.rows"), later, 2 * 24 * 8);
+    for (v = 0; v < 2; v++)
+        for (i = 0; i < 24; i++) {
+            int in = 0, other = memcmp(bank + (v * 24 + i) * 8, later + (v * 24 + i) * 8,
+                                       8 * sizeof *bank) != 0;
+            for (h = 0; h < batch.n; h++) in |= batch.index[h] == i;
+            moved += other;
+            wrong += in != other;
+        }
+    test_equal("rows of the batch's images", moved, 12);
+    test_equal("and no others", wrong, 0);
+    test_fine(r.ctx, "clusters");
+    run_end(&r);
+}
+
+/* Steps without clusters, batches without numbers, data of another size. */
+static void refused_clusters(void)
+{
+    run_config config = run_of(DEEP);
+    ctr_dataset *other;
+    ctr_loader_config l = ctr_loader_config_default();
+    ctr_loader *loader;
+    int64_t index[6] = { 0, 1, 2, 3, 4, 24 };
+    uint64_t before;
+    crops c;
+    run r;
+    crops_make(&c, "a", 6, 8, 5);
+    c.batch.index = index;
+    run_begin(&r, &config);
+    before = ctr_method_hash(r.method);
+    test_equal("a step before any clustering", ctr_method_step(r.method, &c.batch, 0.1, NULL), 0);
+    test_fails(r.ctx, "a step before any clustering", CTR_E_STATE, "ctr_method_begin");
+    other = ctr_dataset_shapes(r.ctx, 30, 8, 3);
+    l.batch = 6;
+    l.views = r.method->views;
+    l.augs = r.method->augs;
+    loader = ctr_loader_create(r.ctx, other, &l);
+    test_equal("30 images", ctr_method_begin(r.method, loader), 0);
+    test_fails(r.ctx, "30 images", CTR_E_SHAPE, "made for 24 images");
+    ctr_loader_destroy(r.ctx, loader);
+    ctr_dataset_destroy(r.ctx, other);
+    test_true("the method is as it was", ctr_method_hash(r.method) == before);
+    test_true("begin", ctr_method_begin(r.method, r.loader));
+    before = ctr_method_hash(r.method);
+    test_equal("image 24 of 24", ctr_method_step(r.method, &c.batch, 0.1, NULL), 0);
+    test_fails(r.ctx, "image 24 of 24", CTR_E_VALUE, "index");
+    c.batch.index = NULL;
+    test_equal("no numbers", ctr_method_step(r.method, &c.batch, 0.1, NULL), 0);
+    test_fails(r.ctx, "no numbers", CTR_E_VALUE, "index");
+    test_true("the method is as it was", ctr_method_hash(r.method) == before);
+    c.batch.index = index;
+    index[5] = 5;
+    test_true("a step", ctr_method_step(r.method, &c.batch, 0.1, NULL));
+    crops_free(&c);
+    run_end(&r);
 }
 
 static void refused(run *r, const char *what, crops *c, ctr_status status, const char *word)
@@ -700,6 +886,50 @@ static void presets(void)
     test_equal("of one pixel", (double)ctr_aug_swav_default(1, 1).width, 1);
 }
 
+static void no_deepcluster(ctr_ctx *ctx, const char *what, const ctr_deepcluster_v2_config *c,
+                           const char *word)
+{
+    test_true(what, ctr_deepcluster_v2_create(ctx, c) == NULL);
+    test_fails(ctx, what, CTR_E_VALUE, word);
+}
+
+static void configs_deepcluster(ctr_ctx *ctx)
+{
+    ctr_deepcluster_v2_config c, d = ctr_deepcluster_v2_default();
+    ctr_method *m;
+    char text[256];
+    ctr_deepcluster_v2_config_init(&c);
+    test_bytes("default and init are one", &c, &d, sizeof c);
+    test_true("DeepCluster v2", c.prototypes == 3000 && c.heads == 3 && c.iterations == 10 &&
+              c.freeze_prototypes_steps == 300000 && c.small_views == 6 && c.temperature == 0.1);
+    c.encoder.depth = 8;
+    c.proj_hidden = 12;
+    c.proj_dim = 8;
+    c.prototypes = 7;
+    no_deepcluster(ctx, "images that are not said", &c, "images");
+    c.images = 6;
+    no_deepcluster(ctx, "fewer images than prototypes", &c, "images");
+    c.images = 7;
+    c.heads = 0;
+    no_deepcluster(ctx, "no head", &c, "heads");
+    c.heads = 9;
+    no_deepcluster(ctx, "nine heads", &c, "heads");
+    c.heads = 2;
+    c.iterations = 0;
+    no_deepcluster(ctx, "no iteration", &c, "iteration");
+    c.iterations = 1;
+    c.freeze_prototypes_steps = -1;
+    no_deepcluster(ctx, "steps below 0", &c, "freeze_prototypes_steps");
+    c.freeze_prototypes_steps = 0;
+    m = ctr_deepcluster_v2_create(ctx, &c);
+    if (test_true("a small one", m != NULL)) {
+        m->describe_fn(m, text, sizeof text);
+        test_text("its description", text, "deepcluster_v2 resnet8 width=16 stem=small channels=3 "
+                  "head=2x12-8 prototypes=7 heads=2 images=7");
+    }
+    ctr_method_destroy(m);
+}
+
 static void configs(void)
 {
     ctr_ctx *ctx = test_ctx(1, CTR_KERNELS_AUTO);
@@ -762,6 +992,7 @@ static void configs(void)
     c = tiny();
     c.optim.momentum = 1;
     no_method(ctx, "momentum 1", &c, "momentum");
+    configs_deepcluster(ctx);
     test_equal("refused methods leave nothing behind", (double)ctr_memory_stats(ctx).held,
                (double)held);
     ctr_ctx_destroy(ctx);
@@ -778,22 +1009,25 @@ int main(int argc, char **argv)
     prototypes(PLAIN);
     prototypes(FROZEN);
     queue_starts();
+    clusters();
     test_group("batches");
     batches();
+    refused_clusters();
     test_group("a steady step allocates nothing and is planned");
     for (i = 0; i < KINDS; i++) steady(i);
     test_group("the same bytes for any number of threads");
     for (i = 0; i < KINDS; i++)
-        if (!test_quick() || i == QUEUED) same_bytes(i);
+        if (!test_quick() || i == QUEUED || i == DEEP) same_bytes(i);
     test_group("the same bytes after stopping and resuming");
     for (i = 0; i < KINDS; i++)
-        if (!test_quick() || i == LATE) resumes(i);
+        if (!test_quick() || i == LATE || i == DEEP) resumes(i);
     test_group("the fake device");
     for (i = 0; i < KINDS; i++)
-        if (!test_quick() || i == QUEUED) same_on_device(i);
+        if (!test_quick() || i == QUEUED || i == DEEP) same_on_device(i);
     test_group("the n-th allocation fails");
-    for (i = 0; i < LATE; i++)
-        if (!test_quick() || i == QUEUED) fails(i, test_quick() || MODEL_SLOW ? 71 : 3);
+    for (i = 0; i < KINDS; i++)
+        if (i != LATE && (!test_quick() || i == QUEUED || i == DEEP))
+            fails(i, test_quick() || MODEL_SLOW ? 71 : 3);
     test_group("three steps as PyTorch takes them");
     golden_all();
     return test_end();

@@ -1359,6 +1359,14 @@ queue; optimiser. After step 3 the prototypes' rows are brought to length 1 once
   METHOD:param:NAME      parameter after step 3, digest
   METHOD:buffer:NAME     running mean or variance after step 3, digest
   swavq:queue            [2, 6, 16] after step 3, newest batch first in its own order
+
+DeepCluster v2 (main_deepclusterv2.py): the same crops and network with 3 heads, prototypes1.weight ..
+prototypes3.weight [12, 16] at unit length, 15 images of which step t has the numbers
+(2 i + 3 t) mod 15, i < 6, and head h clusters (5 i + 3 h) mod 12 given: cross entropy, T .1, mean over
+crops and heads; the bank [2, 15, 16], zero at first, then holds the large crops' embeddings.
+  dc2                    LARC as swav; prototypes frozen: no gradient
+  dc2u                   SGD as swavf; prototypes trained
+  METHOD:loss :param: :buffer: as above, METHOD:bank whole
 """
 
 
@@ -1445,10 +1453,55 @@ def swav_steps(method, g):
         g.put("swavq:queue", queue)
 
 
+class DeepClusterTower(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = build_net("resnet8")
+        self.projector = mlp([64, 24, 16], True, True, True)
+        for h in range(3):
+            setattr(self, "prototypes%d" % (h + 1), nn.Linear(16, 12, bias=False))
+
+
+def deepcluster_steps(method, g):
+    net, momenta, n, losses = fill_module(DeepClusterTower()).train(), {}, 6, []
+    heads = [getattr(net, "prototypes%d" % (h + 1)) for h in range(3)]
+    for head in heads:
+        head.weight.data = F.normalize(head.weight.data.clone(), dim=1, p=2)
+    bank = torch.zeros(2, 15, 16)
+    for t in range(3):
+        net.zero_grad(set_to_none=True)
+        x = [tfill("views:%d" % (t + 1), (2 * n, 16, 16, 3)),
+             tfill("small:%d" % (t + 1), (2 * n, 8, 8, 3))]
+        z = F.normalize(net.projector(torch.cat([run_net(net.encoder, c) for c in x])), dim=1, p=2)
+        index = (2 * torch.arange(n) + 3 * (t + 1)) % 15
+        loss = 0
+        for h, head in enumerate(heads):
+            target = ((5 * index + 3 * h) % 12).repeat(4)
+            loss = loss + F.cross_entropy(head(z) / .1, target)
+        loss = loss / 3
+        loss.backward()
+        if method == "dc2":
+            for head in heads:
+                head.weight.grad = None
+        swav_update("swavf" if method == "dc2u" else "swav", net, t, momenta)
+        for v in range(2):
+            bank[v, index] = z[v * n:(v + 1) * n].detach()
+        losses.append(loss.item())
+    g.put(method + ":loss", losses)
+    for k, p in net.named_parameters():
+        g.digest("%s:param:%s" % (method, k), p)
+    for k, b in net.named_buffers():
+        if "running" in k:
+            g.digest("%s:buffer:%s" % (method, k), b)
+    g.put(method + ":bank", bank)
+
+
 def make_prototype():
     g = Golden("golden_prototype.txt", PROTOTYPE)
     for method in ("swav", "swavq", "swavf", "swavs"):
         swav_steps(method, g)
+    for method in ("dc2", "dc2u"):
+        deepcluster_steps(method, g)
     return g
 
 
