@@ -22361,8 +22361,7 @@ CTR_API int64_t ctr_safetensors_find(const ctr_safetensors *f, const char *name)
 CTR_API ctr_file_tensor ctr_safetensors_info(const ctr_safetensors *f, int64_t index)
 {
     const ctr_io_entry_ *e;
-    ctr_file_tensor t;
-    memset(&t, 0, sizeof t);
+    ctr_file_tensor t = { NULL, CTR_FILE_F32, 0, { 0 }, NULL };
     if (!f || index < 0 || index >= (int64_t)f->count) return t;
     e = &f->entries[index];
     t.name = e->name;
@@ -22388,8 +22387,7 @@ CTR_API int64_t ctr_safetensors_meta_count(const ctr_safetensors *f)
 
 CTR_API ctr_file_meta ctr_safetensors_meta_at(const ctr_safetensors *f, int64_t index)
 {
-    ctr_file_meta none;
-    memset(&none, 0, sizeof none);
+    ctr_file_meta none = { NULL, NULL };
     return f && index >= 0 && index < (int64_t)f->meta_count ? f->meta[index] : none;
 }
 
@@ -22489,8 +22487,7 @@ CTR_API int ctr_safetensors_read_i64(ctr_ctx *ctx, const ctr_safetensors *f, int
     return 1;
 }
 
-/* ---- checkpoints
-   ------------------------------------------------------------------------------- */
+/* ---- checkpoints ---- */
 
 enum { CTR_CKPT_META_ = 16, CTR_CKPT_VALUE_ = 256 };
 
@@ -22828,8 +22825,7 @@ CTR_API int ctr_checkpoint_load(ctr_method *method, const char *path, ctr_positi
     return method && ctr_ckpt_load_(method, path, position, NULL, 0);
 }
 
-/* ---- weights by torchvision's names
-   ------------------------------------------------------------ */
+/* ---- weights by torchvision's names ---- */
 
 /* The variable of a file's name, or with part != 0 any variable of the same part: the same letters
    up to the first dot. NULL: none. */
@@ -23030,7 +23026,7 @@ CTR_PRIVATE_ int ctr_fit_check_(ctr_ctx *ctx, const ctr_fit_config *c)
     if (c->epochs < 0 || c->save_every < 0 || !(c->warmup_epochs >= 0))
         ctr_fail_(ctx, CTR_E_VALUE, "fit: epochs, warmup_epochs and save_every must be at least 0, "
                   "got %ld, %g and %ld", (long)c->epochs, c->warmup_epochs, (long)c->save_every);
-    if (!(c->lr >= 0 && c->lr < 1e30) || !(c->end_lr >= 0 && c->end_lr < 1e30))
+    if (!(c->lr >= 0) || !(c->end_lr >= 0))
         ctr_fail_(ctx, CTR_E_VALUE, "fit: lr and end_lr must be at least 0 (lr 0: the method's "
                   "own), got %g and %g", c->lr, c->end_lr);
     return ctx->status == CTR_OK;

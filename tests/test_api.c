@@ -106,8 +106,8 @@ static void test_small(ctr_ctx *ctx)
                   ctr_file_dtype_size(CTR_FILE_BF16) == 2);
 }
 
-/* A constructor fails and gives NULL; whatever the program does with that does nothing, and the first
- * error stays. */
+/* A constructor fails and gives NULL; whatever the program does with that does nothing, and the
+ * first error stays. */
 static void test_after_error(void)
 {
     ctr_config threads = ctr_config_default();
@@ -147,7 +147,8 @@ static void test_after_error(void)
               !ctr_scores_measure(ctx, m, data, NULL, &aug, &aug, 1, &scores));
     test_true("no checkpoint", !ctr_checkpoint_save(m, "after_error.ctr", &p) &&
               !ctr_checkpoint_load(m, "after_error.ctr", &p));
-    test_true("no tensors", !ctr_safetensors_count(file) && ctr_safetensors_find(file, "a") == -1 &&
+    test_true("no tensors", !ctr_safetensors_count(file) &&
+              ctr_safetensors_find(file, "a") == -1 &&
               !ctr_safetensors_info(file, 0).name && !ctr_safetensors_meta(file, "a") &&
               !ctr_safetensors_meta_count(file) && !ctr_safetensors_meta_at(file, 0).key &&
               !ctr_safetensors_read_f32(ctx, file, 0, z, 1));
