@@ -22072,8 +22072,7 @@ CTR_PRIVATE_ int ctr_io_unicode_(ctr_io_cursor_ *c)
     return 1;
 }
 
-/* A JSON string, decoded to c->text: never longer than its source, whose quotes pay for the
-   zero. */
+/* A JSON string, decoded to c->text: no longer than its source, whose quotes pay for the 0. */
 CTR_PRIVATE_ const char *ctr_io_string_(ctr_io_cursor_ *c)
 {
     static const char codes[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
@@ -22341,9 +22340,7 @@ CTR_API ctr_safetensors *ctr_safetensors_open(ctr_ctx *ctx, const char *path)
 }
 
 CTR_API int64_t ctr_safetensors_count(const ctr_safetensors *f)
-{
-    return f ? (int64_t)f->count : 0;
-}
+{ return f ? (int64_t)f->count : 0; }
 
 CTR_API int64_t ctr_safetensors_find(const ctr_safetensors *f, const char *name)
 {
