@@ -19686,7 +19686,7 @@ CTR_PRIVATE_ int ctr_deepcluster_v2_cluster_(ctr_deepcluster_v2_ *m, int head, u
     c.iterations = m->config.iterations;
     c.spherical = 1;
     c.seed = seed + (uint64_t)m->epochs * CTR_CROPS_HEADS_ + (uint64_t)head;
-    if (m->epochs) c.min_points = 0; /* who wanted to know has been told */
+    if (m->epochs || head) c.min_points = 0; /* who wants to know has been told once */
     if (!ctr_kmeans_run(ctx, n, d, bank + head % 2 * n * d, &c, centroids, cluster, NULL, &result))
         return 0;
     if (!m->epochs) return 1;

@@ -122,6 +122,7 @@ int main(int argc, char **argv)
     ex_options_parse(&o, argc, argv);
     ex_smoke(&o);
     if (o.smoke && !ex_options_given(&o, "--freeze")) freeze = 4;
+    if (o.smoke && !ex_options_given(&o, "--small")) small = 2;
 
     /* 2. the data, and the loss compared with the one above */
     ex_run_open(&run, &o, 0);
