@@ -3,9 +3,10 @@
  * Mathilde Caron, Piotr Bojanowski, Armand Joulin, Matthijs Douze: "Deep Clustering for
  * Unsupervised Learning of Visual Features", 2018, in the second version of Caron, Misra, Mairal,
  * Goyal, Bojanowski, Joulin: "Unsupervised Learning of Visual Features by Contrasting Cluster
- * Assignments", 2020. Before each epoch the images are clustered by their embeddings; for an epoch the clusters
- * are the classes of an ordinary classifier. Its weights are the centroids, so that nothing has to
- * be learnt anew when clusters change their numbers. Several clusterings run side by side.
+ * Assignments", 2020. Before each epoch the images are clustered by their embeddings; for an epoch
+ * the clusters are the classes of an ordinary classifier. Its weights are the centroids, so that
+ * nothing has to be learnt anew when clusters change their numbers. Several clusterings run side by
+ * side.
  *
  *   augmentation        multi-crop: two large crops and some small ones; flip, colour jitter, gray
  *   parallel views      one network for all crops (end-to-end), a pass for each size
