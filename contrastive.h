@@ -1907,9 +1907,10 @@ CTR_API ctr_method *ctr_simsiam_create(ctr_ctx *ctx, const ctr_simsiam_config *c
    >>PROTOTYPE  methods that learn clusters on the way: SwAV, DeepCluster v2
 
    Prototypes are unit vectors [k, dim], what an embedding may belong to: "prototypes.weight" in
-   files ("prototypes1.weight", ... with several heads), of kind CTR_KIND_PROTOTYPE. Crops come in two sizes (multi-crop): two large ones, and small
-   ones that see a part of the image. Each size passes the encoder by itself, with batch norm
-   statistics of its own; global pooling makes them alike, and the projector sees all crops at once.
+   files ("prototypes1.weight", ... with several heads), of kind CTR_KIND_PROTOTYPE. Crops come in
+   two sizes (multi-crop): two large ones, and small ones that see a part of the image. Each size
+   passes the encoder by itself, with batch norm statistics of its own; global pooling makes them
+   alike, and the projector sees all crops at once.
    ---------------------------------------------------------------------------------------------- */
 
 /* SwAV, swapping assignments between views (Caron et al., 2020): the batch's large crops are
