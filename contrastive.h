@@ -7,7 +7,7 @@
    Build:  cc -O2 program.c -lm -lpthread      (no other flag; kernels pick AVX2 at run time)
 
    WHAT IT DOES NOT DO (yet)
-   - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg, SwAV,
+   - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg, NPID, FaceNet, SwAV,
      DeepCluster v2. More are to come; so is the GPU.
    - Numbers are float. No mixed precision, no quantisation, no more than four dimensions.
    - No second derivatives; the tape is spent after one backward pass.
@@ -26,6 +26,7 @@
        IMAGE AUG SAMPLE DATA LOADER                 pictures, augmentations, batches of views
        CLUSTER                                      k-means, whitening, Sinkhorn, NMI
        LOSS AGREE HEALTH METHOD TEACHER             losses; alive?; SimCLR, ...; MoCo, BYOL, ...
+       BANK                                         memory bank, triplets: NPID, FaceNet
        PROTOTYPE                                    SwAV, DeepCluster: clusters on the way
        EVAL MAP IO FIT                              k-NN, probe, maps; files; the training driver
    A section of the implementation calls only those above it. Each level can be used alone: the
@@ -1078,6 +1079,44 @@ typedef enum ctr_last {
 /* Batches in an epoch of n images. */
 CTR_API int64_t ctr_sample_batches(int64_t n, int64_t batch, ctr_last last);
 
+/* Draws 0..n-1 in proportion to given weights in constant time (Walker, 1977; tables by Vose,
+   1991): index i is kept with probability keep[i], else other[i] takes its place. */
+typedef struct ctr_alias {
+    int64_t n;
+    double *keep;             /* [n], 0..1 */
+    int32_t *other;           /* [n] */
+} ctr_alias;
+/* weights [n], finite, at least 0, their sum above 0; n in 1..2^31 - 1. The caller destroys it.
+   NULL with an error: CTR_E_VALUE, CTR_E_MEMORY. */
+CTR_API ctr_alias *ctr_alias_create(ctr_ctx *ctx, int64_t n, const double *weights);
+CTR_API void ctr_alias_destroy(ctr_ctx *ctx, ctr_alias *alias); /* NULL is allowed */
+CTR_API int64_t ctr_alias_draw(const ctr_alias *alias, ctr_rng *rng);
+
+/* Negatives of a memory bank: index [n, columns], column 0 of row i is truth[i], the others are
+   drawn with replacement from 0..images-1, uniformly or (not NULL) by an alias table; like the
+   authors' they may hit the truth again. Row i draws from (the context's seed, CTR_STREAM_NEGATIVE,
+   epoch, position + i), so threads have no say. 1, or 0 with CTR_E_VALUE. */
+CTR_API int ctr_sample_negatives(ctr_ctx *ctx, int64_t epoch, int64_t position, int64_t n,
+                                 const int64_t *truth, int64_t images, int64_t columns,
+                                 const ctr_alias *alias, int32_t *index);
+
+/* Batches of P classes with K images each (Schroff et al., 2015; Hermans et al., 2017), for losses
+   that compare labels: batch = P K. Classes take turns in random order, P different ones a batch,
+   and count alike however large they are. A class's images come in random order, K different ones
+   at a time; a class with fewer than K has all of them in each of its turns, and some again to make
+   K. Images without a label (-1) have no part. An epoch is labelled images / batch batches, rounded
+   down; the order is a function of (seed, epoch). */
+typedef struct ctr_class_sampler ctr_class_sampler;
+/* labels [n], read here only. The batch must be a multiple of per_class and have at most as many
+   classes and images as there are with labels. NULL with an error: CTR_E_VALUE, CTR_E_MEMORY. */
+CTR_API ctr_class_sampler *ctr_class_sampler_create(ctr_ctx *ctx, int64_t n, const int32_t *labels,
+                                                    int64_t batch, int64_t per_class);
+CTR_API void ctr_class_sampler_destroy(ctr_ctx *ctx, ctr_class_sampler *sampler); /* or NULL */
+CTR_API int64_t ctr_class_sampler_batches(const ctr_class_sampler *sampler);
+/* order [batches * batch]: the images of an epoch, class by class within a batch. */
+CTR_API void ctr_class_sampler_order(ctr_class_sampler *sampler, uint64_t seed, int64_t epoch,
+                                     int64_t *order);
+
 /* The epoch's order of the images 0..n-1 into order[n]: a permutation that depends on (seed,
    CTR_STREAM_SAMPLE, epoch) alone, or 0, 1, 2, ... without shuffle. */
 CTR_API void ctr_sample_order(uint64_t seed, int64_t epoch, int64_t n, int shuffle, int64_t *order);
@@ -1154,6 +1193,9 @@ CTR_API void ctr_dataset_destroy(ctr_ctx *ctx, ctr_dataset *dataset); /* NULL is
 /* n of a dataset's images, evenly spread over its order, 1..count. The whole must outlive the part.
    NULL with an error: CTR_E_VALUE, CTR_E_MEMORY. */
 CTR_API ctr_dataset *ctr_dataset_part(ctr_ctx *ctx, const ctr_dataset *whole, int64_t n);
+/* The images index [n] of a dataset, in that order, one perhaps more than once; index is copied. */
+CTR_API ctr_dataset *ctr_dataset_select(ctr_ctx *ctx, const ctr_dataset *whole, int64_t n,
+                                        const int64_t *index);
 
 /* 1 if that path has that split. Without an error, also when the path leads nowhere. */
 CTR_API int ctr_dataset_has_split(ctr_ctx *ctx, const char *path, const char *split);
@@ -1194,6 +1236,8 @@ typedef struct ctr_loader_config {
                                      group of views. No default */
     ctr_last last;                /* default CTR_LAST_DROP */
     int shuffle;                  /* default 1 */
+    int64_t per_class;            /* default 0; K: batches of classes with K images each, see
+                                     ctr_class_sampler; last and shuffle have no say then */
     int prefetch;                 /* prepare the next batch in the background; default 1 */
     uint64_t seed;                /* default 1 */
 } ctr_loader_config;
@@ -1652,8 +1696,8 @@ typedef struct ctr_report {
     double std, std_reference;        /* of unit embeddings; what an even spread would have */
     double rank;                      /* effective rank, measured once an epoch by the driver */
     double active;                    /* share of anchors that have a positive; MoCo: of the queue's
-                                         rows, those that are keys; SwAV: of the prototypes, those
-                                         that are some crop's largest code */
+                                         rows, those that are keys, NPID: of the bank's; SwAV: of
+                                         the prototypes, those that are some crop's largest code */
     double residual;                  /* of SwAV's codes: see ctr_sinkhorn_run */
     double false_negatives;           /* share of negatives with the anchor's label; needs labels */
     double data_seconds, seconds;     /* waiting for data, and all of the step */
@@ -1688,6 +1732,7 @@ struct ctr_method {
     int groups;
     const ctr_view_group *group;      /* [groups] */
     ctr_tensor *crops[CTR_MAX_VIEWS]; /* [groups]: [views * n, h, w, c] each */
+    int64_t per_class;                /* images of each class that a batch has; 0: any */
     int64_t features, dim;            /* numbers in a representation, in an embedding */
     double lr; /* what the driver takes if it is given none, for a batch ... */
     ctr_lr_rule lr_rule;              /* ... of 256, and for others by this rule */
@@ -1904,6 +1949,86 @@ CTR_API void ctr_simsiam_config_init(ctr_simsiam_config *config);
 CTR_API ctr_method *ctr_simsiam_create(ctr_ctx *ctx, const ctr_simsiam_config *config);
 
 /* ------------------------------------------------------------------------------------------------
+   >>BANK  a memory of every image, and distances that are learnt: NPID, FaceNet
+   ---------------------------------------------------------------------------------------------- */
+
+/* The newest embedding of every image of a data set (Wu et al., 2018): negatives, or targets, that
+   cost no forward pass. */
+typedef struct ctr_bank {
+    ctr_tensor *rows;      /* [images, dim], unit rows: random ones until their image is seen */
+    ctr_tensor *labels;    /* [images], as numbers; -1: none known, -2: image not seen yet */
+} ctr_bank;
+/* The tensors become variables of vars, named prefix + "rows" and prefix + "labels". Rows start
+   uniform in a cube and are then normalised. images in 1..2^31 - 1, dim >= 1. */
+CTR_API void ctr_bank_init(ctr_ctx *ctx, ctr_bank *bank, ctr_vars *vars, const char *prefix,
+                           int64_t images, int64_t dim);
+/* What the rows of the images index [n] (host memory) are to become: momentum row +
+   (1 - momentum) z at unit length, for unit rows z [n, dim]. Within a step; without gradient, valid
+   until the step ends. Changes nothing yet: a step that fails leaves the bank as it was. */
+CTR_API ctr_tensor *ctr_bank_mix(ctr_ctx *ctx, const ctr_bank *bank, const int64_t *index,
+                                 ctr_tensor *z, double momentum);
+/* Writes rows [n, dim] to where index says; of an index that occurs twice the last row stays.
+   labels [n] host memory or NULL. Allocates nothing. */
+CTR_API void ctr_bank_put(ctr_ctx *ctx, ctr_bank *bank, const int64_t *index,
+                          const ctr_tensor *rows, const int32_t *labels);
+CTR_API int64_t ctr_bank_filled(ctr_ctx *ctx, const ctr_bank *bank); /* images seen */
+
+/* NPID, instance discrimination (Wu et al., 2018): every image is a class of its own, and the
+   class's weight vector is what the memory bank has of the image.
+     P(i | v) = exp(m_i . v / T) / Z      v: unit embedding of one view, m_i: row i of the bank
+   There are as many classes as images: three answers to what is summed over. */
+typedef enum ctr_npid_form {
+    CTR_NPID_NCE,          /* the paper's: K negatives, Z estimated once, from the first batch
+                              (CTR_NCE_NPID) */
+    CTR_NPID_INFONCE,      /* cross entropy over the true row and K negatives */
+    CTR_NPID_SOFTMAX       /* all of the bank: the exact softmax, K = 0 in their program */
+} ctr_npid_form;
+
+typedef struct ctr_npid_config {
+    int64_t images;               /* of the data set that it will see, rows of the bank; no default:
+                                     a checkpoint belongs to a data set of this size */
+    ctr_resnet_config encoder;    /* default ResNet-18 */
+    int64_t proj_dim;             /* default 128, one linear layer */
+    ctr_npid_form form;           /* default NCE */
+    int64_t negatives;            /* K, default 4096, with replacement; SOFTMAX has none */
+    double temperature;           /* default 0.07 (their CIFAR-10: 0.1) */
+    double momentum;              /* of the bank's rows, 0..1, default 0.5 */
+    ctr_aug_config aug;           /* of the one view; default ctr_aug_moco_default(32, 1, 0) */
+    ctr_optim_config optim;       /* default SGD, decay 1e-4 on all (their CIFAR-10: 5e-4) */
+    double lr;                    /* for a batch of 256, default 0.03 (CIFAR-10: 0.1 for 128) */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_LINEAR */
+} ctr_npid_config;
+CTR_API ctr_npid_config ctr_npid_default(void);
+CTR_API void ctr_npid_config_init(ctr_npid_config *config);
+/* NULL on error. ctr_method_destroy() gives all of it back. Its batches must tell their images'
+   indices. Their proximal regularisation is not offered. */
+CTR_API ctr_method *ctr_npid_create(ctr_ctx *ctx, const ctr_npid_config *config);
+
+/* FaceNet (Schroff et al., 2015): images of one person are to lie nearer to each other than to any
+   of another person's, by a margin; an embedding that separates people it has never seen. Needs
+   labels and batches of P classes with K images each (ctr_loader_config.per_class). What is kept
+   after training is the embedding itself, unit rows: ctr_method_represent returns it. */
+typedef struct ctr_facenet_config {
+    ctr_resnet_config encoder;    /* default ResNet-18 */
+    int64_t dim;                  /* of the embedding, default 128, one linear layer */
+    int64_t per_class;            /* K, at least 2, default 40; what ctr_fit_images asks for */
+    ctr_triplet_config triplet;   /* default semi-hard, margin 0.2; mining all | hard | random */
+    int siamese;                  /* default 0; 1: instead the contrastive loss of pairs (Hadsell et
+                                     al., 2006): each image with a random one of its class and one
+                                     of another */
+    double siamese_margin;        /* of plain distances, default 1 */
+    ctr_aug_config aug;           /* of the one view; default: square crops of 0.77..1 of the area
+                                     and flips (davidsandberg's: 160 of 182 pixels) */
+    ctr_optim_config optim;       /* default AdamW, decay 0.01; the paper's AdaGrad: not offered */
+    double lr;                    /* default 0.001 */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_FIXED */
+} ctr_facenet_config;
+CTR_API ctr_facenet_config ctr_facenet_default(void);
+CTR_API void ctr_facenet_config_init(ctr_facenet_config *config);
+/* NULL on error. ctr_method_destroy() gives all of it back. */
+CTR_API ctr_method *ctr_facenet_create(ctr_ctx *ctx, const ctr_facenet_config *config);
+
+/* ------------------------------------------------------------------------------------------------
    >>PROTOTYPE  methods that learn clusters on the way: SwAV, DeepCluster v2
 
    Prototypes are unit vectors [k, dim], what an embedding may belong to: "prototypes.weight" in
@@ -1974,7 +2099,7 @@ CTR_API ctr_method *ctr_deepcluster_v2_create(ctr_ctx *ctx,
                                               const ctr_deepcluster_v2_config *config);
 
 /* ------------------------------------------------------------------------------------------------
-   >>EVAL  what the embeddings are worth: k-NN, linear probe, retrieval
+   >>EVAL  what the embeddings are worth: k-NN, linear probe, retrieval, verification
    Everything takes host memory that stays the caller's, gives the same bits for any number of
    threads, and leaves nothing behind. Functions return 1, or 0 after recording an error.
    Evaluate on features of the backbone, in evaluation mode, unless you know why not.
@@ -2042,6 +2167,67 @@ typedef struct ctr_retrieval {
 CTR_API int ctr_retrieval_measure(ctr_ctx *ctx, int64_t n, int64_t k, const int64_t *index,
                                   const int32_t *query_labels, int64_t data_n,
                                   const int32_t *data_labels, int self, ctr_retrieval *out);
+
+/* Pairs of images for verification, by turns of one class and of two: pair [count, 2], same [count]
+   1, 0, 1, 0, ... Drawn with replacement from the labelled ones of n images by (seed,
+   CTR_STREAM_EVAL, the pair's number). Errors: no class of two, or only one class. */
+CTR_API int ctr_pairs_draw(ctr_ctx *ctx, int64_t n, const int32_t *labels, uint64_t seed,
+                           int64_t count, int64_t *pair, int32_t *same);
+/* distance [count]: squared, of unit rows, 0..4, as FaceNet compares; a zero row stays zero. */
+CTR_API int ctr_pairs_distance(ctr_ctx *ctx, const ctr_points *points, int64_t count,
+                               const int64_t *pair, ctr_real *distance);
+
+/* Verification: pairs whose distance is below a threshold are taken for the same. FAR: the share of
+   different pairs that are, VAL (or true accept rate): the share of same pairs that are.
+   Folds are runs of pairs in their order, as for LFW (Huang et al., 2007), so pairs should not be
+   sorted by kind; what is measured on a fold uses the threshold of the others together. */
+typedef struct ctr_verification_config {
+    int folds;            /* 2..pairs, default 10 */
+    double far;           /* of VAL, above 0 and below 1, default 0.001 */
+} ctr_verification_config;
+
+typedef struct ctr_verification {
+    int64_t pairs, same;
+    double auc;           /* area below VAL by FAR: the chance that a same pair is nearer than a
+                             different one, equals counting half */
+    double eer;           /* equal error rate: FAR where it is 1 - VAL, the curve taken as lines */
+    double accuracy, accuracy_std; /* mean and std (divisor folds) over the folds */
+    double threshold;     /* mean of theirs: the most accurate one, in the middle between two
+                             distances; of equals the lowest */
+    double val, val_std;  /* VAL at the FAR asked for, its threshold interpolated between two
+                             distances of different pairs; -1: cannot be measured */
+    double far;           /* what FAR was on the folds with it */
+    char text[240];       /* all this in one line */
+} ctr_verification;
+
+/* The defaults: by value, and into a struct of the caller's (for other languages). */
+CTR_API ctr_verification_config ctr_verification_config_default(void);
+CTR_API void ctr_verification_config_init(ctr_verification_config *config);
+/* distance [n], finite; same [n], 0 or 1, both there. config NULL: the defaults. */
+CTR_API int ctr_verification_measure(ctr_ctx *ctx, int64_t n, const ctr_real *distance,
+                                     const int32_t *same, const ctr_verification_config *config,
+                                     ctr_verification *out);
+/* The curve, each array [n + 1] or NULL: from FAR 0, VAL 0 on a point for every different distance,
+   threshold being the distance up to which pairs are accepted. Returns the points, 0 on error. */
+CTR_API int64_t ctr_verification_roc(ctr_ctx *ctx, int64_t n, const ctr_real *distance,
+                                     const int32_t *same, double *far, double *val,
+                                     double *threshold);
+
+/* Re-identification (Zheng et al., 2015): retrieval where images of the query's label by the
+   query's own camera do not count, neither for nor against. Queries without an image by another
+   camera, or without a label, are left out. Data without a label are wrong answers. */
+typedef struct ctr_reid {
+    int64_t queries;      /* that count */
+    double cmc[4];        /* share whose first right answer is among the first 1, 5, 10, 20 */
+    double map;           /* mean over the queries of the mean precision at each right answer's
+                             rank; the authors' program takes trapezes, which is a little less */
+} ctr_reid;
+/* index [n, k] as ctr_neighbors_find wrote it, best with k = data_n: what is beyond k counts as not
+   found. Labels and cameras of the queries [n] and of the data [data_n]. */
+CTR_API int ctr_reid_measure(ctr_ctx *ctx, int64_t n, int64_t k, const int64_t *index,
+                             const int32_t *query_labels, const int32_t *query_cameras,
+                             int64_t data_n, const int32_t *data_labels,
+                             const int32_t *data_cameras, ctr_reid *out);
 
 /* Linear probe: multinomial logistic regression on standardised features,
      min over W, b of  (1/n) sum_i cross entropy(W x_i + b, y_i) + (l2 / 2) |W|^2,
@@ -2270,7 +2456,8 @@ CTR_API void ctr_fit_config_init(ctr_fit_config *config);
    steps done in this call, or -1 with an error (a checkpoint of another run, a full disk, ...). */
 CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config);
 /* The same with a loader of its own: shuffled batches of config->batch images (or all there are),
-   the context's seed, the last incomplete batch dropped. */
+   or of classes if the method asks for them (per_class), the context's seed, the last incomplete
+   batch dropped. */
 CTR_API int64_t ctr_fit_images(ctr_method *method, const ctr_dataset *images,
                                const ctr_fit_config *config);
 
@@ -12293,6 +12480,274 @@ CTR_API void ctr_sample_order(uint64_t seed, int64_t epoch, int64_t n, int shuff
     }
 }
 
+/* ---- drawing by weight ----------------------------------------------------------------------- */
+
+/* Every index has n times its share of the weights; one with less than 1 is filled up from one with
+   more, which then is its other. */
+CTR_PRIVATE_ void ctr_alias_fill_(ctr_alias *a, const double *weights, double sum, int32_t *stack)
+{
+    int64_t n = a->n, low = 0, high = n, i;       /* two stacks in one array, from both ends */
+    for (i = 0; i < n; i++) {
+        a->keep[i] = weights[i] / sum * (double)n;
+        a->other[i] = (int32_t)i;
+        if (a->keep[i] < 1) stack[low++] = (int32_t)i;
+        else stack[--high] = (int32_t)i;
+    }
+    while (low > 0 && high < n) {
+        int32_t small = stack[--low], large = stack[high];
+        a->other[small] = large;
+        a->keep[large] -= 1 - a->keep[small];
+        if (a->keep[large] >= 1) continue;
+        high++;
+        stack[low++] = large;
+    }
+    while (low > 0) a->keep[stack[--low]] = 1;    /* rounding left them a little below */
+    for (i = 0; i < n; i++) a->keep[i] = CTR_MIN_(a->keep[i], 1);
+}
+
+CTR_API ctr_alias *ctr_alias_create(ctr_ctx *ctx, int64_t n, const double *weights)
+{
+    ctr_alias *a;
+    int32_t *stack;
+    double sum = 0;
+    int64_t i;
+    if (ctx->status != CTR_OK) return NULL;
+    for (i = 0; i < n && ctr_real_finite_((ctr_real)weights[i]) && weights[i] >= 0; i++)
+        sum += weights[i];
+    if (n < 1 || n > INT32_MAX || i < n || !ctr_real_finite_((ctr_real)sum) || !(sum > 0)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "alias: takes weights of at least 0 that sum to more than 0, "
+                  "got %ld of them, number %ld is %g", (long)n, (long)i,
+                  i < n && n > 0 ? weights[i] : sum);
+        return NULL;
+    }
+    a = (ctr_alias *)ctr_alloc_zero_(ctx, sizeof *a);
+    if (!a) return NULL;
+    a->n = n;
+    a->keep = (double *)ctr_alloc_(ctx, (size_t)n * sizeof *a->keep);
+    a->other = (int32_t *)ctr_alloc_(ctx, (size_t)n * sizeof *a->other);
+    stack = (int32_t *)ctr_alloc_(ctx, (size_t)n * sizeof *stack);
+    if (ctx->status == CTR_OK) ctr_alias_fill_(a, weights, sum, stack);
+    ctr_free_host_(ctx, stack, (size_t)n * sizeof *stack);
+    if (ctx->status == CTR_OK) return a;
+    ctr_alias_destroy(ctx, a);
+    return NULL;
+}
+
+CTR_API void ctr_alias_destroy(ctr_ctx *ctx, ctr_alias *a)
+{
+    if (!a) return;
+    ctr_free_host_(ctx, a->keep, (size_t)a->n * sizeof *a->keep);
+    ctr_free_host_(ctx, a->other, (size_t)a->n * sizeof *a->other);
+    ctr_free_host_(ctx, a, sizeof *a);
+}
+
+CTR_API int64_t ctr_alias_draw(const ctr_alias *a, ctr_rng *rng)
+{
+    int64_t i = a ? ctr_rng_below(rng, a->n) : 0;
+    return !a || ctr_rng_uniform(rng) < a->keep[i] ? i : a->other[i];
+}
+
+/* ---- negatives of a bank --------------------------------------------------------------------- */
+
+typedef struct ctr_negatives_ {
+    uint64_t seed;
+    int64_t epoch, position, images, columns;
+    const int64_t *truth;
+    const ctr_alias *alias;
+    int32_t *index;
+} ctr_negatives_;
+
+CTR_PRIVATE_ void ctr_negatives_job_(void *arg, int64_t i, int worker)
+{
+    const ctr_negatives_ *t = (const ctr_negatives_ *)arg;
+    int32_t *row = t->index + i * t->columns;
+    ctr_rng rng;
+    int64_t j;
+    (void)worker;
+    ctr_rng_init(&rng, t->seed, CTR_STREAM_NEGATIVE, t->epoch, t->position + i, 0);
+    row[0] = (int32_t)t->truth[i];
+    for (j = 1; j < t->columns; j++)
+        row[j] = (int32_t)(t->alias ? ctr_alias_draw(t->alias, &rng)
+                                    : ctr_rng_below(&rng, t->images));
+}
+
+CTR_API int ctr_sample_negatives(ctr_ctx *ctx, int64_t epoch, int64_t position, int64_t n,
+                                 const int64_t *truth, int64_t images, int64_t columns,
+                                 const ctr_alias *alias, int32_t *index)
+{
+    ctr_negatives_ t;
+    int64_t i;
+    if (ctx->status != CTR_OK) return 0;
+    for (i = 0; i < n && truth[i] >= 0 && truth[i] < images; i++) { }
+    if (images < 1 || images > INT32_MAX || columns < 1 || i < n || (alias && alias->n != images)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "negatives: %ld columns of 0..%ld%s; image %ld is number %ld",
+                  (long)columns, (long)images - 1,
+                  alias && alias->n != images ? ", which the alias table does not have" : "",
+                  (long)i, i < n ? (long)truth[i] : -1L);
+        return 0;
+    }
+    t.seed = ctx->config.seed;
+    t.epoch = epoch;
+    t.position = position;
+    t.images = images;
+    t.columns = columns;
+    t.truth = truth;
+    t.alias = alias;
+    t.index = index;
+    ctr_parallel_(ctx, n, ctr_negatives_job_, &t);
+    return 1;
+}
+
+/* ---- P classes with K images each ------------------------------------------------------------ */
+
+struct ctr_class_sampler {
+    int64_t n, classes, batch, per_class, batches;
+    int64_t *sorted;          /* [n]: labelled images by (label, index) */
+    int64_t *member;          /* [n]: the same, each class in the order of this epoch */
+    int64_t *first;           /* [n + 1], classes + 1 in use: where each class begins */
+    int64_t *next;            /* [n]: which of a class's images comes next; -1: not begun */
+    int64_t *ring;            /* [n]: the order in which classes take turns */
+};
+
+/* Sorts the indices x [count] by their keys, equal ones keep their order: runs of doubling length
+   are merged. */
+CTR_PRIVATE_ void ctr_sample_sort_(int64_t count, const double *key, int64_t *x, int64_t *spare)
+{
+    int64_t run, i, a, b, mid, end, to;
+    for (run = 1; run < count; run *= 2) {
+        for (i = 0; i < count; i = end) {
+            mid = CTR_MIN_(i + run, count);
+            end = CTR_MIN_(mid + run, count);
+            for (a = i, b = mid, to = i; to < end; to++)
+                spare[to] = b == end || (a < mid && key[x[a]] <= key[x[b]]) ? x[a++] : x[b++];
+        }
+        memcpy(x, spare, (size_t)count * sizeof *x);
+    }
+}
+
+/* The labelled ones of n images by (label, index) into sorted; where each class begins, and behind
+   them the end, into first [n + 1]. key, spare [n]. Returns the number of classes. */
+CTR_PRIVATE_ int64_t ctr_class_table_(int64_t n, const int32_t *labels, int64_t *sorted,
+                                      int64_t *first, double *key, int64_t *spare)
+{
+    int64_t i, count = 0, classes = 0;
+    for (i = 0; i < n; i++) {
+        key[i] = (double)labels[i];
+        if (labels[i] >= 0) sorted[count++] = i;
+    }
+    ctr_sample_sort_(count, key, sorted, spare);
+    for (i = 0; i < count; i++)
+        if (!i || labels[sorted[i]] != labels[sorted[i - 1]]) first[classes++] = i;
+    first[classes] = count;
+    return classes;
+}
+
+CTR_API ctr_class_sampler *ctr_class_sampler_create(ctr_ctx *ctx, int64_t n, const int32_t *labels,
+                                                    int64_t batch, int64_t per_class)
+{
+    ctr_class_sampler *s;
+    size_t bytes = (size_t)CTR_MAX_(n, 1) * sizeof(int64_t);
+    int64_t count = 0;
+    double *key;
+    if (ctx->status != CTR_OK) return NULL;
+    s = (ctr_class_sampler *)ctr_alloc_zero_(ctx, sizeof *s);
+    if (!s) return NULL;
+    s->n = n;
+    s->batch = batch;
+    s->per_class = per_class;
+    s->sorted = (int64_t *)ctr_alloc_(ctx, bytes);
+    s->member = (int64_t *)ctr_alloc_(ctx, bytes);
+    s->first = (int64_t *)ctr_alloc_(ctx, bytes + sizeof(int64_t));
+    s->next = (int64_t *)ctr_alloc_(ctx, bytes);
+    s->ring = (int64_t *)ctr_alloc_(ctx, bytes);
+    key = (double *)ctr_alloc_(ctx, (size_t)CTR_MAX_(n, 1) * sizeof *key);
+    if (ctx->status == CTR_OK) {
+        s->classes = ctr_class_table_(n, labels, s->sorted, s->first, key, s->member);
+        count = s->first[s->classes];
+    }
+    ctr_free_host_(ctx, key, (size_t)CTR_MAX_(n, 1) * sizeof *key);
+    if (ctx->status == CTR_OK && (per_class < 1 || batch < 1 || batch % per_class ||
+                                  batch / per_class > s->classes || batch > count))
+        ctr_fail_(ctx, CTR_E_VALUE, "class sampler: a batch of %ld cannot be classes of %ld images "
+                  "each (per_class): there are %ld classes with %ld labelled images", (long)batch,
+                  (long)per_class, (long)s->classes, (long)count);
+    if (ctx->status == CTR_OK) {
+        s->batches = count / batch;
+        return s;
+    }
+    ctr_class_sampler_destroy(ctx, s);
+    return NULL;
+}
+
+CTR_API void ctr_class_sampler_destroy(ctr_ctx *ctx, ctr_class_sampler *s)
+{
+    size_t bytes;
+    if (!s) return;
+    bytes = (size_t)CTR_MAX_(s->n, 1) * sizeof(int64_t);
+    ctr_free_host_(ctx, s->sorted, bytes);
+    ctr_free_host_(ctx, s->member, bytes);
+    ctr_free_host_(ctx, s->first, bytes + sizeof(int64_t));
+    ctr_free_host_(ctx, s->next, bytes);
+    ctr_free_host_(ctx, s->ring, bytes);
+    ctr_free_host_(ctx, s, sizeof *s);
+}
+
+CTR_API int64_t ctr_class_sampler_batches(const ctr_class_sampler *s) { return s ? s->batches : 0; }
+
+CTR_PRIVATE_ void ctr_class_shuffle_(ctr_rng *rng, int64_t n, int64_t *x)
+{
+    int64_t i, j, t;
+    for (i = n - 1; i > 0; i--) {
+        j = ctr_rng_below(rng, i + 1);
+        t = x[i];
+        x[i] = x[j];
+        x[j] = t;
+    }
+}
+
+/* K images of a class: from where it stands if so many are left, else from a new order. */
+CTR_PRIVATE_ void ctr_class_take_(ctr_class_sampler *s, ctr_rng *rng, int64_t c, int64_t *out)
+{
+    int64_t *member = s->member + s->first[c], size = s->first[c + 1] - s->first[c], i;
+    if (s->next[c] < 0 || s->next[c] + s->per_class > size) {
+        ctr_class_shuffle_(rng, size, member);
+        s->next[c] = 0;
+    }
+    for (i = 0; i < s->per_class; i++) out[i] = member[(s->next[c] + i) % size];
+    s->next[c] += s->per_class;
+}
+
+/* A new round of turns. The last `taken` classes of the old one are in the batch that is being
+   made, so they keep out of the `missing` first places. */
+CTR_PRIVATE_ void ctr_class_round_(ctr_class_sampler *s, ctr_rng *rng, int64_t taken,
+                                   int64_t missing)
+{
+    ctr_class_shuffle_(rng, s->classes - taken, s->ring);
+    if (taken) ctr_class_shuffle_(rng, s->classes - missing, s->ring + missing);
+}
+
+CTR_API void ctr_class_sampler_order(ctr_class_sampler *s, uint64_t seed, int64_t epoch,
+                                     int64_t *order)
+{
+    int64_t p = s ? s->batch / s->per_class : 0, at = s ? s->classes : 0, b, i;
+    ctr_rng rng;
+    if (!s) return;
+    ctr_rng_init(&rng, seed, CTR_STREAM_SAMPLE, epoch, 0, 1);
+    memcpy(s->member, s->sorted, (size_t)s->first[s->classes] * sizeof *s->member);
+    for (i = 0; i < s->classes; i++) {            /* nothing is left of the epoch before */
+        s->next[i] = -1;
+        s->ring[i] = i;
+    }
+    for (b = 0; b < s->batches; b++)
+        for (i = 0; i < p; i++, order += s->per_class) {
+            if (at == s->classes) {
+                ctr_class_round_(s, &rng, i, p - i);
+                at = 0;
+            }
+            ctr_class_take_(s, &rng, s->ring[at++], order);
+        }
+}
+
 /* ------------------------------------------------------------------------------------------------
    >>DATA
 
@@ -12316,8 +12771,8 @@ typedef struct ctr_data_item_ {
 
 struct ctr_dataset {
     char kind[16];
-    const ctr_dataset
-        *whole; /* what this is a part of, or NULL; then only n, c, classes, h, w count */
+    const ctr_dataset *whole; /* what this is a part of, or NULL; then n, c, classes, h, w count */
+    int64_t *chosen;          /* [n] of the whole's images, or NULL: evenly spread over its order */
     int64_t n, c, classes;
     ctr_file_names_ class_names;
     int64_t skipped, cached;
@@ -12361,6 +12816,7 @@ CTR_API void ctr_dataset_destroy(ctr_ctx *ctx, ctr_dataset *d)
             ctr_free_host_(ctx, (void *)d->items[i].pixels,
                            (size_t)(d->items[i].h * d->items[i].w * d->c));
     ctr_free_host_(ctx, d->items, d->items_size);
+    ctr_free_host_(ctx, d->chosen, (size_t)d->n * sizeof *d->chosen);
     ctr_free_host_(ctx, d->owned_block, d->owned_size);
     ctr_free_host_(ctx, d->owned_labels, d->owned_labels_size);
     ctr_free_host_(ctx, d->root, d->root_size);
@@ -12674,8 +13130,7 @@ CTR_PRIVATE_ int64_t ctr_data_pick_idx_(ctr_ctx *ctx, const char *path,
                                                     name[n] ? name + n : old + n)) {
                     ctr_fail_(ctx, CTR_E_FORMAT,
                               "data: '%s' has several sets of IDX images: '%.60s' and "
-                              "'%.60s'; give the path of one",
-                              ctr_file_tail_(path), old, name);
+                              "'%.60s'; give the path of one", ctr_file_tail_(path), old, name);
                     return -2;
                 }
                 if (name[n]) continue;
@@ -12700,8 +13155,7 @@ CTR_PRIVATE_ const char *ctr_data_subfolder_(ctr_ctx *ctx, const char *path,
     char full[CTR_DATA_PATH_];
     for (; *list; list++)
         if (ctr_data_has_(names, *list) && ctr_data_join_(ctx, full, path, *list) &&
-            ctr_data_at_(ctx, full).kind == CTR_FILE_FOLDER_)
-            return *list;
+            ctr_data_at_(ctx, full).kind == CTR_FILE_FOLDER_) return *list;
     return NULL;
 }
 
@@ -12853,8 +13307,7 @@ CTR_PRIVATE_ int ctr_data_idx_(ctr_ctx *ctx, const char *path, const ctr_file_by
     if (b->size < 4 || p[0] || p[1] || p[2] != 8 || rank < 1 || rank > 4) {
         ctr_fail_(ctx, CTR_E_FORMAT,
                   "data: '%s' is no IDX file of bytes (nor anything else that is read "
-                  "here: IDX, a folder of images, CIFAR binaries)",
-                  name);
+                  "here: IDX, a folder of images, CIFAR binaries)", name);
         return 0;
     }
     if (b->size < 4 + 4 * (size_t)rank) {
@@ -12980,8 +13433,7 @@ CTR_PRIVATE_ void ctr_data_class_file_(ctr_ctx *ctx, ctr_dataset *d, const char 
     memset(&note, 0, sizeof note);
     if (!ctr_data_join_(ctx, path, folder, name) ||
         ctr_data_at_(ctx, path).kind != CTR_FILE_PLAIN_ ||
-        !ctr_file_read_(ctx, path, 1 << 20, &b, &note))
-        return;
+        !ctr_file_read_(ctx, path, 1 << 20, &b, &note)) return;
     for (p = (const char *)b.bytes; *p; p = *end ? end + 1 : end) {
         size_t n;
         for (end = p; *end && *end != '\n'; end++) { }
@@ -13068,8 +13520,7 @@ CTR_PRIVATE_ int ctr_data_is_image_(const char *name)
 {
     static const char *const ends[] = { ".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".pnm" };
     size_t i;
-    for (i = 0; i < sizeof ends / sizeof *ends; i++)
-        if (ctr_data_ends_(name, ends[i])) return 1;
+    for (i = 0; i < sizeof ends / sizeof *ends; i++) if (ctr_data_ends_(name, ends[i])) return 1;
     return 0;
 }
 
@@ -13599,8 +14050,7 @@ CTR_PRIVATE_ void ctr_data_open_folder_(ctr_ctx *ctx, ctr_dataset *d, const ctr_
     if (ctx->status == CTR_OK && p.full)
         ctr_log_(ctx, CTR_LOG_INFO,
                  "data: %ld of %ld images fit into the budget of %.0f bytes; the "
-                 "others are decoded each time",
-                 (long)d->cached, (long)d->n, (double)o->budget);
+                 "others are decoded each time", (long)d->cached, (long)d->n, (double)o->budget);
     if (ctx->status == CTR_OK) ctr_data_apply_(ctx, d, &p);
     ctr_free_host_(ctx, p.bad, room);
 }
@@ -13650,13 +14100,17 @@ CTR_API ctr_dataset *ctr_dataset_open(ctr_ctx *ctx, const char *path, const char
     return NULL;
 }
 
-CTR_API ctr_dataset *ctr_dataset_part(ctr_ctx *ctx, const ctr_dataset *whole, int64_t n)
+/* A dataset that borrows all it has from the whole; index NULL: evenly spread. */
+CTR_PRIVATE_ ctr_dataset *ctr_dataset_borrow_(ctr_ctx *ctx, const ctr_dataset *whole, int64_t n,
+                                              const int64_t *index)
 {
     ctr_dataset *d;
+    int64_t i;
     if (ctx->status != CTR_OK) return NULL;
-    if (n < 1 || n > whole->n) {
-        ctr_fail_(ctx, CTR_E_VALUE, "dataset_part: n must be 1..%ld, got %ld", (long)whole->n,
-                  (long)n);
+    for (i = 0; index && i < n && index[i] >= 0 && index[i] < whole->n; i++) { }
+    if (n < 1 || (index ? i < n : n > whole->n)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "dataset_%s: takes at least 1 of %ld images, got %ld%s",
+                  index ? "select" : "part", (long)whole->n, (long)n, i < n ? " or others" : "");
         return NULL;
     }
     d = (ctr_dataset *)ctr_alloc_zero_(ctx, sizeof *d);
@@ -13668,12 +14122,27 @@ CTR_API ctr_dataset *ctr_dataset_part(ctr_ctx *ctx, const ctr_dataset *whole, in
     d->h = whole->h;
     d->w = whole->w;
     d->classes = whole->classes;
-    return d;
+    if (index) d->chosen = (int64_t *)ctr_alloc_(ctx, (size_t)n * sizeof *index);
+    if (d->chosen) memcpy(d->chosen, index, (size_t)n * sizeof *index);
+    if (ctx->status == CTR_OK) return d;
+    ctr_dataset_destroy(ctx, d);
+    return NULL;
+}
+
+CTR_API ctr_dataset *ctr_dataset_part(ctr_ctx *ctx, const ctr_dataset *whole, int64_t n)
+{
+    return ctr_dataset_borrow_(ctx, whole, n, NULL);
+}
+
+CTR_API ctr_dataset *ctr_dataset_select(ctr_ctx *ctx, const ctr_dataset *whole, int64_t n,
+                                        const int64_t *index)
+{
+    return ctr_dataset_borrow_(ctx, whole, index ? n : 0, index);
 }
 
 CTR_PRIVATE_ int64_t ctr_dataset_at_(const ctr_dataset *part, int64_t index)
 {
-    return index * part->whole->n / part->n;
+    return part->chosen ? part->chosen[index] : index * part->whole->n / part->n;
 }
 
 CTR_API int64_t ctr_dataset_count(const ctr_dataset *d) { return d ? d->n : 0; }
@@ -13687,17 +14156,14 @@ CTR_API const char *ctr_dataset_class_name(const ctr_dataset *d, int64_t label)
 {
     if (d && d->whole) return ctr_dataset_class_name(d->whole, label);
     return !d || label < 0 || label >= (int64_t)d->class_names.count
-               ? ""
-               : ctr_file_name_(&d->class_names, label);
+               ? "" : ctr_file_name_(&d->class_names, label);
 }
 
 CTR_API int32_t ctr_dataset_label(const ctr_dataset *d, int64_t index)
 {
     int32_t label = !d || index < 0 || index >= d->n ? -1
                     : d->whole  ? ctr_dataset_label(d->whole, ctr_dataset_at_(d, index))
-                    : d->items  ? d->items[index].label
-                    : d->labels ? d->labels[index]
-                                : -1;
+                    : d->items  ? d->items[index].label : d->labels ? d->labels[index] : -1;
     return label < 0 ? -1 : label;
 }
 
@@ -13808,6 +14274,7 @@ struct ctr_loader {
     int current;              /* the slot that the caller reads */
     int running;              /* the other slot's job is in the background */
     int64_t *orders[2], order_epoch[2];
+    ctr_class_sampler *classes; /* NULL: orders are those of ctr_sample_order */
     void **scratch;           /* [threads] of the augmentation */
     size_t *scratch_size;
     double seconds;
@@ -13922,7 +14389,10 @@ CTR_PRIVATE_ void ctr_loader_aim_(ctr_loader *l, ctr_loader_slot_ *s, int64_t ep
 {
     int side = (int)(epoch & 1);
     if (l->order_epoch[side] != epoch) {
-        ctr_sample_order(l->config.seed, epoch, l->d->n, l->config.shuffle, l->orders[side]);
+        if (l->classes)
+            ctr_class_sampler_order(l->classes, l->config.seed, epoch, l->orders[side]);
+        else
+            ctr_sample_order(l->config.seed, epoch, l->d->n, l->config.shuffle, l->orders[side]);
         l->order_epoch[side] = epoch;
     }
     s->order = l->orders[side];
@@ -14031,6 +14501,7 @@ CTR_API void ctr_loader_destroy(ctr_ctx *ctx, ctr_loader *l)
         ctr_free_host_(ctx, l->scratch[i], l->scratch_size[i]);
     ctr_free_host_(ctx, l->scratch, (size_t)ctx->threads * sizeof *l->scratch);
     ctr_free_host_(ctx, l->scratch_size, (size_t)ctx->threads * sizeof *l->scratch_size);
+    ctr_class_sampler_destroy(ctx, l->classes);
     ctr_free_host_(ctx, l->augs, (size_t)l->config.views * sizeof *l->augs);
     ctr_free_host_(ctx, l, sizeof *l);
 }
@@ -14085,9 +14556,12 @@ CTR_PRIVATE_ void ctr_loader_pixels_(ctr_ctx *ctx, ctr_loader *l, ctr_loader_slo
 CTR_PRIVATE_ int ctr_loader_memory_(ctr_ctx *ctx, ctr_loader *l)
 {
     const size_t batch = (size_t)l->config.batch, threads = (size_t)ctx->threads;
-    const ctr_dataset *d = l->d->whole ? l->d->whole : l->d;
-    int64_t h = d->h, w = d->w, i;
+    const ctr_dataset *d = l->d;
+    int64_t h, w, i;
     int k;
+    while (d->whole) d = d->whole;
+    h = d->h;
+    w = d->w;
     l->scratch = (void **)ctr_alloc_zero_(ctx, threads * sizeof *l->scratch);
     l->scratch_size = (size_t *)ctr_alloc_zero_(ctx, threads * sizeof *l->scratch_size);
     for (k = 0; k < 2 && ctx->status == CTR_OK; k++) {
@@ -14111,6 +14585,23 @@ CTR_PRIVATE_ int ctr_loader_memory_(ctr_ctx *ctx, ctr_loader *l)
     return ctx->status == CTR_OK;
 }
 
+/* per_class: the sampler, and how many batches it makes of an epoch. */
+CTR_PRIVATE_ int ctr_loader_classes_(ctr_ctx *ctx, ctr_loader *l)
+{
+    size_t bytes = (size_t)l->d->n * sizeof(int32_t);
+    int32_t *labels;
+    int64_t i;
+    if (!l->config.per_class) return 1;
+    labels = (int32_t *)ctr_alloc_(ctx, bytes);
+    if (!labels) return 0;
+    for (i = 0; i < l->d->n; i++) labels[i] = ctr_dataset_label(l->d, i);
+    l->classes = ctr_class_sampler_create(ctx, l->d->n, labels, l->config.batch,
+                                          l->config.per_class);
+    ctr_free_host_(ctx, labels, bytes);
+    if (l->classes) l->batches = ctr_class_sampler_batches(l->classes);
+    return l->classes != NULL;
+}
+
 CTR_API ctr_loader *ctr_loader_create(ctr_ctx *ctx, const ctr_dataset *d,
                                       const ctr_loader_config *config)
 {
@@ -14126,7 +14617,7 @@ CTR_API ctr_loader *ctr_loader_create(ctr_ctx *ctx, const ctr_dataset *d,
     if (l->augs) {
         memcpy(l->augs, config->augs, (size_t)config->views * sizeof *l->augs);
         l->config.augs = l->augs;
-        if (ctr_loader_memory_(ctx, l)) return l;
+        if (ctr_loader_memory_(ctx, l) && ctr_loader_classes_(ctx, l)) return l;
     }
     ctr_loader_destroy(ctx, l);
     return NULL;
@@ -18590,13 +19081,13 @@ CTR_PRIVATE_ int ctr_momentum_check_(ctr_ctx *ctx, const char *name, double mome
 /* ---- the queue
    --------------------------------------------------------------------------------- */
 
-/* Random unit rows: negatives that belong to nobody. */
-CTR_PRIVATE_ void ctr_queue_fill_(ctr_ctx *ctx, ctr_tensor *rows, const char *prefix)
+/* Random unit rows: negatives that belong to nobody. normal 0: from points in a cube (NPID). */
+CTR_PRIVATE_ void ctr_queue_fill_(ctr_ctx *ctx, ctr_tensor *rows, const char *prefix, int normal)
 {
     int64_t n = rows->shape[0], d = rows->shape[1], i, j;
     size_t bytes = ctr_tensor_bytes_(rows);
     ctr_real *x;
-    ctr_init_random_(ctx, rows, prefix, "rows", 1, 1);
+    ctr_init_random_(ctx, rows, prefix, "rows", normal, 1);
     x = (ctr_real *)ctr_alloc_(ctx, bytes);
     if (!x) return;
     ctr_tensor_read(ctx, rows, x, n * d);
@@ -18622,7 +19113,7 @@ CTR_API void ctr_queue_init(ctr_ctx *ctx, ctr_queue *queue, ctr_vars *vars, cons
     queue->rows = ctr_vars_add(ctx, vars, prefix, "rows", CTR_KIND_BUFFER, 2, shape);
     queue->labels = ctr_vars_add(ctx, vars, prefix, "labels", CTR_KIND_BUFFER, 1, shape);
     if (ctx->status != CTR_OK) return;
-    ctr_queue_fill_(ctx, queue->rows, prefix);
+    ctr_queue_fill_(ctx, queue->rows, prefix, 1);
     ctr_tensor_fill(ctx, queue->labels, -1);
 }
 
@@ -19145,6 +19636,514 @@ CTR_API ctr_method *ctr_simsiam_create(ctr_ctx *ctx, const ctr_simsiam_config *c
     m->twin.base.embed_fn = ctr_simsiam_embed_;
     m->twin.base.loss_fn = ctr_simsiam_loss_;
     m->twin.base.commit_fn = ctr_simsiam_commit_;
+    return &m->twin.base;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>BANK
+   ---------------------------------------------------------------------------------------------- */
+
+CTR_API void ctr_bank_init(ctr_ctx *ctx, ctr_bank *bank, ctr_vars *vars, const char *prefix,
+                           int64_t images, int64_t dim)
+{
+    int64_t shape[2];
+    bank->rows = bank->labels = &ctx->poison;
+    if (ctx->status == CTR_OK && (images < 1 || images > INT32_MAX || dim < 1))
+        ctr_fail_(ctx, CTR_E_VALUE, "bank: needs the number of images of the data set, and at "
+                  "least one number for each, got %ld images and %ld numbers", (long)images,
+                  (long)dim);
+    shape[0] = images;
+    shape[1] = dim;
+    bank->rows = ctr_vars_add(ctx, vars, prefix, "rows", CTR_KIND_BUFFER, 2, shape);
+    bank->labels = ctr_vars_add(ctx, vars, prefix, "labels", CTR_KIND_BUFFER, 1, shape);
+    if (ctx->status != CTR_OK) return;
+    ctr_queue_fill_(ctx, bank->rows, prefix, 0);
+    ctr_tensor_fill(ctx, bank->labels, -2);
+}
+
+/* The images of a batch as rows of the bank. */
+CTR_PRIVATE_ int ctr_bank_index_(ctr_ctx *ctx, const ctr_bank *bank, int64_t n,
+                                 const int64_t *index)
+{
+    int64_t i;
+    if (ctx->status != CTR_OK) return 0;
+    for (i = 0; i < n; i++)
+        if (index[i] < 0 || index[i] >= bank->rows->shape[0]) {
+            ctr_fail_(ctx, CTR_E_VALUE, "bank: image %ld has no row, the bank was made for %ld "
+                      "images", (long)index[i], (long)bank->rows->shape[0]);
+            return 0;
+        }
+    return 1;
+}
+
+CTR_API ctr_tensor *ctr_bank_mix(ctr_ctx *ctx, const ctr_bank *bank, const int64_t *index,
+                                 ctr_tensor *z, double momentum)
+{
+    int64_t n = z->shape[0], i;
+    int32_t *at;
+    ctr_tensor *old;
+    if (!ctr_check_(ctx, "bank_mix", z, 2)) return &ctx->poison;
+    if (z->shape[1] != bank->rows->shape[1]) {
+        ctr_fail_shapes_(ctx, "bank_mix", z, bank->rows, "embeddings are [n, dim]");
+        return &ctx->poison;
+    }
+    at = ctr_loss_count_(ctx, n, 0);
+    if (!at || !ctr_bank_index_(ctx, bank, n, index)) return &ctx->poison;
+    for (i = 0; i < n; i++) at[i] = (int32_t)index[i];
+    ctr_nograd_begin(ctx);
+    old = ctr_gather(ctx, bank->rows, ctr_loss_index_(ctx, n, at));            /* [n, dim] */
+    z = ctr_add(ctx, ctr_scale(ctx, old, momentum), ctr_scale(ctx, z, 1 - momentum));
+    z = ctr_keep(ctx, ctr_normalize(ctx, z));
+    ctr_nograd_end(ctx);
+    return z;
+}
+
+CTR_API void ctr_bank_put(ctr_ctx *ctx, ctr_bank *bank, const int64_t *index,
+                          const ctr_tensor *rows, const int32_t *labels)
+{
+    int64_t n = rows->shape[0], d = bank->rows->shape[1], i;
+    if (!ctr_check_(ctx, "bank_put", rows, 2)) return;
+    if (rows->shape[1] != d) {
+        ctr_fail_shapes_(ctx, "bank_put", rows, bank->rows, "rows are [n, dim]");
+        return;
+    }
+    if (!ctr_bank_index_(ctx, bank, n, index)) return;
+    for (i = 0; i < n; i++) {
+        ctr_real label = (ctr_real)(labels ? labels[i] : -1);
+        ctr_k_copy(ctx, (size_t)d * sizeof(ctr_real), ctr_f_(rows) + i * d,
+                   ctr_f_(bank->rows) + index[i] * d);
+        ctr_k_upload(ctx, sizeof label, &label, ctr_f_(bank->labels) + index[i]);
+    }
+}
+
+/* The bank's labels in host memory until the step ends, NULL while planning. */
+CTR_PRIVATE_ ctr_real *ctr_bank_labels_(ctr_ctx *ctx, const ctr_bank *bank, int64_t *filled)
+{
+    int64_t n = bank->labels->size, i;
+    ctr_real *label;
+    *filled = 0;
+    if (ctx->status != CTR_OK || ctx->plan) return NULL;
+    label = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, (size_t)n * sizeof *label);
+    if (!label) return NULL;
+    ctr_tensor_read(ctx, bank->labels, label, n);
+    for (i = 0; i < n; i++) *filled += label[i] > CTR_R(-1.5);
+    return label;
+}
+
+CTR_API int64_t ctr_bank_filled(ctr_ctx *ctx, const ctr_bank *bank)
+{
+    ctr_real block[256];
+    int64_t size = bank->labels->size, filled = 0, i, j, n;
+    for (i = 0; i < size && ctx->status == CTR_OK; i += n) {
+        n = CTR_MIN_(size - i, 256);
+        ctr_k_download(ctx, (size_t)n * sizeof *block, ctr_f_(bank->labels) + i, block);
+        for (j = 0; j < n; j++) filled += block[j] > CTR_R(-1.5);
+    }
+    return filled;
+}
+
+/* ---- NPID --------------------------------------------------------------------------------------
+
+        image i --> view --> encoder --> linear --> unit v --+--> NCE, or cross entropy
+                                                             |
+                    bank: row m_i ---------------------------+ the class of image i
+                          K rows drawn at random ------------+ classes of others
+                          m_i = unit(m m_i + (1 - m) v), after the loss                          */
+
+typedef struct ctr_npid_ {
+    ctr_twin_ twin;
+    ctr_npid_config config;
+    ctr_vars store;                /* bank.* */
+    ctr_bank bank;
+    ctr_tensor *z;                 /* [1]: NCE's constant, 0 until the first step is done */
+    ctr_real estimate;             /* of this step, where there was none */
+    const ctr_tensor *rows;        /* of this step, for the bank: rows, images, labels */
+    const int64_t *index;
+    const int32_t *labels;
+} ctr_npid_;
+
+CTR_API void ctr_npid_config_init(ctr_npid_config *config)
+{
+    memset(config, 0, sizeof *config);
+    config->encoder = ctr_resnet_config_default(18);
+    config->proj_dim = 128;
+    config->form = CTR_NPID_NCE;
+    config->negatives = 4096;
+    config->temperature = 0.07;
+    config->momentum = 0.5;
+    config->aug = ctr_aug_moco_default(32, 1, 0);
+    config->optim = ctr_optim_config_default(CTR_OPTIM_SGD);
+    config->optim.decay_all = 1;
+    config->lr = 0.03;
+    config->lr_rule = CTR_LR_LINEAR;
+}
+
+CTR_API ctr_npid_config ctr_npid_default(void)
+{
+    ctr_npid_config config;
+    ctr_npid_config_init(&config);
+    return config;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_npid_embed_(ctr_method *method, ctr_tensor *x)
+{
+    return ctr_twin_project_((ctr_twin_ *)method, x, 1);
+}
+
+/* The images of the batch [n]; NULL with an error if it does not tell or if they are another data
+   set's. */
+CTR_PRIVATE_ const int64_t *ctr_npid_images_(ctr_npid_ *m, const ctr_batch *batch)
+{
+    ctr_ctx *ctx = m->twin.base.ctx;
+    int64_t images = m->twin.base.run.images, *zero;
+    if (ctx->status != CTR_OK) return NULL;
+    if (ctx->plan) { /* any will do */
+        zero = (int64_t *)ctr_arena_take_(ctx, &ctx->host, (size_t)batch->n * sizeof *zero);
+        if (zero) memset(zero, 0, (size_t)batch->n * sizeof *zero);
+        return zero;
+    }
+    if (images && images != m->config.images)
+        ctr_fail_(ctx, CTR_E_VALUE, "npid: the bank was made for %ld images (config.images), the "
+                  "data set has %ld", (long)m->config.images, (long)images);
+    else if (!batch->index)
+        ctr_fail_(ctx, CTR_E_VALUE, "npid: the batch does not tell which images it holds (index)");
+    return ctx->status == CTR_OK && ctr_bank_index_(ctx, &m->bank, batch->n, batch->index)
+               ? batch->index : NULL;
+}
+
+/* What the report says of scores [n, columns], cosines with the rows index [n, columns] (NULL: all
+   of the bank). Among the negatives the image itself does not count: it is drawn now and then. */
+CTR_PRIVATE_ void ctr_npid_report_(ctr_npid_ *m, const ctr_tensor *scores, const int64_t *truth,
+                                   const int32_t *index, const ctr_batch *batch,
+                                   ctr_report *report)
+{
+    ctr_ctx *ctx = m->twin.base.ctx;
+    int64_t n = scores->shape[0], cols = scores->shape[1], i, j, at, filled, hits = 0, others = 0;
+    int64_t same = 0, known = 0;
+    double sum[2] = { 0, 0 };
+    ctr_real *label = ctr_bank_labels_(ctx, &m->bank, &filled), *row;
+    if (!label) return;
+    row = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, (size_t)cols * sizeof *row);
+    for (i = 0; row && i < n && ctx->status == CTR_OK; i++) {
+        ctr_real own = batch->labels ? (ctr_real)batch->labels[i] : CTR_R(-1.0);
+        ctr_real best = CTR_R(-1e30);
+        ctr_k_download(ctx, (size_t)cols * sizeof *row, ctr_f_(scores) + i * cols, row);
+        for (j = 0; j < cols; j++) {
+            at = index ? index[i * cols + j] : j;
+            if (at == truth[i]) continue;
+            best = CTR_MAX_(best, row[j]);
+            sum[0] += (double)row[j];
+            others++;
+            known += own >= 0 && label[at] >= 0;
+            same += own >= 0 && label[at] == own;
+        }
+        at = index ? 0 : truth[i];
+        sum[1] += (double)row[at];
+        hits += row[at] > best;
+    }
+    report->active = (double)filled / (double)m->config.images;
+    report->positive = n ? sum[1] / (double)n : -1;
+    if (!others) return;
+    report->accuracy = (double)hits / (double)n;
+    report->negative = sum[0] / (double)others;
+    if (known) report->false_negatives = (double)same / (double)known;
+}
+
+/* The true row and K others for each image: NCE and InfoNCE. */
+CTR_PRIVATE_ ctr_tensor *ctr_npid_sampled_(ctr_npid_ *m, ctr_tensor *z, const int64_t *truth,
+                                           const ctr_batch *batch, ctr_report *report)
+{
+    ctr_ctx *ctx = m->twin.base.ctx;
+    const ctr_npid_config *c = &m->config;
+    int64_t n = z->shape[0], columns = 1 + c->negatives;
+    ctr_nce_form form = c->form == CTR_NPID_NCE ? CTR_NCE_NPID : CTR_NCE_INFO;
+    size_t bytes = ctr_size_mul_(ctx, (size_t)n, (size_t)columns * sizeof(int32_t));
+    int32_t *index = NULL;
+    ctr_real known = 0;
+    ctr_tensor *scores, *loss;
+    double constant;
+    if (ctx->status == CTR_OK) index = (int32_t *)ctr_arena_take_(ctx, &ctx->host, bytes);
+    if (!index || !ctr_sample_negatives(ctx, *ctr_optim_steps(m->twin.optim), 0, n, truth,
+                                        c->images, columns, NULL, index))
+        return &ctx->poison;
+    scores = ctr_nce_scores(ctx, z, m->bank.rows, index, columns);             /* [n, 1 + K] */
+    ctr_npid_report_(m, scores, truth, index, batch, report);
+    if (form == CTR_NCE_NPID) ctr_tensor_read(ctx, m->z, &known, 1);
+    constant = (double)known;
+    loss = ctr_loss_nce(ctx, scores, c->temperature, form, c->images, &constant);
+    m->estimate = (ctr_real)constant;
+    report->chance = ctr_loss_nce_chance(form, c->negatives);
+    return loss;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_npid_softmax_(ctr_npid_ *m, ctr_tensor *z, const int64_t *truth,
+                                           const ctr_batch *batch, ctr_report *report)
+{
+    ctr_ctx *ctx = m->twin.base.ctx;
+    int64_t n = z->shape[0], i;
+    int32_t *row = ctr_loss_count_(ctx, n, 0);
+    ctr_tensor *scores;
+    if (!row) return &ctx->poison;
+    for (i = 0; i < n; i++) row[i] = (int32_t)truth[i];
+    scores = ctr_matmul(ctx, ctr_normalize(ctx, z), 0, m->bank.rows, 1);       /* [n, images] */
+    ctr_npid_report_(m, scores, truth, NULL, batch, report);
+    report->chance = ctr_loss_infonce_chance(m->config.images - 1);
+    return ctr_cross_entropy(ctx, ctr_scale(ctx, scores, 1 / m->config.temperature),
+                             ctr_loss_index_(ctx, n, row), -1);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_npid_loss_(ctr_method *method, ctr_tensor *z, const ctr_batch *batch,
+                                        ctr_report *report)
+{
+    ctr_npid_ *m = (ctr_npid_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    const int64_t *truth = ctr_npid_images_(m, batch);
+    if (!truth) return &ctx->poison;
+    ctr_nograd_begin(ctx);
+    m->rows = ctr_bank_mix(ctx, &m->bank, truth, ctr_normalize(ctx, z), m->config.momentum);
+    ctr_nograd_end(ctx);
+    m->index = truth;
+    m->labels = batch->labels;
+    if (m->config.form == CTR_NPID_SOFTMAX) return ctr_npid_softmax_(m, z, truth, batch, report);
+    return ctr_npid_sampled_(m, z, truth, batch, report);
+}
+
+/* Optimiser, then the bank, then Z; the rows come from the embeddings before the step. */
+CTR_PRIVATE_ void ctr_npid_commit_(ctr_method *method, double lr)
+{
+    ctr_npid_ *m = (ctr_npid_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    ctr_twin_step_(&m->twin, lr, lr);
+    ctr_bank_put(ctx, &m->bank, m->index, m->rows, m->labels);
+    if (m->config.form == CTR_NPID_NCE)
+        ctr_k_upload(ctx, sizeof m->estimate, &m->estimate, m->z->data);
+}
+
+CTR_PRIVATE_ void ctr_npid_visit_(ctr_method *method, const ctr_visitor *visitor)
+{
+    ctr_twin_visit_(method, visitor);
+    ctr_visit_vars_(visitor, "", &((ctr_npid_ *)method)->store);
+}
+
+CTR_PRIVATE_ void ctr_npid_destroy_(ctr_method *method)
+{
+    ctr_vars_destroy(method->ctx, &((ctr_npid_ *)method)->store);
+    ctr_twin_destroy_(method);
+}
+
+/* "... bank=50000 form=nce": the number of images is part of what a checkpoint compares */
+CTR_PRIVATE_ void ctr_npid_describe_(ctr_method *method, char *text, size_t size)
+{
+    static const char *const form[3] = { "nce", "infonce", "softmax" };
+    const ctr_npid_config *c = &((ctr_npid_ *)method)->config;
+    size_t n;
+    ctr_twin_describe_(method, text, size);
+    n = strlen(text);
+    snprintf(text + n, size - n, " bank=%ld form=%s", (long)c->images, form[c->form]);
+}
+
+CTR_PRIVATE_ int ctr_npid_config_check_(ctr_ctx *ctx, const ctr_npid_config *c)
+{
+    if (ctx->status != CTR_OK) return 0;
+    if (c->images < 2 || c->images > INT32_MAX)
+        ctr_fail_(ctx, CTR_E_VALUE, "npid: images must be the number of images in the data set, at "
+                  "least 2, got %ld", (long)c->images);
+    else if ((unsigned)c->form > CTR_NPID_SOFTMAX)
+        ctr_fail_(ctx, CTR_E_VALUE, "npid: %d is no form of the loss", (int)c->form);
+    else if (c->form != CTR_NPID_SOFTMAX && (c->negatives < 1 || c->negatives > 0x3fffffff))
+        ctr_fail_(ctx, CTR_E_VALUE, "npid: needs at least 1 negative, got %ld", (long)c->negatives);
+    else if (!ctr_real_finite_((ctr_real)c->momentum) || c->momentum < 0 || c->momentum > 1)
+        ctr_fail_(ctx, CTR_E_VALUE, "npid: the bank's momentum must be in 0..1, got %g",
+                  c->momentum);
+    return ctr_loss_above_(ctx, "npid", "temperature", c->temperature);
+}
+
+CTR_API ctr_method *ctr_npid_create(ctr_ctx *ctx, const ctr_npid_config *config)
+{
+    int64_t one = 1;
+    ctr_twin_config_ c;
+    ctr_npid_ *m;
+    if (!ctr_npid_config_check_(ctx, config)) return NULL;
+    memset(&c, 0, sizeof c);
+    c.encoder = &config->encoder;
+    c.projector = ctr_mlp_config_default(0, 0, config->proj_dim);
+    c.projector.layers = c.projector.out_bias = 1;
+    c.projector.out_norm = 0;
+    c.split_norm = 1;
+    c.optim = &config->optim;
+    c.lr = config->lr;
+    c.lr_rule = config->lr_rule;
+    c.aug[0] = c.aug[1] = &config->aug;
+    m = (ctr_npid_ *)ctr_twin_create_(ctx, "npid", sizeof *m, &c);
+    if (!m) return NULL;
+    m->config = *config;
+    m->twin.base.views = 1;
+    m->twin.base.embed_fn = ctr_npid_embed_;
+    m->twin.base.loss_fn = ctr_npid_loss_;
+    m->twin.base.commit_fn = ctr_npid_commit_;
+    m->twin.base.visit_fn = ctr_npid_visit_;
+    m->twin.base.describe_fn = ctr_npid_describe_;
+    m->twin.base.destroy_fn = ctr_npid_destroy_;
+    ctr_bank_init(ctx, &m->bank, &m->store, "bank.", config->images, config->proj_dim);
+    m->z = ctr_vars_add(ctx, &m->store, "bank.", "z", CTR_KIND_BUFFER, 1, &one);
+    if (ctx->status == CTR_OK) return &m->twin.base;
+    ctr_npid_destroy_(&m->twin.base);
+    return NULL;
+}
+
+/* ---- FaceNet -----------------------------------------------------------------------------------
+
+        P classes, K images each --> encoder --> linear --> unit rows --> distances of all pairs
+                                                                             |
+               max(0, d(anchor, positive) - d(anchor, negative) + margin) <--+ by labels         */
+
+typedef struct ctr_facenet_ {
+    ctr_twin_ twin;
+    ctr_facenet_config config;
+} ctr_facenet_;
+
+CTR_API void ctr_facenet_config_init(ctr_facenet_config *config)
+{
+    memset(config, 0, sizeof *config);
+    config->encoder = ctr_resnet_config_default(18);
+    config->dim = 128;
+    config->per_class = 40;
+    config->triplet = ctr_triplet_default();
+    config->siamese_margin = 1;
+    config->aug = ctr_aug_none_default(32);
+    config->aug.center_crop = 0;
+    config->aug.crop_min = 0.77;
+    config->aug.flip_p = 0.5;
+    config->optim = ctr_optim_config_default(CTR_OPTIM_ADAMW);
+    config->lr = 0.001;
+    config->lr_rule = CTR_LR_FIXED;
+}
+
+CTR_API ctr_facenet_config ctr_facenet_default(void)
+{
+    ctr_facenet_config config;
+    ctr_facenet_config_init(&config);
+    return config;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_facenet_represent_(ctr_method *method, ctr_tensor *x,
+                                                ctr_norm_mode mode)
+{
+    ctr_facenet_ *m = (ctr_facenet_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    ctr_tensor *z = ctr_resnet_forward(ctx, &m->twin.encoder, x, mode, 1);
+    z = ctr_mlp_forward(ctx, &m->twin.projector, z, mode, 1);
+    return m->config.triplet.normalize ? ctr_normalize(ctx, z) : z;            /* [n, dim] */
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_facenet_embed_(ctr_method *method, ctr_tensor *x)
+{
+    return ctr_facenet_represent_(method, x, CTR_NORM_TRAIN);
+}
+
+/* One of the rows with (same 1) or without (0) the label of row i, at random; -1: there is none. */
+CTR_PRIVATE_ int64_t ctr_facenet_partner_(ctr_rng *rng, int64_t n, const int32_t *labels, int64_t i,
+                                          int same)
+{
+    int64_t j, fit = 0;
+    for (j = 0; j < n; j++) fit += j != i && labels[j] >= 0 && (labels[j] == labels[i]) == same;
+    if (!fit || labels[i] < 0) return -1;
+    fit = ctr_rng_below(rng, fit);
+    for (j = 0; fit >= 0; j++) fit -= j != i && labels[j] >= 0 && (labels[j] == labels[i]) == same;
+    return j - 1;
+}
+
+/* Each image with one of its class and one of another. */
+CTR_PRIVATE_ ctr_tensor *ctr_facenet_pairs_(ctr_facenet_ *m, ctr_tensor *z, const int32_t *labels,
+                                            ctr_report *report)
+{
+    ctr_ctx *ctx = m->twin.base.ctx;
+    int64_t n = z->shape[0], count = 0, apart = 0, i, j;
+    int32_t *left = ctr_loss_count_(ctx, 2 * n, 0), *right = ctr_loss_count_(ctx, 2 * n, 0);
+    int32_t *same = ctr_loss_count_(ctx, 2 * n, 0), kind;
+    ctr_rng rng;
+    if (!left || !right || !same) return &ctx->poison;
+    for (i = 0; i < n && !ctx->plan; i++) {
+        ctr_rng_init(&rng, ctx->config.seed, CTR_STREAM_NEGATIVE, *ctr_optim_steps(m->twin.optim),
+                     i, 0);
+        for (kind = 1; kind >= 0; kind--) {
+            j = ctr_facenet_partner_(&rng, n, labels, i, kind);
+            if (j < 0) continue;
+            left[count] = (int32_t)i;
+            right[count] = (int32_t)j;
+            same[count++] = kind;
+            apart += !kind;
+        }
+    }
+    if (ctx->plan) count = 2 * n;
+    if (!count) return ctr_scale(ctx, ctr_sum(ctx, z, -1), 0);
+    report->chance = m->config.siamese_margin * m->config.siamese_margin / 2 * (double)apart /
+                     (double)count;
+    return ctr_loss_siamese(ctx, ctr_gather(ctx, z, ctr_loss_index_(ctx, count, left)),
+                            ctr_gather(ctx, z, ctr_loss_index_(ctx, count, right)), same,
+                            m->config.siamese_margin);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_facenet_loss_(ctr_method *method, ctr_tensor *z,
+                                           const ctr_batch *batch, ctr_report *report)
+{
+    ctr_facenet_ *m = (ctr_facenet_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    const int32_t *labels = batch->labels;
+    ctr_triplet_config c = m->config.triplet;
+    if (ctx->status == CTR_OK && !labels && ctx->plan)
+        labels = ctr_loss_count_(ctx, z->shape[0], 0);
+    if (ctx->status == CTR_OK && !labels)
+        ctr_fail_(ctx, CTR_E_VALUE, "facenet: the batch has no labels");
+    if (ctx->status != CTR_OK) return &ctx->poison;
+    c.normalize = 0;                              /* the rows already are what they shall be */
+    if (!m->config.siamese) {
+        report->chance = ctr_loss_triplet_chance(&c);
+        return ctr_loss_triplet_(ctx, z, labels, &c, report);
+    }
+    c.mining = CTR_MINE_HARD;                     /* for the report alone */
+    ctr_nograd_begin(ctx);
+    ctr_loss_triplet_(ctx, z, labels, &c, report);
+    ctr_nograd_end(ctx);
+    return ctr_facenet_pairs_(m, z, labels, report);
+}
+
+CTR_PRIVATE_ int ctr_facenet_config_check_(ctr_ctx *ctx, const ctr_facenet_config *c)
+{
+    if (ctx->status != CTR_OK) return 0;
+    if (c->per_class < 2)
+        ctr_fail_(ctx, CTR_E_VALUE, "facenet: per_class must be at least 2, got %ld: an image "
+                  "alone has no positive", (long)c->per_class);
+    else if ((unsigned)c->triplet.mining > CTR_MINE_RANDOM)
+        ctr_fail_(ctx, CTR_E_VALUE, "facenet: %d is no kind of mining", (int)c->triplet.mining);
+    return ctr_loss_weight_(ctx, "facenet", "margin", c->triplet.margin) &&
+           (!c->siamese || ctr_loss_above_(ctx, "facenet", "margin", c->siamese_margin));
+}
+
+CTR_API ctr_method *ctr_facenet_create(ctr_ctx *ctx, const ctr_facenet_config *config)
+{
+    ctr_twin_config_ c;
+    ctr_facenet_ *m;
+    if (!ctr_facenet_config_check_(ctx, config)) return NULL;
+    memset(&c, 0, sizeof c);
+    c.encoder = &config->encoder;
+    c.projector = ctr_mlp_config_default(0, 0, config->dim);
+    c.projector.layers = c.projector.out_bias = 1;
+    c.projector.out_norm = 0;
+    c.split_norm = 1;
+    c.optim = &config->optim;
+    c.lr = config->lr;
+    c.lr_rule = config->lr_rule;
+    c.aug[0] = c.aug[1] = &config->aug;
+    m = (ctr_facenet_ *)ctr_twin_create_(ctx, "facenet", sizeof *m, &c);
+    if (!m) return NULL;
+    m->config = *config;
+    m->twin.base.views = 1;
+    m->twin.base.per_class = config->per_class;
+    m->twin.base.features = config->dim;
+    m->twin.base.represent_fn = ctr_facenet_represent_;
+    m->twin.base.embed_fn = ctr_facenet_embed_;
+    m->twin.base.loss_fn = ctr_facenet_loss_;
     return &m->twin.base;
 }
 
@@ -20270,7 +21269,7 @@ CTR_API int ctr_knn_classify(ctr_ctx *ctx, const ctr_points *train, const ctr_po
     return ctx->status == CTR_OK;
 }
 
-/* ---- retrieval, confusion, intervals --------------------------------------------------------- */
+/* ---- retrieval ------------------------------------------------------------------------------- */
 
 /* Adds what one query gives: its list of k, its label, and how many of the data have that label. */
 CTR_PRIVATE_ void ctr_retrieval_query_(int64_t k, const int64_t *index, const int32_t *labels,
@@ -20357,6 +21356,342 @@ CTR_API int ctr_retrieval_measure(ctr_ctx *ctx, int64_t n, int64_t k, const int6
     }
     return ctx->status == CTR_OK;
 }
+
+/* ---- verification ---------------------------------------------------------------------------- */
+
+CTR_API int ctr_pairs_draw(ctr_ctx *ctx, int64_t n, const int32_t *labels, uint64_t seed,
+                           int64_t count, int64_t *pair, int32_t *same)
+{
+    ctr_bag_ bag;
+    int64_t *sorted, *first, *spare, *home, classes = 0, several = 0, all, c, i, a, b, low, high;
+    double *key;
+    ctr_rng rng;
+    if (ctx->status != CTR_OK) return 0;
+    ctr_bag_open_(&bag, ctx);
+    sorted = ctr_bag_i64_(&bag, n, 1);
+    first = ctr_bag_i64_(&bag, n + 1, 1);
+    spare = ctr_bag_i64_(&bag, n, 1);
+    home = ctr_bag_i64_(&bag, n, 1);              /* the class of each sorted image */
+    key = ctr_bag_double_(&bag, n, 1);
+    if (key) classes = ctr_class_table_(n, labels, sorted, first, key, spare);
+    for (c = 0; c < classes; c++) {
+        for (i = first[c]; i < first[c + 1]; i++) {
+            home[i] = c;
+            if (first[c + 1] - first[c] > 1) spare[several++] = i;
+        }
+    }
+    if (ctx->status == CTR_OK && (classes < 2 || !several || count < 0))
+        ctr_fail_(ctx, CTR_E_VALUE, "pairs: need two classes, one of them with two images, got %ld "
+                  "classes", (long)classes);
+    all = ctx->status == CTR_OK ? first[classes] : 0;
+    for (i = 0; i < count && all; i++) {
+        ctr_rng_init(&rng, seed, CTR_STREAM_EVAL, 0, i, 0);
+        same[i] = i % 2 == 0;
+        a = same[i] ? spare[ctr_rng_below(&rng, several)] : ctr_rng_below(&rng, all);
+        low = first[home[a]];
+        high = first[home[a] + 1];
+        if (same[i]) b = low + (a - low + 1 + ctr_rng_below(&rng, high - low - 1)) % (high - low);
+        else b = (high + ctr_rng_below(&rng, all - (high - low))) % all;
+        pair[2 * i] = sorted[a];
+        pair[2 * i + 1] = sorted[b];
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+CTR_API int ctr_pairs_distance(ctr_ctx *ctx, const ctr_points *points, int64_t count,
+                               const int64_t *pair, ctr_real *distance)
+{
+    int64_t d = points->d, i, j;
+    double *inverse;
+    ctr_bag_ bag;
+    if (!ctr_points_check_(ctx, "pairs", "points", points, NULL, NULL)) return 0;
+    for (i = 0; i < 2 * count; i++)
+        if (pair[i] < 0 || pair[i] >= points->n) {
+            ctr_fail_(ctx, CTR_E_VALUE, "pairs: index %ld of pair %ld is not in 0..%ld",
+                      (long)pair[i], (long)(i / 2), (long)points->n - 1);
+            return 0;
+        }
+    ctr_bag_open_(&bag, ctx);
+    inverse = ctr_bag_double_(&bag, points->n, 1);
+    if (inverse && ctr_eval_rows_scan_(ctx, "pairs", "points", points->n, d, points->x, inverse))
+        for (i = 0; i < count; i++) {
+            const ctr_real *x = points->x + pair[2 * i] * d, *y = points->x + pair[2 * i + 1] * d;
+            double sum = 0, gap;
+            for (j = 0; j < d; j++) {
+                gap = (double)x[j] * inverse[pair[2 * i]] - (double)y[j] * inverse[pair[2 * i + 1]];
+                sum += gap * gap;
+            }
+            distance[i] = (ctr_real)sum;
+        }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+/* The pairs by rising distance. */
+typedef struct ctr_verify_ {
+    int64_t n, same, folds;
+    const int32_t *kind;      /* [n] */
+    double *key;              /* [n] */
+    int64_t *order, *spare;   /* [n] */
+} ctr_verify_;
+
+CTR_PRIVATE_ int ctr_verify_open_(ctr_verify_ *v, ctr_bag_ *bag, int64_t n,
+                                  const ctr_real *distance, const int32_t *same)
+{
+    ctr_ctx *ctx = bag->ctx;
+    int64_t i;
+    memset(v, 0, sizeof *v);
+    if (ctx->status != CTR_OK) return 0;
+    for (i = 0; i < n && (same[i] == 0 || same[i] == 1); i++) v->same += same[i];
+    if (i < n || v->same == 0 || v->same == n) {
+        ctr_fail_(ctx, CTR_E_VALUE, "verification: takes pairs with same 0 and 1, got %ld, %ld of "
+                  "them the same", (long)n, (long)v->same);
+        return 0;
+    }
+    v->n = n;
+    v->kind = same;
+    v->key = ctr_bag_double_(bag, n, 1);
+    v->order = ctr_bag_i64_(bag, n, 1);
+    v->spare = ctr_bag_i64_(bag, n, 1);
+    for (i = 0; i < n && v->spare; i++) {
+        v->key[i] = (double)distance[i];
+        v->order[i] = i;
+        if (ctr_real_finite_(distance[i])) continue;
+        ctr_fail_(ctx, CTR_E_NUMBER, "verification: the distance of pair %ld is not finite",
+                  (long)i);
+        return 0;
+    }
+    if (!v->spare) return 0;
+    ctr_sample_sort_(n, v->key, v->order, v->spare);
+    return 1;
+}
+
+/* From sorted pair i on: the end of those as far away, and what is accepted up to there, in
+   count[0] different and count[1] same. */
+CTR_PRIVATE_ int64_t ctr_verify_next_(const ctr_verify_ *v, int64_t i, int64_t count[2])
+{
+    double d = v->key[v->order[i]];
+    for (; i < v->n && !(v->key[v->order[i]] > d); i++) count[v->kind[v->order[i]]]++;
+    return i;
+}
+
+CTR_API int64_t ctr_verification_roc(ctr_ctx *ctx, int64_t n, const ctr_real *distance,
+                                     const int32_t *same, double *far, double *val,
+                                     double *threshold)
+{
+    int64_t count[2] = { 0, 0 }, points = 0, i = 0;
+    ctr_verify_ v;
+    ctr_bag_ bag;
+    ctr_bag_open_(&bag, ctx);
+    if (ctr_verify_open_(&v, &bag, n, distance, same))
+        for (;; points++) {
+            if (far) far[points] = (double)count[0] / (double)(n - v.same);
+            if (val) val[points] = (double)count[1] / (double)v.same;
+            if (threshold) threshold[points] = v.key[v.order[i ? i - 1 : 0]] - (i ? 0 : 1);
+            if (i == n) break;
+            i = ctr_verify_next_(&v, i, count);
+        }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK ? points + 1 : 0;
+}
+
+/* Area and equal error rate, along the lines between the curve's points. */
+CTR_PRIVATE_ void ctr_verify_curve_(const ctr_verify_ *v, ctr_verification *out)
+{
+    double far = 0, val = 0, was[2], start, end;
+    int64_t count[2] = { 0, 0 }, i = 0;
+    out->eer = -1;
+    while (i < v->n) {
+        was[0] = far;
+        was[1] = val;
+        i = ctr_verify_next_(v, i, count);
+        far = (double)count[0] / (double)(v->n - v->same);
+        val = (double)count[1] / (double)v->same;
+        out->auc += (far - was[0]) * (val + was[1]) / 2;
+        start = was[0] + was[1] - 1;
+        end = far + val - 1;
+        if (out->eer < 0 && end >= 0)
+            out->eer = was[0] + (far - was[0]) * (end > start ? -start / (end - start) : 0);
+    }
+}
+
+/* The fold of pair i: the first n mod folds folds have one more. */
+CTR_PRIVATE_ int64_t ctr_verify_fold_(const ctr_verify_ *v, int64_t i)
+{
+    int64_t size = v->n / v->folds, more = v->n % v->folds, cut = more * (size + 1);
+    return i < cut ? i / (size + 1) : more + (i - cut) / size;
+}
+
+/* The most accurate threshold for the pairs outside the fold: accepting one distance more after the
+   other, right goes up by a same and down by a different pair. */
+CTR_PRIVATE_ double ctr_verify_best_(const ctr_verify_ *v, int64_t fold)
+{
+    int64_t i, right = 0, best = 0;
+    double last = 0, cut = 0;
+    int any = 0;
+    for (i = 0; i < v->n; i++) {
+        double d = v->key[v->order[i]];
+        if (ctr_verify_fold_(v, v->order[i]) == fold) continue;
+        if (any && d > last && right > best) {
+            best = right;
+            cut = (last + d) / 2;
+        }
+        if (!any) cut = d;                        /* nothing is below */
+        any = 1;
+        last = d;
+        right += v->kind[v->order[i]] ? 1 : -1;
+    }
+    return any && right > best ? last + 1 : cut;  /* everything is */
+}
+
+/* The threshold below which a share `far` of the different pairs outside the fold lies: between the
+   distances number far m and far m + 1 of m, counted from 0. -1: there are none. */
+CTR_PRIVATE_ double ctr_verify_at_far_(const ctr_verify_ *v, int64_t fold, double far)
+{
+    int64_t m = 0, i, at, seen = 0;
+    double low = -1, part;
+    for (i = 0; i < v->n; i++) m += !v->kind[i] && ctr_verify_fold_(v, i) != fold;
+    at = (int64_t)(far * (double)m);
+    part = far * (double)m - (double)at;
+    for (i = 0; i < v->n; i++) {
+        if (v->kind[v->order[i]] || ctr_verify_fold_(v, v->order[i]) == fold) continue;
+        if (seen == at) low = v->key[v->order[i]];
+        if (seen++ == at + 1) return low + part * (v->key[v->order[i]] - low);
+    }
+    return low;
+}
+
+/* Mean and std of sums over count folds. */
+CTR_PRIVATE_ void ctr_verify_mean_(double sum, double square, double count, double *mean,
+                                   double *std)
+{
+    *mean = count > 0 ? sum / count : -1;
+    square = count > 0 ? square / count - *mean * *mean : 0;
+    if (std) *std = square > 0 ? sqrt(square) : 0;
+}
+
+CTR_PRIVATE_ void ctr_verify_folds_(const ctr_verify_ *v, double asked, ctr_verification *out)
+{
+    double sum[3] = { 0, 0, 0 }, square[2] = { 0, 0 }, folds[2] = { 0, 0 }, k = (double)v->folds;
+    int64_t f, i;
+    for (f = 0; f < v->folds; f++) {
+        double best = ctr_verify_best_(v, f), cut = ctr_verify_at_far_(v, f, asked), share;
+        int64_t right = 0, count = 0, kinds[2] = { 0, 0 }, taken[2] = { 0, 0 };
+        for (i = 0; i < v->n; i++) {
+            if (ctr_verify_fold_(v, i) != f) continue;
+            count++;
+            right += (v->key[i] < best) == v->kind[i];
+            kinds[v->kind[i]]++;
+            taken[v->kind[i]] += v->key[i] < cut;
+        }
+        share = (double)right / (double)count;
+        sum[0] += share;
+        square[0] += share * share;
+        out->threshold += best / k;
+        if (cut < 0) continue;
+        share = kinds[1] ? (double)taken[1] / (double)kinds[1] : 0;
+        sum[1] += share;
+        square[1] += share * share;
+        folds[1] += kinds[1] > 0;
+        sum[2] += kinds[0] ? (double)taken[0] / (double)kinds[0] : 0;
+        folds[0] += kinds[0] > 0;
+    }
+    ctr_verify_mean_(sum[0], square[0], k, &out->accuracy, &out->accuracy_std);
+    ctr_verify_mean_(sum[1], square[1], folds[1], &out->val, &out->val_std);
+    ctr_verify_mean_(sum[2], 0, folds[0], &out->far, NULL);
+}
+
+CTR_API void ctr_verification_config_init(ctr_verification_config *config)
+{
+    config->folds = 10;
+    config->far = 0.001;
+}
+
+CTR_API ctr_verification_config ctr_verification_config_default(void)
+{
+    ctr_verification_config config;
+    ctr_verification_config_init(&config);
+    return config;
+}
+
+CTR_API int ctr_verification_measure(ctr_ctx *ctx, int64_t n, const ctr_real *distance,
+                                     const int32_t *same, const ctr_verification_config *config,
+                                     ctr_verification *out)
+{
+    ctr_verification_config c = config ? *config : ctr_verification_config_default();
+    ctr_verify_ v;
+    ctr_bag_ bag;
+    memset(out, 0, sizeof *out);
+    if (ctx->status == CTR_OK && (c.folds < 2 || c.folds > n || !(c.far > 0) || !(c.far < 1)))
+        ctr_fail_(ctx, CTR_E_VALUE, "verification: takes 2..pairs folds and a FAR within 0..1, got "
+                  "%d for %ld pairs and %g", c.folds, (long)n, c.far);
+    ctr_bag_open_(&bag, ctx);
+    if (ctr_verify_open_(&v, &bag, n, distance, same)) {
+        v.folds = c.folds;
+        out->pairs = n;
+        out->same = v.same;
+        ctr_verify_curve_(&v, out);
+        ctr_verify_folds_(&v, c.far, out);
+        snprintf(out->text, sizeof out->text, "accuracy %.2f +- %.2f %%, AUC %.4f, EER %.2f %%, "
+                 "VAL %.2f +- %.2f %% at FAR %g (on the folds %.4f); %ld pairs, %ld of them the "
+                 "same, %d folds", 100 * out->accuracy, 100 * out->accuracy_std, out->auc,
+                 100 * out->eer, 100 * out->val, 100 * out->val_std, c.far, out->far, (long)n,
+                 (long)v.same, c.folds);
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+/* One query: its list without what does not count. relevant: right answers that there are. */
+CTR_PRIVATE_ void ctr_reid_query_(int64_t k, const int64_t *index, int32_t label, int32_t camera,
+                                  const int32_t *labels, const int32_t *cameras, int64_t relevant,
+                                  ctr_reid *out)
+{
+    static const int64_t cut[4] = { 1, 5, 10, 20 };
+    int64_t i, rank = 0, hits = 0, first = 0;
+    double sum = 0;
+    int c;
+    for (i = 0; i < k && index[i] >= 0; i++) {
+        int right = labels[index[i]] == label;
+        if (right && cameras[index[i]] == camera) continue;
+        rank++;
+        if (!right) continue;
+        sum += (double)++hits / (double)rank;
+        if (!first) first = rank;
+    }
+    for (c = 0; c < 4; c++) out->cmc[c] += first > 0 && first <= cut[c];
+    out->map += sum / (double)relevant;
+    out->queries++;
+}
+
+CTR_API int ctr_reid_measure(ctr_ctx *ctx, int64_t n, int64_t k, const int64_t *index,
+                             const int32_t *query_labels, const int32_t *query_cameras,
+                             int64_t data_n, const int32_t *data_labels,
+                             const int32_t *data_cameras, ctr_reid *out)
+{
+    int64_t i, j, relevant;
+    int c;
+    memset(out, 0, sizeof *out);
+    if (!ctr_retrieval_check_(ctx, n, k, index, query_labels, data_n, data_labels, NULL)) return 0;
+    if (!query_cameras || !data_cameras) {
+        ctr_fail_(ctx, CTR_E_VALUE, "reid: needs the cameras of queries and data");
+        return 0;
+    }
+    for (i = 0; i < n; i++) {
+        if (query_labels[i] < 0) continue;
+        for (relevant = 0, j = 0; j < data_n; j++)
+            relevant += data_labels[j] == query_labels[i] && data_cameras[j] != query_cameras[i];
+        if (relevant)
+            ctr_reid_query_(k, index + i * k, query_labels[i], query_cameras[i], data_labels,
+                            data_cameras, relevant, out);
+    }
+    for (c = 0; c < 4 && out->queries; c++) out->cmc[c] /= (double)out->queries;
+    if (out->queries) out->map /= (double)out->queries;
+    return 1;
+}
+
+/* ---- confusion, intervals -------------------------------------------------------------------- */
 
 CTR_API int ctr_confusion_count(ctr_ctx *ctx, int64_t n, const int32_t *labels,
                                 const int32_t *predicted, int classes, int64_t *matrix)
@@ -23070,6 +24405,7 @@ CTR_API int64_t ctr_fit_images(ctr_method *method, const ctr_dataset *images,
     c.batch = CTR_MIN_(config->batch, ctr_dataset_count(images));
     c.views = method->views;
     c.augs = method->augs;
+    c.per_class = method->per_class;
     c.seed = method->ctx->config.seed;
     loader = ctr_loader_create(method->ctx, images, &c);
     if (!loader) return -1;

@@ -127,6 +127,7 @@ EX_FN ctr_loader *ex_run_loader(ex_run *run, ctr_method *method)
     config.batch = run->o->batch;
     config.views = method->views;
     config.augs = method->augs;
+    config.per_class = method->per_class;
     config.seed = run->o->seed;
     loader = ctr_loader_create(run->ctx, run->train, &config);
     ex_run_check(run);

@@ -116,7 +116,7 @@ else
 fi
 
 # the other methods: each compiles by its line, and its smoke run says and writes what SimCLR's does
-methods="moco byol simsiam barlow_twins vicreg swav deepcluster"
+methods="moco byol simsiam barlow_twins vicreg swav deepcluster npid facenet"
 [ "${QUICK:-0}" = 1 ] && methods=moco
 for method in $methods; do
     if ! $CC -O2 -o "$work/$method" "$here/examples/$method.c" -lm -lpthread >log 2>&1 || [ -s log ]; then

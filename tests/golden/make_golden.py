@@ -1505,6 +1505,206 @@ def make_prototype():
     return g
 
 
+# --------------------------------------------------------------------- steps of methods with a bank
+BANK = """
+golden_bank.txt: three training steps of NPID in its three forms and of FaceNet; verification.
+
+Encoder: resnet8 of golden_net.txt and one linear layer 64-16 with bias, N = 6 images of 16 x 16.
+Weights by the formula of golden_net.txt from the full names. Step t = 1, 2, 3 takes the one view
+fill("views:t", N*16*16*3), NHWC. SGD lr .02 .015 .01, momentum .9, decay 1e-4 on everything.
+
+  nce      K = 12 negatives, Z = mean(exp(s / T)) * 20 of the first step
+  infonce  K = 12 negatives, cross entropy
+  softmax  cross entropy over all 20 rows
+  T = .07, 20 images; image i of step t (0, 1, 2) is number (7 i + 3 t) mod 20, but the last one is
+  the same as the first. Bank: at first the unit rows of fill("bank.rows", 20 * 16); momentum .5.
+  Negative j of row i in step t (counted from 0): number j of Philox 4x32-10 with key (seed 1, 0) and
+  counter (draw, i, t, 6 << 16), 64 bits modulo 20.
+
+  METHOD:loss            the three losses
+  METHOD:param:NAME      parameter after step 3, digest
+  METHOD:buffer:NAME     running mean or variance after step 3, digest
+  METHOD:bank            [20, 16] after step 3, whole
+  nce:negatives          [6, 13] drawn in step 3, the true image first
+  nce:z                  Z
+
+FaceNet: the same network and views, labels 0 0 1 1 2 2, AdamW (beta .9 .999, eps 1e-8, decay .01 of
+weights) lr .01 .008 .005. triplet: all triplets of unit rows, squared distances, margin .2, mean;
+hard: margin .5, plain distances; semi: margin 1.
+siamese: margin 1.5; row i with row number a of those of its class (without itself), then with number
+b of the others, a and b drawn like the negatives above, modulo how many there are.
+  METHOD:loss :param: :buffer:   as above
+
+Verification of 61 pairs: distance_i = 2 + fill("verify", 61) - .8 same_i rounded to 1 / 16,
+same_i = (5 i + i / 7) mod 2; 7 folds of consecutive pairs (sklearn's KFold without shuffling), FAR .1.
+The definitions of contrastive.h by counting: AUC over all couples of a same and a different pair.
+  verify:auc  verify:eer  verify:accuracy (mean, std, mean threshold)  verify:val (mean, std, FAR)
+  verify:curve   far, val of each point of the curve
+
+Re-identification: 12 queries, 40 images in the data, labels i mod 5, cameras (query) i mod 3, (data)
+(i / 5) mod 3, the order of the data for query i by rising fill("reid:i", 40).
+  reid           cmc 1, 5, 10, 20 and mean average precision
+"""
+
+
+def philox(counter, key):
+    """One block of Philox 4x32-10 (Salmon et al., 2011)."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(p1 >> 32) ^ c[1] ^ k[0], p1 & 0xFFFFFFFF, (p0 >> 32) ^ c[3] ^ k[1], p0 & 0xFFFFFFFF]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c
+
+
+def draws(position, epoch, n, count):
+    """Numbers 0..n-1 as ctr_rng_below draws them from (seed 1, stream 6, epoch, position)."""
+    words = []
+    for block in range((2 * count + 3) // 4):
+        words += philox((block, position, epoch, 6 << 16), (1, 0))
+    return [((words[2 * j] << 32) | words[2 * j + 1]) % n for j in range(count)]
+
+
+class BankSteps:
+    """NPID's state and its step, in the authors' order."""
+
+    def __init__(self, form):
+        self.form, self.z, self.momenta = form, -1.0, {}
+        self.net = nn.Module()
+        self.net.encoder, self.net.projector = build_net("resnet8"), mlp([64, 16], False, False, True)
+        fill_module(self.net).train()
+        self.bank = unit_rows(tfill("bank.rows", (20, 16)))
+
+    def loss(self, v, y, t):
+        if self.form == "softmax":
+            return F.cross_entropy(v @ self.bank.T / .07, y)
+        self.negatives = torch.tensor([[int(y[i])] + draws(i, t, 20, 12) for i in range(6)])
+        out = torch.einsum("nkd,nd->nk", self.bank[self.negatives], v) / .07
+        if self.form == "infonce":
+            return F.cross_entropy(out, torch.zeros(6, dtype=torch.long))
+        out = out.exp()
+        if self.z < 0:
+            self.z = out.mean().item() * 20
+        p, pn = out / self.z, 1 / 20
+        pos = p[:, 0] / (p[:, 0] + 12 * pn + 1e-7)
+        neg = 12 * pn / (p[:, 1:] + 12 * pn + 1e-7)
+        return -(pos.log().sum() + neg.log().sum()) / 6
+
+    def step(self, t):
+        y = torch.tensor([(7 * i + 3 * t) % 20 for i in range(5)] + [3 * t % 20])
+        x = tfill("views:%d" % (t + 1), (6, 16, 16, 3))
+        loss, v = self.backward(x, y, t)
+        fresh = unit_rows(.5 * self.bank[y] + .5 * v.detach())
+        for i in range(6):
+            self.bank[y[i]] = fresh[i]
+        for k, q in self.net.named_parameters():
+            self.momenta[k] = .9 * self.momenta.get(k, 0.0) + q.grad + 1e-4 * q.data
+            q.data = q.data - (.02, .015, .01)[t] * self.momenta[k]
+        return loss.item()
+
+    def backward(self, x, y, t):
+        self.net.zero_grad()
+        v = unit_rows(self.net.projector(run_net(self.net.encoder, x)))
+        loss = self.loss(v, y, t)
+        loss.backward()
+        return loss, v
+
+
+class FaceSteps(BankSteps):
+    """FaceNet's step."""
+
+    def __init__(self, form):
+        super().__init__(form)
+        heavy = [q for q in self.net.parameters() if q.dim() > 1]
+        light = [q for q in self.net.parameters() if q.dim() < 2]
+        self.optim = torch.optim.AdamW([{"params": heavy, "weight_decay": .01},
+                                        {"params": light, "weight_decay": 0.0}], eps=1e-8)
+
+    def loss(self, v, y, t):
+        dist = (v[:, None] - v[None, :]).pow(2).sum(2)
+        if self.form == "siamese":
+            terms = []
+            for i in range(6):
+                ours = [j for j in range(6) if j != i and j // 2 == i // 2]
+                theirs = [j for j in range(6) if j // 2 != i // 2]
+                a = draws(i, t, len(ours), 1)[0]
+                b = draws(i, t, len(theirs), 2)[1]
+                terms.append(dist[i, ours[a]] / 2)
+                terms.append(F.relu(1.5 - dist[i, theirs[b]].sqrt()) ** 2 / 2)
+            return sum(terms) / len(terms)
+        if self.form == "hard":
+            dist = (dist + torch.eye(6)).sqrt() - torch.eye(6)
+        margin = {"triplet": .2, "hard": .5, "semi": 1.0}[self.form]
+        mining = {"triplet": 0, "hard": 1, "semi": 2}[self.form]
+        chosen, _ = triplets(dist, [0, 0, 1, 1, 2, 2], mining, margin)
+        assert chosen
+        return sum(F.relu(dist[a, p] - dist[a, q] + margin) for a, p, q in chosen) / len(chosen)
+
+    def step(self, t):
+        loss, _ = self.backward(tfill("views:%d" % (t + 1), (6, 16, 16, 3)), None, t)
+        for group in self.optim.param_groups:
+            group["lr"] = (.01, .008, .005)[t]
+        self.optim.step()
+        return loss.item()
+
+
+def verification(g):
+    n, folds, asked = 61, 7, .1
+    same = np.array([(5 * i + i // 7) % 2 for i in range(n)])
+    d = np.round((2 + fill("verify", n) - .8 * same) * 16) / 16
+    near, far = d[same == 1], d[same == 0]
+    g.put("verify:auc", [((near[:, None] < far).sum() + .5 * (near[:, None] == far).sum()) /
+                         (len(near) * len(far))])
+    points = [(0.0, 0.0)] + [((far <= t).mean(), (near <= t).mean()) for t in np.unique(d)]
+    g.put("verify:curve", points)
+    for (f0, v0), (f1, v1) in zip(points, points[1:]):
+        if f1 + v1 >= 1:
+            g.put("verify:eer", [f0 + (f1 - f0) * (1 - f0 - v0) / (f1 + v1 - f0 - v0)])
+            break
+    accuracy, cuts, val, fars = [], [], [], []
+    for test in np.array_split(np.arange(n), folds):
+        train = np.setdiff1d(np.arange(n), test)
+        u = np.unique(d[train])
+        cut = [u[0]] + [(a + b) / 2 for a, b in zip(u[:-1], u[1:])] + [u[-1] + 1]
+        best = cut[int(np.argmax([((d[train] < t) == same[train]).mean() for t in cut]))]
+        cuts.append(best)
+        accuracy.append(((d[test] < best) == same[test]).mean())
+        order = np.sort(d[train][same[train] == 0])
+        t = np.interp(asked * len(order), np.arange(len(order)), order)
+        val.append((d[test][same[test] == 1] < t).mean())
+        fars.append((d[test][same[test] == 0] < t).mean())
+    g.put("verify:accuracy", [np.mean(accuracy), np.std(accuracy), np.mean(cuts)])
+    g.put("verify:val", [np.mean(val), np.std(val), np.mean(fars)])
+    cmc, aps = np.zeros(4), []
+    for i in range(12):
+        order = np.argsort(fill("reid:%d" % i, 40), kind="stable")
+        order = [j for j in order if not (j % 5 == i % 5 and j // 5 % 3 == i % 3)]
+        hit = np.array([j % 5 == i % 5 for j in order])
+        rank = np.flatnonzero(hit) + 1
+        aps.append((np.arange(1, len(rank) + 1) / rank).mean())
+        cmc += [rank[0] <= r for r in (1, 5, 10, 20)]
+    g.put("reid", list(cmc / 12) + [np.mean(aps)])
+
+
+def make_bank():
+    g = Golden("golden_bank.txt", BANK)
+    verification(g)
+    for form in ("nce", "infonce", "softmax", "triplet", "hard", "semi", "siamese"):
+        run = (BankSteps if form in ("nce", "infonce", "softmax") else FaceSteps)(form)
+        g.put(form + ":loss", [run.step(t) for t in range(3)])
+        for k, q in run.net.named_parameters():
+            g.digest("%s:param:%s" % (form, k), q)
+        for k, b in run.net.named_buffers():
+            if "running" in k:
+                g.digest("%s:buffer:%s" % (form, k), b)
+        if type(run) is BankSteps:
+            g.put(form + ":bank", run.bank)
+        if form == "nce":
+            g.put("nce:negatives", run.negatives)
+            g.put("nce:z", [run.z])
+    return g
+
+
 # --------------------------------------------------------------------------------------- evaluation
 EVAL = """
 golden_eval.txt: weighted k-NN and PCA.
@@ -1678,7 +1878,7 @@ def main(argv):
         else:
             names.append(a)
     for name in names or ["loss", "losses", "aug", "ops", "optim", "net", "step", "teacher", "prototype",
-                          "eval", "cluster"]:
+                          "bank", "eval", "cluster"]:
         globals()["make_" + name]().write(folder)
 
 
