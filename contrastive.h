@@ -14122,8 +14122,10 @@ CTR_PRIVATE_ ctr_dataset *ctr_dataset_borrow_(ctr_ctx *ctx, const ctr_dataset *w
     d->h = whole->h;
     d->w = whole->w;
     d->classes = whole->classes;
-    if (index) d->chosen = (int64_t *)ctr_alloc_(ctx, (size_t)n * sizeof *index);
-    if (d->chosen) memcpy(d->chosen, index, (size_t)n * sizeof *index);
+    if (index) {
+        d->chosen = (int64_t *)ctr_alloc_(ctx, (size_t)n * sizeof *index);
+        if (d->chosen) memcpy(d->chosen, index, (size_t)n * sizeof *index);
+    }
     if (ctx->status == CTR_OK) return d;
     ctr_dataset_destroy(ctx, d);
     return NULL;
