@@ -388,7 +388,7 @@ static void alias(void)
                 seen[index[i * 1001 + j]]++;
         test_equal("columns 0 that are not the truth", (double)wrong, 0);
         if (!cells) for (i = 0; i < N; i++) share[i] = 1;
-        chi = chi_square(seen, cells ? weights : share, N, cells ? sum : N, 200000, &most);
+        chi = chi_square(seen, cells ? weights : share, N, cells ? sum : (double)N, 200000, &most);
         test_true("only what can be drawn", chi >= 0);
         test_error(cells ? "chi-square by weights" : "chi-square of uniform ones", chi,
                    most - 1 + 4.5 * sqrt(2.0 * (most - 1)));
@@ -820,6 +820,7 @@ static void refused_facenet(ctr_ctx *ctx, const char *what, const ctr_facenet_co
 
 static void configs_facenet(ctr_ctx *ctx)
 {
+    const int no_mining = 4;
     ctr_facenet_config c, d = ctr_facenet_default();
     ctr_facenet_config_init(&c);
     test_bytes("default and init are one", &c, &d, sizeof c);
@@ -832,7 +833,7 @@ static void configs_facenet(ctr_ctx *ctx)
     c.triplet.margin = -1;
     refused_facenet(ctx, "a margin below 0", &c, "margin");
     c.triplet.margin = 0.2;
-    c.triplet.mining = (ctr_mining)4;
+    memcpy(&c.triplet.mining, &no_mining, sizeof no_mining);
     refused_facenet(ctx, "mining 4", &c, "mining");
     c.triplet.mining = CTR_MINE_RANDOM;
     c.siamese = 1;
