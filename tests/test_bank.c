@@ -363,8 +363,8 @@ static void alias(void)
     a = ctr_alias_create(ctx, N, weights);
     for (i = 0; i < N; i++) share[i] = 0;
     for (i = 0; i < N; i++) {                     /* what the table adds up to is exact */
-        share[i] += a->keep[i] / N;
-        share[a->other[i]] += (1 - a->keep[i]) / N;
+        share[i] += a->keep[i] / (double)N;
+        share[a->other[i]] += (1 - a->keep[i]) / (double)N;
     }
     for (i = 0; i < N; i++)
         if (fabs(share[i] - weights[i] / sum) > worst) worst = fabs(share[i] - weights[i] / sum);
