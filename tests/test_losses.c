@@ -11,7 +11,9 @@
  * 5. Planned memory, no allocation in a third step, allocations that fail, threads, one clear line
  *    for wrong arguments.
  */
+#ifndef CONTRASTIVE_STATIC
 #define CONTRASTIVE_STATIC
+#endif
 #include "fake_device.h"
 
 #define PI_ 3.14159265358979323846

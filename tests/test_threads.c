@@ -2,7 +2,9 @@
  * notes instead of errors, memory from workers, two contexts at once.
  * run: float asan tsan nothreads
  */
+#ifndef CONTRASTIVE_STATIC
 #define CONTRASTIVE_STATIC /* looks at private parts: this program is its own implementation */
+#endif
 #include "test.h"
 
 #include <pthread.h>
