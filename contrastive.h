@@ -15722,6 +15722,7 @@ typedef struct ctr_sinkhorn_ {
 
 CTR_API void ctr_sinkhorn_config_init(ctr_sinkhorn_config *config)
 {
+    memset(config, 0, sizeof *config);
     config->epsilon = 0.05;
     config->iterations = 3;
 }
