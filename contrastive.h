@@ -4977,8 +4977,9 @@ CTR_INLINE_ void ctr_normalize_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
     int64_t row, i, n = v->inner;
     for (row = lo; row < hi; row++) {
         const ctr_real *x = v->x + row * n;
-        ctr_real *y = v->y + row * n, norm = CTR_M_(sqrt)(ctr_dot_(x, x, n));
-        ctr_real inv = norm > CTR_TINY_NORM_ ? 1 / norm : 0;
+        ctr_real *y = v->y + row * n, inv;
+        double norm = sqrt((double)ctr_dot_(x, x, n)); /* -Ofast estimates a float's root */
+        inv = norm > CTR_TINY_NORM_ ? (ctr_real)(1 / norm) : 0;
         for (i = 0; i < n; i++) y[i] = x[i] * inv;
         v->y2[row] = inv;
     }
@@ -18550,13 +18551,13 @@ typedef struct ctr_simclr_ {
 CTR_API void ctr_simclr_config_init(ctr_simclr_config *config)
 {
     memset(config, 0, sizeof *config);
-    config->encoder = ctr_resnet_config_default(18);
+    ctr_resnet_config_init(&config->encoder, 18);
     config->proj_layers = 2;
     config->proj_dim = 128;
     config->temperature = 0.5;
     config->views = 2;
-    config->aug = ctr_aug_simclr_default(32);
-    config->optim = ctr_optim_config_default(CTR_OPTIM_LARS);
+    ctr_aug_simclr_config_init(&config->aug, 32);
+    ctr_optim_config_init(&config->optim, CTR_OPTIM_LARS);
     config->lr = 1.0;
     config->lr_rule = CTR_LR_LINEAR;
 }
@@ -18931,14 +18932,14 @@ typedef struct ctr_barlow_twins_ {
 CTR_API void ctr_barlow_twins_config_init(ctr_barlow_twins_config *config)
 {
     memset(config, 0, sizeof *config);
-    config->encoder = ctr_resnet_config_default(18);
+    ctr_resnet_config_init(&config->encoder, 18);
     config->encoder.zero_init = 1;
     config->proj_layers = 3;
     config->proj_dim = 8192;
     config->lambda = 0.0051;
-    config->aug[0] = ctr_aug_byol_default(32, 0);
-    config->aug[1] = ctr_aug_byol_default(32, 1);
-    config->optim = ctr_optim_config_default(CTR_OPTIM_LARS);
+    ctr_aug_byol_config_init(&config->aug[0], 32, 0);
+    ctr_aug_byol_config_init(&config->aug[1], 32, 1);
+    ctr_optim_config_init(&config->optim, CTR_OPTIM_LARS);
     config->optim.decay = 1e-6;
     config->optim.bias_rate = 0.024;
     config->lr = 0.2;
@@ -19001,17 +19002,17 @@ CTR_API void ctr_vicreg_config_init(ctr_vicreg_config *config)
 {
     int i;
     memset(config, 0, sizeof *config);
-    config->encoder = ctr_resnet_config_default(18);
+    ctr_resnet_config_init(&config->encoder, 18);
     config->encoder.zero_init = 1;
     config->proj_layers = 3;
     config->proj_dim = 8192;
     config->invariance = config->variance = 25;
     config->covariance = 1;
     for (i = 0; i < 2; i++) {
-        config->aug[i] = ctr_aug_byol_default(32, i);
+        ctr_aug_byol_config_init(&config->aug[i], 32, i);
         config->aug[i].solarize_p = 0.1;
     }
-    config->optim = ctr_optim_config_default(CTR_OPTIM_LARS);
+    ctr_optim_config_init(&config->optim, CTR_OPTIM_LARS);
     config->optim.decay = 1e-6;
     config->lr = 0.2;
     config->lr_rule = CTR_LR_LINEAR;
@@ -19209,7 +19210,7 @@ CTR_API void ctr_moco_config_init(ctr_moco_config *config, int version)
     int v3 = version >= 3;
     memset(config, 0, sizeof *config);
     config->version = version;
-    config->encoder = ctr_resnet_config_default(18);
+    ctr_resnet_config_init(&config->encoder, 18);
     config->encoder.zero_init = v3;
     config->proj_hidden = v3 ? 4096 : 0;
     config->proj_dim = v3 ? 256 : 128;
@@ -19220,9 +19221,9 @@ CTR_API void ctr_moco_config_init(ctr_moco_config *config, int version)
     config->queue = 65536;
     config->split_norm = v3 ? 1 : 8;
     config->shuffle = !v3;
-    config->aug[0] = ctr_aug_moco_default(32, version, 0);
-    config->aug[1] = ctr_aug_moco_default(32, version, 1);
-    config->optim = ctr_optim_config_default(v3 ? CTR_OPTIM_LARS : CTR_OPTIM_SGD);
+    ctr_aug_moco_config_init(&config->aug[0], 32, version, 0);
+    ctr_aug_moco_config_init(&config->aug[1], 32, version, 1);
+    ctr_optim_config_init(&config->optim, v3 ? CTR_OPTIM_LARS : CTR_OPTIM_SGD);
     config->optim.decay = v3 ? 1e-6 : 1e-4;
     config->optim.decay_all = !v3;
     config->lr = v3 ? 0.3 : 0.03;
@@ -19476,15 +19477,15 @@ typedef struct ctr_byol_ {
 CTR_API void ctr_byol_config_init(ctr_byol_config *config)
 {
     memset(config, 0, sizeof *config);
-    config->encoder = ctr_resnet_config_default(18);
+    ctr_resnet_config_init(&config->encoder, 18);
     config->proj_hidden = 4096;
     config->proj_dim = 256;
     config->pred_hidden = 4096;
     config->momentum = 0.996;
     config->momentum_cosine = 1;
-    config->aug[0] = ctr_aug_byol_default(32, 0);
-    config->aug[1] = ctr_aug_byol_default(32, 1);
-    config->optim = ctr_optim_config_default(CTR_OPTIM_LARS);
+    ctr_aug_byol_config_init(&config->aug[0], 32, 0);
+    ctr_aug_byol_config_init(&config->aug[1], 32, 1);
+    ctr_optim_config_init(&config->optim, CTR_OPTIM_LARS);
     config->optim.decay = 1.5e-6;
     config->lr = 0.2;
     config->lr_rule = CTR_LR_LINEAR;
@@ -19564,14 +19565,14 @@ typedef struct ctr_simsiam_ {
 CTR_API void ctr_simsiam_config_init(ctr_simsiam_config *config)
 {
     memset(config, 0, sizeof *config);
-    config->encoder = ctr_resnet_config_default(18);
+    ctr_resnet_config_init(&config->encoder, 18);
     config->encoder.zero_init = 1;
     config->proj_layers = 3;
     config->proj_dim = 2048;
     config->pred_hidden = 512;
     config->fixed_predictor = 1;
-    config->aug = ctr_aug_moco_default(32, 2, 0);
-    config->optim = ctr_optim_config_default(CTR_OPTIM_SGD);
+    ctr_aug_moco_config_init(&config->aug, 32, 2, 0);
+    ctr_optim_config_init(&config->optim, CTR_OPTIM_SGD);
     config->optim.decay_all = 1;
     config->lr = 0.05;
     config->lr_rule = CTR_LR_LINEAR;
@@ -19768,14 +19769,14 @@ typedef struct ctr_npid_ {
 CTR_API void ctr_npid_config_init(ctr_npid_config *config)
 {
     memset(config, 0, sizeof *config);
-    config->encoder = ctr_resnet_config_default(18);
+    ctr_resnet_config_init(&config->encoder, 18);
     config->proj_dim = 128;
     config->form = CTR_NPID_NCE;
     config->negatives = 4096;
     config->temperature = 0.07;
     config->momentum = 0.5;
-    config->aug = ctr_aug_moco_default(32, 1, 0);
-    config->optim = ctr_optim_config_default(CTR_OPTIM_SGD);
+    ctr_aug_moco_config_init(&config->aug, 32, 1, 0);
+    ctr_optim_config_init(&config->optim, CTR_OPTIM_SGD);
     config->optim.decay_all = 1;
     config->lr = 0.03;
     config->lr_rule = CTR_LR_LINEAR;
@@ -20008,16 +20009,16 @@ typedef struct ctr_facenet_ {
 CTR_API void ctr_facenet_config_init(ctr_facenet_config *config)
 {
     memset(config, 0, sizeof *config);
-    config->encoder = ctr_resnet_config_default(18);
+    ctr_resnet_config_init(&config->encoder, 18);
     config->dim = 128;
     config->per_class = 40;
-    config->triplet = ctr_triplet_default();
+    ctr_triplet_config_init(&config->triplet);
     config->siamese_margin = 1;
-    config->aug = ctr_aug_none_default(32);
+    ctr_aug_none_config_init(&config->aug, 32);
     config->aug.center_crop = 0;
     config->aug.crop_min = 0.77;
     config->aug.flip_p = 0.5;
-    config->optim = ctr_optim_config_default(CTR_OPTIM_ADAMW);
+    ctr_optim_config_init(&config->optim, CTR_OPTIM_ADAMW);
     config->lr = 0.001;
     config->lr_rule = CTR_LR_FIXED;
 }
@@ -20375,18 +20376,18 @@ typedef struct ctr_swav_ {
 CTR_API void ctr_swav_config_init(ctr_swav_config *config)
 {
     memset(config, 0, sizeof *config);
-    config->encoder = ctr_resnet_config_default(18);
+    ctr_resnet_config_init(&config->encoder, 18);
     config->proj_hidden = 2048;
     config->proj_dim = 128;
     config->prototypes = 3000;
     config->temperature = 0.1;
-    config->sinkhorn = ctr_sinkhorn_config_default();
+    ctr_sinkhorn_config_init(&config->sinkhorn);
     config->small_views = 6;
     config->queue_start_epoch = 15;
     config->freeze_prototypes_steps = 313;
-    config->aug = ctr_aug_swav_default(32, 0);
-    config->small_aug = ctr_aug_swav_default(32, 1);
-    config->optim = ctr_optim_config_default(CTR_OPTIM_LARS);
+    ctr_aug_swav_config_init(&config->aug, 32, 0);
+    ctr_aug_swav_config_init(&config->small_aug, 32, 1);
+    ctr_optim_config_init(&config->optim, CTR_OPTIM_LARS);
     config->optim.form = CTR_LARS_LARC;
     config->optim.decay = 1e-6;
     config->optim.decay_all = 1;
@@ -20597,9 +20598,10 @@ typedef struct ctr_deepcluster_v2_ {
 
 CTR_API void ctr_deepcluster_v2_config_init(ctr_deepcluster_v2_config *config)
 {
-    ctr_swav_config swav = ctr_swav_default();
+    ctr_swav_config swav;
+    ctr_swav_config_init(&swav);
     memset(config, 0, sizeof *config);
-    config->encoder = swav.encoder;
+    memcpy(&config->encoder, &swav.encoder, sizeof swav.encoder);
     config->proj_hidden = swav.proj_hidden;
     config->proj_dim = swav.proj_dim;
     config->prototypes = swav.prototypes;
@@ -20608,9 +20610,9 @@ CTR_API void ctr_deepcluster_v2_config_init(ctr_deepcluster_v2_config *config)
     config->temperature = swav.temperature;
     config->small_views = swav.small_views;
     config->freeze_prototypes_steps = 300000;
-    config->aug = swav.aug;
-    config->small_aug = swav.small_aug;
-    config->optim = swav.optim;
+    memcpy(&config->aug, &swav.aug, sizeof swav.aug);
+    memcpy(&config->small_aug, &swav.small_aug, sizeof swav.small_aug);
+    memcpy(&config->optim, &swav.optim, sizeof swav.optim);
     config->lr = swav.lr;
     config->lr_rule = swav.lr_rule;
 }

@@ -291,11 +291,7 @@ static double slope_size(const loss_case *c)
 static void golden_case(ctr_ctx *ctx, golden_file *g, const char *base)
 {
     loss_case *c = &the_case;
-#ifdef __FAST_MATH__ /* roots and quotients are approximate then; seen: 2.6e-4, at d = 1 */
-    double got, flat, want, bound = test_bound(1e-8, 1e-3);
-#else
     double got, flat, want, bound = test_bound(1e-8, 1e-4);
-#endif
     char key[160];
     int i;
     if (!test_true("a key that can be read", parse(base, c))) return;
