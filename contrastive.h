@@ -1737,6 +1737,8 @@ struct ctr_method {
     double lr; /* what the driver takes if it is given none, for a batch ... */
     ctr_lr_rule lr_rule;              /* ... of 256, and for others by this rule */
     ctr_run run;
+    /* what a resumed run must share beside the architecture: "temperature=0.2 supervised=0" */
+    char settings[128];
     ctr_vars *encoder;                /* the variables of what is kept after training */
     /* what is kept after training: x [n, h, w, c] -> [n, features] */
     ctr_tensor *(*represent_fn)(ctr_method *method, ctr_tensor *x, ctr_norm_mode mode);
@@ -2402,9 +2404,9 @@ CTR_API int ctr_safetensors_read_i64(ctr_ctx *ctx, const ctr_safetensors *file, 
 /* ---- checkpoints: the state of a method in a safetensors file ----------------------------------
 
    Tensors have torchvision's names and layouts (convolutions as [out, in, kh, kw]); the metadata
-   holds the architecture, where training stood, the kernel set and a checksum; no clock and no
-   path, so equal
-   states make equal files. A load verifies everything before it changes anything.                */
+   holds the architecture, the loss's settings, where training stood, the kernel set and a checksum;
+   no clock and no path, so equal states make equal files. A load verifies everything before it
+   changes anything.                                                                              */
 
 /* Where training stands: the batch that comes next, and the run that this is a position in. */
 typedef struct ctr_position {
@@ -2443,7 +2445,8 @@ typedef struct ctr_fit_config {
     int64_t milestones[4];        /* epochs, for CTR_SCHEDULE_STEPS with gamma 0.1 */
     const char *checkpoint;       /* file to save to, or NULL */
     int64_t save_every;           /* steps; 0 (default): after each epoch; always at the end */
-    int resume;                   /* 1: go on from the checkpoint if the file is there */
+    int resume;                   /* 1: go on from the checkpoint if the file is there; an error if
+                                     it is from another run (data, batch, epochs, seed, loss) */
     void *user;
     /* after each step; not 0: stop here, with a last save. May be NULL */
     int (*step_fn)(void *user, const ctr_report *report);
@@ -18663,6 +18666,9 @@ CTR_API ctr_method *ctr_simclr_create(ctr_ctx *ctx, const ctr_simclr_config *con
     if (!m) return NULL;
     m->config = *config;
     ctr_simclr_methods_(&m->base);
+    snprintf(m->base.settings, sizeof m->base.settings,
+             "temperature=%g views=%d supervised=%d split_norm=%d", config->temperature,
+             config->views, config->supervised, config->split_norm);
     m->base.ctx = ctx;
     m->base.views = config->views;
     m->base.lr = config->lr;
@@ -18983,6 +18989,8 @@ CTR_API ctr_method *ctr_barlow_twins_create(ctr_ctx *ctx, const ctr_barlow_twins
     m = (ctr_barlow_twins_ *)ctr_twin_create_(ctx, "barlow_twins", sizeof *m, &c);
     if (!m) return NULL;
     m->config = *config;
+    snprintf(m->twin.base.settings, sizeof m->twin.base.settings, "lambda=%g",
+             config->lambda);
     m->twin.base.loss_fn = ctr_barlow_twins_loss_;
     return &m->twin.base;
 }
@@ -19059,6 +19067,9 @@ CTR_API ctr_method *ctr_vicreg_create(ctr_ctx *ctx, const ctr_vicreg_config *con
     m = (ctr_vicreg_ *)ctr_twin_create_(ctx, "vicreg", sizeof *m, &c);
     if (!m) return NULL;
     m->config = *config;
+    snprintf(m->twin.base.settings, sizeof m->twin.base.settings,
+             "invariance=%g variance=%g covariance=%g",
+             config->invariance, config->variance, config->covariance);
     m->twin.base.loss_fn = ctr_vicreg_method_loss_;
     return &m->twin.base;
 }
@@ -19445,6 +19456,10 @@ CTR_API ctr_method *ctr_moco_create(ctr_ctx *ctx, const ctr_moco_config *config)
     m = (ctr_moco_ *)ctr_twin_create_(ctx, "moco", sizeof *m, &c);
     if (!m) return NULL;
     m->config = *config;
+    snprintf(m->twin.base.settings, sizeof m->twin.base.settings,
+             "temperature=%g momentum=%g cosine=%d symmetric=%d groups=%d shuffle=%d",
+             config->temperature, config->momentum, config->momentum_cosine, config->symmetric,
+             config->split_norm, config->shuffle);
     m->twin.base.embed_fn = ctr_moco_embed_;
     m->twin.base.target_fn = ctr_moco_target_;
     m->twin.base.loss_fn = ctr_moco_loss_;
@@ -19543,6 +19558,9 @@ CTR_API ctr_method *ctr_byol_create(ctr_ctx *ctx, const ctr_byol_config *config)
     m = (ctr_byol_ *)ctr_twin_create_(ctx, "byol", sizeof *m, &c);
     if (!m) return NULL;
     m->config = *config;
+    snprintf(m->twin.base.settings, sizeof m->twin.base.settings,
+             "momentum=%g cosine=%d average_buffers=%d",
+             config->momentum, config->momentum_cosine, config->average_buffers);
     m->twin.base.target_fn = ctr_twin_target_;
     m->twin.base.loss_fn = ctr_byol_loss_;
     m->twin.base.commit_fn = ctr_byol_commit_;
@@ -19637,6 +19655,8 @@ CTR_API ctr_method *ctr_simsiam_create(ctr_ctx *ctx, const ctr_simsiam_config *c
     m = (ctr_simsiam_ *)ctr_twin_create_(ctx, "simsiam", sizeof *m, &c);
     if (!m) return NULL;
     m->config = *config;
+    snprintf(m->twin.base.settings, sizeof m->twin.base.settings, "fixed_predictor=%d",
+             config->fixed_predictor);
     m->twin.base.embed_fn = ctr_simsiam_embed_;
     m->twin.base.loss_fn = ctr_simsiam_loss_;
     m->twin.base.commit_fn = ctr_simsiam_commit_;
@@ -19981,6 +20001,9 @@ CTR_API ctr_method *ctr_npid_create(ctr_ctx *ctx, const ctr_npid_config *config)
     m = (ctr_npid_ *)ctr_twin_create_(ctx, "npid", sizeof *m, &c);
     if (!m) return NULL;
     m->config = *config;
+    snprintf(m->twin.base.settings, sizeof m->twin.base.settings,
+             "form=%d negatives=%ld temperature=%g momentum=%g",
+             (int)config->form, (long)config->negatives, config->temperature, config->momentum);
     m->twin.base.views = 1;
     m->twin.base.embed_fn = ctr_npid_embed_;
     m->twin.base.loss_fn = ctr_npid_loss_;
@@ -20142,6 +20165,11 @@ CTR_API ctr_method *ctr_facenet_create(ctr_ctx *ctx, const ctr_facenet_config *c
     m = (ctr_facenet_ *)ctr_twin_create_(ctx, "facenet", sizeof *m, &c);
     if (!m) return NULL;
     m->config = *config;
+    snprintf(m->twin.base.settings, sizeof m->twin.base.settings,
+             "siamese=%d mining=%d margin=%g per_class=%ld",
+             config->siamese, (int)config->triplet.mining,
+             config->siamese ? config->siamese_margin : config->triplet.margin,
+             (long)config->per_class);
     m->twin.base.views = 1;
     m->twin.base.per_class = config->per_class;
     m->twin.base.features = config->dim;
@@ -20560,6 +20588,10 @@ CTR_API ctr_method *ctr_swav_create(ctr_ctx *ctx, const ctr_swav_config *config)
     m = (ctr_swav_ *)ctr_crops_create_(ctx, "swav", sizeof *m, &c);
     if (!m) return NULL;
     m->config = *config;
+    snprintf(m->crops.base.settings, sizeof m->crops.base.settings,
+             "temperature=%g small_views=%d epsilon=%g iterations=%d",
+             config->temperature, config->small_views, config->sinkhorn.epsilon,
+             config->sinkhorn.iterations);
     m->crops.base.loss_fn = ctr_swav_loss_;
     m->crops.base.commit_fn = ctr_swav_commit_;
     m->crops.base.visit_fn = ctr_swav_visit_;
@@ -20898,6 +20930,9 @@ CTR_API ctr_method *ctr_deepcluster_v2_create(ctr_ctx *ctx, const ctr_deepcluste
     m = (ctr_deepcluster_v2_ *)ctr_crops_create_(ctx, "deepcluster_v2", sizeof *m, &c);
     if (!m) return NULL;
     m->config = *config;
+    snprintf(m->crops.base.settings, sizeof m->crops.base.settings,
+             "temperature=%g small_views=%d iterations=%d",
+             config->temperature, config->small_views, config->iterations);
     m->crops.base.begin_fn = ctr_deepcluster_v2_begin_;
     m->crops.base.loss_fn = ctr_deepcluster_v2_loss_;
     m->crops.base.commit_fn = ctr_deepcluster_v2_commit_;
@@ -23989,6 +24024,7 @@ CTR_API int ctr_checkpoint_save(ctr_method *method, const char *path, const ctr_
         c->meta[c->metas].key = "architecture";
         c->meta[c->metas].value = c->values[c->metas];
         c->metas++;
+        ctr_ckpt_meta_(c, "settings", "%s", method->settings);
         ctr_ckpt_meta_(c, "kernels", "%s", ctr_kernels_name(ctx));
         if (position)
             ctr_ckpt_meta_(c, "position", "epoch %ld batch %ld step %ld images %ld batch_size %ld "
@@ -24065,22 +24101,17 @@ CTR_PRIVATE_ int ctr_ckpt_header_(ctr_method *method, ctr_ckpt_ *c, ctr_position
     char own[CTR_CKPT_VALUE_];
     long epoch, batch, step, images, size, epochs;
     unsigned long seed;
-    if (!format || strcmp(format, "contrastive.h 1") || !architecture) {
+    method->describe_fn(method, own, sizeof own);
+    if (!format || strcmp(format, "contrastive.h 1") || !architecture)
         ctr_fail_(ctx, CTR_E_FORMAT, "%s: not a checkpoint of contrastive.h",
                   ctr_file_tail_(c->path));
-        return 0;
-    }
-    if (!ctr_safetensors_meta(c->file, "xxh64")) {
+    else if (!ctr_safetensors_meta(c->file, "xxh64"))
         ctr_fail_(ctx, CTR_E_FORMAT, "%s: a checkpoint without its checksum",
                   ctr_file_tail_(c->path));
-        return 0;
-    }
-    method->describe_fn(method, own, sizeof own);
-    if (strcmp(own, architecture)) {
+    else if (strcmp(own, architecture))
         ctr_fail_(ctx, CTR_E_FORMAT, "%s: holds \"%.90s\", expected \"%.90s\"",
                   ctr_file_tail_(c->path), architecture, own);
-        return 0;
-    }
+    if (ctx->status != CTR_OK) return 0;
     if (kernels && strcmp(kernels, ctr_kernels_name(ctx)))
         ctr_log_(ctx, CTR_LOG_WARN, "the checkpoint was written with kernels %s, this run has %s: "
                  "the last bits will differ", kernels, ctr_kernels_name(ctx));
@@ -24104,20 +24135,24 @@ CTR_PRIVATE_ int ctr_ckpt_header_(ctr_method *method, ctr_ckpt_ *c, ctr_position
 }
 
 /* Is it a position in this run, of so many batches an epoch? In another one it means nothing. */
-CTR_PRIVATE_ int ctr_ckpt_same_run_(ctr_ctx *ctx, const ctr_position *a, const ctr_position *b,
-                                    int64_t batches)
+CTR_PRIVATE_ int ctr_ckpt_same_run_(const ctr_method *method, const ctr_ckpt_ *c,
+                                    const ctr_position *a, const ctr_position *b, int64_t batches)
 {
-    if (a->images != b->images || a->batch_size != b->batch_size || a->seed != b->seed ||
+    ctr_ctx *ctx = method->ctx;
+    const char *settings = ctr_safetensors_meta(c->file, "settings");
+    if (settings && strcmp(settings, method->settings))
+        ctr_fail_(ctx, CTR_E_VALUE, "resume: the checkpoint is from a run with \"%.110s\", this "
+                  "run has \"%.110s\"", settings, method->settings);
+    else if (a->images != b->images || a->batch_size != b->batch_size || a->seed != b->seed ||
         a->epochs != b->epochs)
         ctr_fail_(ctx, CTR_E_VALUE, "resume: the checkpoint is from %ld epochs of %ld images in "
                   "batches of %ld with seed %lu, this run has %ld, %ld, %ld and %lu",
                   (long)a->epochs, (long)a->images, (long)a->batch_size, (unsigned long)a->seed,
                   (long)b->epochs, (long)b->images, (long)b->batch_size, (unsigned long)b->seed);
     else if (a->epoch > a->epochs || a->batch > batches || a->step != a->epoch * batches + a->batch)
-        ctr_fail_(ctx, CTR_E_VALUE,
-                  "resume: the checkpoint's step %ld is not batch %ld of epoch %ld "
-                  "with %ld batches each",
-                  (long)a->step, (long)a->batch, (long)a->epoch, (long)batches);
+        ctr_fail_(ctx, CTR_E_VALUE, "resume: the checkpoint's step %ld is not batch %ld of epoch "
+                  "%ld with %ld batches each", (long)a->step, (long)a->batch, (long)a->epoch,
+                  (long)batches);
     return ctx->status == CTR_OK;
 }
 
@@ -24136,7 +24171,7 @@ CTR_PRIVATE_ int ctr_ckpt_load_(ctr_method *method, const char *path, ctr_positi
         v.tensor_fn = ctr_ckpt_take_;
         v.number_fn = ctr_ckpt_take_number_;
         if (ctr_ckpt_header_(method, c, &found) &&
-            (!run || ctr_ckpt_same_run_(ctx, &found, run, batches)))
+            (!run || ctr_ckpt_same_run_(method, c, &found, run, batches)))
             method->visit_fn(method, &v);
         if (ctx->status == CTR_OK && c->found != ctr_safetensors_count(file))
             ctr_fail_(ctx, CTR_E_FORMAT, "%s: holds %ld tensors, expected %ld",

@@ -31,6 +31,7 @@ typedef struct job_config {
     int resume;
     ctr_last last;
     ctr_optim_kind optim;
+    double temperature;
 } job_config;
 
 typedef struct job {
@@ -55,6 +56,7 @@ static job_config job_config_default(void)
     c.epochs = 2;
     c.seed = 1;
     c.optim = CTR_OPTIM_SGD;
+    c.temperature = 0.5;
     return c;
 }
 
@@ -75,6 +77,7 @@ static void job_begin(job *j, const job_config *c, const char *checkpoint)
     l.seed = c->seed;
     l.last = c->last;
     j->loader = ctr_loader_create(j->ctx, j->dataset, &l);
+    s.temperature = c->temperature;
     s.encoder = ctr_resnet_config_default(c->depth);
     s.encoder.width = c->width;
     s.encoder.stem = CTR_STEM_SMALL;
@@ -680,6 +683,10 @@ static void other_runs(void)
     d = c;
     d.seed = 3;
     refused_resume("another seed", &d, "seed 1");
+    d = c;
+    d.temperature = 0.25;
+    refused_resume("another temperature", &d, "\"temperature=0.5 views=2");
+    refused_resume("another temperature", &d, "this run has \"temperature=0.25 views=2");
     d = c;
     d.epochs = 3;
     refused_resume("another number of epochs", &d, "2 epochs");
