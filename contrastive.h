@@ -4,7 +4,7 @@
        #define CONTRASTIVE_IMPLEMENTATION
        #include "contrastive.h"              #include "contrastive.h"
 
-   Build:  cc -O2 program.c -lm -lpthread      (no other flag; kernels pick AVX2 at run time)
+   Build:  cc -O2 program.c -lm -lpthread      (no other flag; AVX2 is found at run time)
 
    WHAT IT DOES NOT DO (yet)
    - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg, NPID, FaceNet, SwAV,
@@ -12,7 +12,8 @@
    - Numbers are float. No mixed precision, no quantisation, no more than four dimensions.
    - No second derivatives; the tape is spent after one backward pass.
    - Convolutions have odd kernels, zero padding, no groups, no dilation.
-   - Fast kernels: x86-64 with AVX2 and FMA, gcc or clang. Elsewhere plain C, much slower.
+   - Fast kernels: x86-64 with AVX2 and FMA, and arm64 (there the augmentations have none), by gcc
+     or clang. Elsewhere plain C, much slower.
    - Pictures: JPEG, PNG and BMP through stb_image if it is found, PNM by itself. No video, no TIFF.
    - Tested on Linux. POSIX is assumed for threads, folders and mapped files.
 
@@ -144,11 +145,13 @@ typedef struct ctr_allocator {
 
 typedef enum ctr_log_level { CTR_LOG_INFO = 0, CTR_LOG_WARN = 1 } ctr_log_level;
 
-/* Sets of kernels. AUTO picks the best that this processor and this build have. */
+/* Sets of kernels. AUTO picks the best that this processor and this build have; a set that they do
+   not have means the scalar one. */
 typedef enum ctr_kernels {
     CTR_KERNELS_AUTO = 0,
     CTR_KERNELS_SCALAR,
-    CTR_KERNELS_AVX2
+    CTR_KERNELS_AVX2,    /* x86-64 */
+    CTR_KERNELS_NEON     /* arm64 */
 } ctr_kernels;
 
 /* Winograd's transforms are up to three times as fast as the direct sum where they fit (3x3, stride
@@ -186,7 +189,8 @@ CTR_API const char *ctr_status_name(ctr_status status);
 
 CTR_API int ctr_threads(const ctr_ctx *ctx);
 CTR_API uint64_t ctr_seed(const ctr_ctx *ctx);
-/* "scalar", "avx2" (with Winograd), "avx2-direct", "scalar-winograd", or the device's name */
+/* "avx2" or "neon" (with Winograd), "avx2-direct", "neon-direct", "scalar", "scalar-winograd", or
+   the device's name */
 CTR_API const char *ctr_kernels_name(const ctr_ctx *ctx);
 
 /* Bytes now held from the allocator, and the most there ever were. */
@@ -943,7 +947,8 @@ typedef struct ctr_aug_config {
     double solarize_p;
     double solarize_threshold;       /* values at or above it are inverted, 0..1 */
     double mean[3], std[3];          /* (x - mean) / std at the end; std > 0 */
-    ctr_kernels kernels;             /* AUTO asks the processor in each call; presets have asked */
+    ctr_kernels kernels;             /* AUTO asks the processor in each call; presets have asked.
+                                        Only AVX2 has more than the scalar ones here */
 } ctr_aug_config;
 
 /* SimCLR (Chen et al., 2020; google-research/simclr): crops of 0.08..1 of the area, ratio 3/4..4/3,
@@ -2547,22 +2552,41 @@ CTR_API int ctr_scores_measure(ctr_ctx *ctx, ctr_method *method, const ctr_datas
 #define CTR_M_(fn) fn
 #endif
 
-/* Kernels that bring their own instruction set need gcc or clang on x86-64. tcc and others, and the
-   double build, take the scalar reference. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__TINYC__) && \
-    !defined(CONTRASTIVE_NO_SIMD) && CTR_REAL_IS_FLOAT_
+/* The fast kernels need gcc or clang, on x86-64, where the processor is asked for AVX2 and FMA at
+   run time, or on arm64, which always has NEON. tcc and others, and the double build, take the
+   scalar reference. CTR_TARGET_SIMD_ lets a function use the instructions; CTR_TARGET_FAST_ asks
+   besides that its loops become vectors at -O2, where gcc hesitates and clang does not. */
+#if defined(__GNUC__) && !defined(__TINYC__) && !defined(CONTRASTIVE_NO_SIMD) && CTR_REAL_IS_FLOAT_
+#if defined(__x86_64__) && !defined(__ILP32__)
 #define CTR_HAS_AVX2_ 1
 #include <cpuid.h>
 #include <immintrin.h>
+#define CTR_TARGET_SIMD_ __attribute__((target("avx2,fma")))
 #if defined(__clang__)
-#define CTR_TARGET_AVX2_ __attribute__((target("avx2,fma")))
+#define CTR_TARGET_FAST_ __attribute__((target("avx2,fma")))
 #else
-#define CTR_TARGET_AVX2_ \
+#define CTR_TARGET_FAST_ \
     __attribute__((target("avx2,fma"), optimize("O3", "no-trapping-math", "no-math-errno")))
 #endif
+#define CTR_TARGET_AVX2_ CTR_TARGET_FAST_ /* of functions that are written with its intrinsics */
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+#define CTR_HAS_NEON_ 1
+#include <arm_neon.h>
+#define CTR_TARGET_SIMD_
+#if defined(__clang__)
+#define CTR_TARGET_FAST_
 #else
+#define CTR_TARGET_FAST_ __attribute__((optimize("O3", "no-trapping-math", "no-math-errno")))
+#endif
+#endif
+#endif
+#ifndef CTR_HAS_AVX2_
 #define CTR_HAS_AVX2_ 0
 #endif
+#ifndef CTR_HAS_NEON_
+#define CTR_HAS_NEON_ 0
+#endif
+#define CTR_HAS_FAST_ (CTR_HAS_AVX2_ || CTR_HAS_NEON_)
 
 #ifdef __cplusplus
 extern "C" {
@@ -2587,6 +2611,60 @@ CTR_PRIVATE_ int ctr_platform_avx2_(void)
     return 0;
 #endif
 }
+
+/* What CTR_KERNELS_AUTO means here. */
+CTR_PRIVATE_ ctr_kernels ctr_platform_kernels_(void)
+{
+    if (CTR_HAS_NEON_) return CTR_KERNELS_NEON;
+    return ctr_platform_avx2_() ? CTR_KERNELS_AVX2 : CTR_KERNELS_SCALAR;
+}
+
+#if CTR_HAS_FAST_
+
+/* Vectors of CTR_SIMD_ floats, for what both sets of fast kernels write alike. */
+#define CTR_SIMD_FN_ CTR_TARGET_SIMD_ CTR_INLINE_
+#if CTR_HAS_AVX2_
+
+#define CTR_SIMD_ 8
+typedef __m256 ctr_simd_;
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_load_(const float *p) { return _mm256_loadu_ps(p); }
+CTR_SIMD_FN_ void ctr_simd_store_(float *p, ctr_simd_ x) { _mm256_storeu_ps(p, x); }
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_add_(ctr_simd_ x, ctr_simd_ y) { return _mm256_add_ps(x, y); }
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_sub_(ctr_simd_ x, ctr_simd_ y) { return _mm256_sub_ps(x, y); }
+/* a x, a x + y and y - a x */
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_mul_(float a, ctr_simd_ x)
+{
+    return _mm256_mul_ps(_mm256_set1_ps(a), x);
+}
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_fma_(float a, ctr_simd_ x, ctr_simd_ y)
+{
+    return _mm256_fmadd_ps(_mm256_set1_ps(a), x, y);
+}
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_fnma_(float a, ctr_simd_ x, ctr_simd_ y)
+{
+    return _mm256_fnmadd_ps(_mm256_set1_ps(a), x, y);
+}
+
+#else
+
+#define CTR_SIMD_ 4
+typedef float32x4_t ctr_simd_;
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_load_(const float *p) { return vld1q_f32(p); }
+CTR_SIMD_FN_ void ctr_simd_store_(float *p, ctr_simd_ x) { vst1q_f32(p, x); }
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_add_(ctr_simd_ x, ctr_simd_ y) { return vaddq_f32(x, y); }
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_sub_(ctr_simd_ x, ctr_simd_ y) { return vsubq_f32(x, y); }
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_mul_(float a, ctr_simd_ x) { return vmulq_n_f32(x, a); }
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_fma_(float a, ctr_simd_ x, ctr_simd_ y)
+{
+    return vfmaq_f32(y, vdupq_n_f32(a), x);
+}
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_fnma_(float a, ctr_simd_ x, ctr_simd_ y)
+{
+    return vfmsq_f32(y, vdupq_n_f32(a), x);
+}
+
+#endif
+#endif /* CTR_HAS_FAST_ */
 
 CTR_PRIVATE_ int ctr_platform_processors_(void)
 {
@@ -3152,9 +3230,9 @@ CTR_API ctr_ctx *ctr_ctx_create(const ctr_config *config)
     memset(ctx, 0, sizeof *ctx);
     ctx->config = c;
     ctx->threads = c.threads ? c.threads : ctr_platform_processors_();
-    ctx->kernels = c.kernels == CTR_KERNELS_AUTO || c.kernels == CTR_KERNELS_AVX2
-                       ? (ctr_platform_avx2_() ? CTR_KERNELS_AVX2 : CTR_KERNELS_SCALAR)
-                       : CTR_KERNELS_SCALAR;
+    ctx->kernels = ctr_platform_kernels_();
+    if (c.kernels != CTR_KERNELS_AUTO && c.kernels != ctx->kernels)
+        ctx->kernels = CTR_KERNELS_SCALAR;
     ctx->kept.on_device = 1;
     ctx->step = 1;
     ctx->poison.rank = 1;
@@ -3176,12 +3254,11 @@ CTR_API uint64_t ctr_seed(const ctr_ctx *ctx) { return ctx->config.seed; }
 
 CTR_API const char *ctr_kernels_name(const ctr_ctx *ctx)
 {
+    int direct = ctx->config.conv == CTR_CONV_DIRECT;
     if (ctx->config.device) return ctx->config.device->name;
-    if (ctx->config.conv == CTR_CONV_WINOGRAD)
-        return ctx->kernels == CTR_KERNELS_AVX2 ? "avx2" : "scalar-winograd";
-    if (ctx->config.conv == CTR_CONV_DIRECT)
-        return ctx->kernels == CTR_KERNELS_AVX2 ? "avx2-direct" : "scalar";
-    return ctx->kernels == CTR_KERNELS_AVX2 ? "avx2" : "scalar";
+    if (ctx->kernels == CTR_KERNELS_AVX2) return direct ? "avx2-direct" : "avx2";
+    if (ctx->kernels == CTR_KERNELS_NEON) return direct ? "neon-direct" : "neon";
+    return ctx->config.conv == CTR_CONV_WINOGRAD ? "scalar-winograd" : "scalar";
 }
 
 CTR_API ctr_memory ctr_memory_stats(const ctr_ctx *ctx)
@@ -3454,7 +3531,8 @@ CTR_PRIVATE_ int ctr_background_busy_(ctr_ctx *ctx) { (void)ctx; return 0; }
 #endif
 
 CTR_PRIVATE_ int ctr_threads_(const ctr_ctx *ctx) { return ctx->threads; }
-CTR_PRIVATE_ int ctr_kernels_(const ctr_ctx *ctx) { return (int)ctx->kernels; }
+/* Are the kernels the fast ones, of either set? */
+CTR_PRIVATE_ int ctr_fast_(const ctr_ctx *ctx) { return ctx->kernels != CTR_KERNELS_SCALAR; }
 
 /* ------------------------------------------------------------------------------------------------
    >>RNG
@@ -4255,9 +4333,9 @@ CTR_PRIVATE_ int ctr_file_exists_(const char *path)
    >>VEC  elementwise kernels, reductions, rows
 
    Each kernel is written once, as a plain loop over a range, and compiled twice: as it stands, and
-   with AVX2 by CTR_VEC_KERNEL_ (the loops are simple enough for the compiler to vectorise; sums
-   keep eight lanes by hand, because the order of a sum is part of the result). Ranges depend on the
-   shape alone, and no two write the same place.
+   for AVX2 or NEON by CTR_VEC_KERNEL_ (the loops are simple enough for the compiler to vectorise;
+   sums keep eight lanes by hand, because the order of a sum is part of the result). Ranges depend
+   on the shape alone, and no two write the same place.
    ---------------------------------------------------------------------------------------------- */
 
 #define CTR_LANES_ 8
@@ -4277,7 +4355,7 @@ typedef struct ctr_vec_ {                  /* the arguments of every kernel of t
 } ctr_vec_;
 
 /* name_body_(v, lo, hi) does the range lo..hi-1 of v->n; a chunk is v->chunk wide. */
-#if CTR_HAS_AVX2_
+#if CTR_HAS_FAST_
 #define CTR_VEC_KERNEL_(name)                                                                 \
     CTR_PRIVATE_ void name##plain_(void *arg, int64_t chunk, int worker)                      \
     {                                                                                         \
@@ -4286,7 +4364,7 @@ typedef struct ctr_vec_ {                  /* the arguments of every kernel of t
         (void)worker;                                                                         \
         name##body_(v, lo, CTR_MIN_(lo + v->chunk, v->n));                                    \
     }                                                                                         \
-    CTR_TARGET_AVX2_ CTR_PRIVATE_ void name##avx2_(void *arg, int64_t chunk, int worker)      \
+    CTR_TARGET_FAST_ CTR_PRIVATE_ void name##fast_(void *arg, int64_t chunk, int worker)      \
     {                                                                                         \
         const ctr_vec_ *v = (const ctr_vec_ *)arg;                                            \
         int64_t lo = chunk * v->chunk;                                                        \
@@ -4294,7 +4372,7 @@ typedef struct ctr_vec_ {                  /* the arguments of every kernel of t
         name##body_(v, lo, CTR_MIN_(lo + v->chunk, v->n));                                    \
     }
 #define CTR_VEC_RUN_(ctx, name, v)                                                            \
-    ctr_vec_run_(ctx, (ctx)->kernels == CTR_KERNELS_AVX2 ? name##avx2_ : name##plain_, v)
+    ctr_vec_run_(ctx, ctr_fast_(ctx) ? name##fast_ : name##plain_, v)
 #else
 #define CTR_VEC_KERNEL_(name)                                                                 \
     CTR_PRIVATE_ void name##plain_(void *arg, int64_t chunk, int worker)                      \
@@ -5570,19 +5648,13 @@ CTR_PRIVATE_ void ctr_gemm_scalar_(ctr_ctx *ctx, ctr_gemm_args_ *g)
                      ctr_gemm_scalar_job_, g);
 }
 
-#if defined(__x86_64__) && !defined(__ILP32__) && (defined(__GNUC__) || defined(__clang__)) && \
-    !defined(__TINYC__) && !defined(CONTRASTIVE_NO_SIMD) && CTR_REAL_IS_FLOAT_
-#define CTR_GEMM_AVX2_ 1
-#else
-#define CTR_GEMM_AVX2_ 0
-#endif
+#if CTR_HAS_FAST_
 
-#if CTR_GEMM_AVX2_
-
-/* ---- AVX2 + FMA ---------------------------------------------------------------------------------
-   The product is cut into tiles of 6 x 16: twelve registers of sums, which leaves two for sixteen
-   columns of B and two for broadcast elements of A, and gives each loaded value enough work
-   to keep both multiply-add units of a core busy.
+/* ---- AVX2 + FMA, NEON ---------------------------------------------------------------------------
+   The product is cut into tiles of 6 x 16. With AVX2 that is twelve registers of sums, which leaves
+   two for sixteen columns of B and two for broadcast elements of A, and gives each loaded value
+   enough work to keep both multiply-add units of a core busy. Both sets of kernels have the same
+   tile and add in the same order, so that their products have the same bits.
 
    B is packed into panels of sixteen columns, [ceil(n/16)][k][16], zero-padded, so that the inner
    loop reads it in a straight line. A is not packed: the tile takes a pointer to each of
@@ -5591,18 +5663,14 @@ CTR_PRIVATE_ void ctr_gemm_scalar_(ctr_ctx *ctx, ctr_gemm_args_ *g)
 
    Blocking: a slab of up to 384 of k. Sixteen columns of B, 24 KiB, stay in L1 while a block of
    rows of A, 96 of a convolution and 192 of a product, passes from L2; then come the next sixteen
-   columns, of which each tile fetches a part into L2 ahead.
+   columns, of which each tile fetches a part into L2 ahead. */
 
-   The tile is written in assembly because compilers fold its loads into the multiply-adds and spill
-   the sums; at plain -O2 that costs a third to two thirds of the speed. */
-
-#define CTR_GEMM_TARGET_ __attribute__((target("avx2,fma")))
 #define CTR_GEMM_MR_ 6
 #define CTR_GEMM_NR_ 16
 #define CTR_GEMM_KC_ 384
 #define CTR_GEMM_MC_ 192
 
-/* The operands of a tile. The assembly reads the fields by offset, so each has 8 bytes. */
+/* The operands of a tile. AVX2's assembly reads the fields by offset, so each has 8 bytes. */
 typedef struct ctr_gemm_tile_ {
     const float *const *rows; /*  0  inner: [taps][6] rows of A; outer: [k] columns of A */
     int64_t taps;             /*  8  runs of k that each row consists of (inner only) */
@@ -5613,6 +5681,11 @@ typedef struct ctr_gemm_tile_ {
     int64_t column;           /* 48  bytes to add to each pointer in outs */
     int64_t acc;              /* 56  0: C = sum, else C += sum */
 } ctr_gemm_tile_;
+
+#if CTR_HAS_AVX2_
+
+/* ---- AVX2: the tile, in assembly because compilers fold its loads into the multiply-adds and
+   spill the sums; at plain -O2 that costs a third to two thirds of the speed ---- */
 
 /* EACHn(X, u) writes X for each of the n rows of the tile: row r uses pointer p, sums lo and hi,
    and broadcasts through register t. u is handed through: the unrolled step. */
@@ -5687,7 +5760,7 @@ typedef struct ctr_gemm_tile_ {
 
 /* Inner tile: A is read along k, one pointer a row and tap. rsi counts taps, rcx steps. */
 #define CTR_GEMM_DEFINE_INNER_(n, EACH) \
-    CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_gemm_inner##n##_(const ctr_gemm_tile_ *tile) \
+    CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_gemm_inner##n##_(const ctr_gemm_tile_ *tile) \
     { \
         __asm__ __volatile__( \
             CTR_GEMM_BEGIN_(EACH) \
@@ -5731,7 +5804,7 @@ typedef struct ctr_gemm_tile_ {
     "movq 8*" u "(%%rax), %%r8\n\t" \
     CTR_GEMM_B_(u) EACH(CTR_GEMM_OUTER_, u)
 #define CTR_GEMM_DEFINE_OUTER_(n, EACH) \
-    CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_gemm_outer##n##_(const ctr_gemm_tile_ *tile) \
+    CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_gemm_outer##n##_(const ctr_gemm_tile_ *tile) \
     { \
         __asm__ __volatile__( \
             CTR_GEMM_BEGIN_(EACH) \
@@ -5763,6 +5836,181 @@ typedef struct ctr_gemm_tile_ {
             CTR_GEMM_END_(EACH) \
             : : "D"(tile) : CTR_GEMM_CLOBBERS_); \
     }
+
+/* dst[j][i] = src[i][j] for 8 x 8, by three rounds of interleaving. */
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_gemm_turn8_(const float *src, int64_t lds, float *dst,
+                                                   int64_t ldd)
+{
+    __m256 a[8], b[8];
+    int i;
+    for (i = 0; i < 8; i++) {
+        a[i] = _mm256_loadu_ps(src + i * lds);
+    }
+    for (i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (i = 0; i < 8; i += 4) {
+        a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+        a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+        a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+        a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+    }
+    for (i = 0; i < 4; i++) {
+        _mm256_storeu_ps(dst + i * ldd, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        _mm256_storeu_ps(dst + (i + 4) * ldd, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    }
+}
+
+#else
+
+/* ---- NEON: 24 of the 32 registers hold sums of four floats. The inner tile takes four steps of k
+   at a time: six registers hold as much of A's rows, whose lanes the multiply-adds pick, and B
+   passes through the last two, unless gcc schedules: it loads all of B first, and spills ---- */
+
+#if defined(__clang__)
+#define CTR_GEMM_ORDER_
+#else
+#define CTR_GEMM_ORDER_ __attribute__((optimize("no-schedule-insns")))
+#endif
+
+/* EACHn(X, u, g) writes X for each of the n rows of the tile: row r has the sums s0r .. s3r, one
+   for each four columns g, the elements ar of A and reads at pr. u is the unrolled step. */
+#define CTR_GEMM_EACH1_(X, u, g) X(u, g, 0)
+#define CTR_GEMM_EACH2_(X, u, g) CTR_GEMM_EACH1_(X, u, g) X(u, g, 1)
+#define CTR_GEMM_EACH3_(X, u, g) CTR_GEMM_EACH2_(X, u, g) X(u, g, 2)
+#define CTR_GEMM_EACH4_(X, u, g) CTR_GEMM_EACH3_(X, u, g) X(u, g, 3)
+#define CTR_GEMM_EACH5_(X, u, g) CTR_GEMM_EACH4_(X, u, g) X(u, g, 4)
+#define CTR_GEMM_EACH6_(X, u, g) CTR_GEMM_EACH5_(X, u, g) X(u, g, 5)
+
+/* Beginning: sums = 0. End: C = sums, or C += sums. */
+#define CTR_GEMM_ZERO_(u, g, r) \
+    float32x4_t s0##r = zero, s1##r = zero, s2##r = zero, s3##r = zero;
+#define CTR_GEMM_ADD_(u, g, r) \
+    c = tile->outs[r] + column; \
+    s0##r = vaddq_f32(s0##r, vld1q_f32(c)); \
+    s1##r = vaddq_f32(s1##r, vld1q_f32(c + 4)); \
+    s2##r = vaddq_f32(s2##r, vld1q_f32(c + 8)); \
+    s3##r = vaddq_f32(s3##r, vld1q_f32(c + 12));
+#define CTR_GEMM_STORE_(u, g, r) \
+    c = tile->outs[r] + column; \
+    vst1q_f32(c, s0##r); \
+    vst1q_f32(c + 4, s1##r); \
+    vst1q_f32(c + 8, s2##r); \
+    vst1q_f32(c + 12, s3##r);
+#define CTR_GEMM_BEGIN_(EACH) \
+    const float32x4_t zero = vdupq_n_f32(0.0f); \
+    const int64_t skip = tile->skip / (int64_t)sizeof(float); \
+    const int64_t column = tile->column / (int64_t)sizeof(float); \
+    const float *const *rows = tile->rows; \
+    const float *b = tile->b; \
+    float32x4_t four; \
+    float *c; \
+    int64_t k; \
+    EACH(CTR_GEMM_ZERO_, 0, 0)
+#define CTR_GEMM_END_(EACH) \
+    if (tile->acc) { \
+        EACH(CTR_GEMM_ADD_, 0, 0) \
+    } \
+    EACH(CTR_GEMM_STORE_, 0, 0)
+
+/* sums += A * four columns of B */
+#define CTR_GEMM_FOUR_(X, EACH, u, g) \
+    four = vld1q_f32(b + 16 * (u) + 4 * (g)); \
+    EACH(X, u, g)
+#define CTR_GEMM_STEP_(X, EACH, u) \
+    CTR_GEMM_FOUR_(X, EACH, u, 0) \
+    CTR_GEMM_FOUR_(X, EACH, u, 1) \
+    CTR_GEMM_FOUR_(X, EACH, u, 2) \
+    CTR_GEMM_FOUR_(X, EACH, u, 3)
+
+#define CTR_GEMM_ROW_(u, g, r) \
+    const float *p##r = rows[r] + skip; \
+    float32x4_t a##r;
+#define CTR_GEMM_LOAD_(u, g, r) \
+    a##r = vld1q_f32(p##r); \
+    p##r += 4;
+#define CTR_GEMM_LOAD1_(u, g, r) \
+    a##r = vld1q_dup_f32(p##r); \
+    p##r++;
+#define CTR_GEMM_INNER_(u, g, r) s##g##r = vfmaq_laneq_f32(s##g##r, four, a##r, u);
+
+/* Inner tile: A is read along k, one pointer a row and tap. */
+#define CTR_GEMM_DEFINE_INNER_(n, EACH) \
+    CTR_GEMM_ORDER_ CTR_PRIVATE_ void ctr_gemm_inner##n##_(const ctr_gemm_tile_ *tile) \
+    { \
+        CTR_GEMM_BEGIN_(EACH) \
+        int64_t taps; \
+        for (taps = tile->taps; taps > 0; taps--, rows += CTR_GEMM_MR_) { \
+            EACH(CTR_GEMM_ROW_, 0, 0) \
+            for (k = tile->k; k >= 4; k -= 4, b += 64) { \
+                EACH(CTR_GEMM_LOAD_, 0, 0) \
+                CTR_GEMM_STEP_(CTR_GEMM_INNER_, EACH, 0) \
+                CTR_GEMM_STEP_(CTR_GEMM_INNER_, EACH, 1) \
+                CTR_GEMM_STEP_(CTR_GEMM_INNER_, EACH, 2) \
+                CTR_GEMM_STEP_(CTR_GEMM_INNER_, EACH, 3) \
+            } \
+            for (; k > 0; k--, b += 16) { \
+                EACH(CTR_GEMM_LOAD1_, 0, 0) \
+                CTR_GEMM_STEP_(CTR_GEMM_INNER_, EACH, 0) \
+            } \
+        } \
+        CTR_GEMM_END_(EACH) \
+    }
+
+/* Outer tile: A is transposed in memory; each of the k steps has a pointer to its own row, in which
+   the tile's n elements lie side by side: `low` has up to four, `high` the rest. */
+#define CTR_GEMM_LOW1_ low = vld1q_dup_f32(a);
+#define CTR_GEMM_LOW2_ low = vcombine_f32(vld1_f32(a), vld1_f32(a));
+#define CTR_GEMM_LOW3_ CTR_GEMM_LOW2_ low = vld1q_lane_f32(a + 2, low, 2);
+#define CTR_GEMM_LOW4_ low = vld1q_f32(a);
+#define CTR_GEMM_LOW5_ CTR_GEMM_LOW4_ high = vld1_dup_f32(a + 4);
+#define CTR_GEMM_LOW6_ CTR_GEMM_LOW4_ high = vld1_f32(a + 4);
+#define CTR_GEMM_TIMES0_(s) vfmaq_laneq_f32(s, four, low, 0)
+#define CTR_GEMM_TIMES1_(s) vfmaq_laneq_f32(s, four, low, 1)
+#define CTR_GEMM_TIMES2_(s) vfmaq_laneq_f32(s, four, low, 2)
+#define CTR_GEMM_TIMES3_(s) vfmaq_laneq_f32(s, four, low, 3)
+#define CTR_GEMM_TIMES4_(s) vfmaq_lane_f32(s, four, high, 0)
+#define CTR_GEMM_TIMES5_(s) vfmaq_lane_f32(s, four, high, 1)
+#define CTR_GEMM_OUTER_(u, g, r) s##g##r = CTR_GEMM_TIMES##r##_(s##g##r);
+#define CTR_GEMM_DEFINE_OUTER_(n, EACH) \
+    CTR_GEMM_ORDER_ CTR_PRIVATE_ void ctr_gemm_outer##n##_(const ctr_gemm_tile_ *tile) \
+    { \
+        CTR_GEMM_BEGIN_(EACH) \
+        float32x4_t low; \
+        float32x2_t high = vdup_n_f32(0.0f); \
+        (void)high; \
+        for (k = tile->k; k > 0; k--, b += 16) { \
+            const float *a = *rows++ + skip; \
+            CTR_GEMM_LOW##n##_ \
+            CTR_GEMM_STEP_(CTR_GEMM_OUTER_, EACH, 0) \
+        } \
+        CTR_GEMM_END_(EACH) \
+    }
+
+/* dst[j][i] = src[i][j] for 8 x 8: four times 4 x 4, by two rounds of interleaving. */
+CTR_PRIVATE_ void ctr_gemm_turn8_(const float *src, int64_t lds, float *dst, int64_t ldd)
+{
+    int64_t i, j;
+    for (i = 0; i < 8; i += 4) {
+        for (j = 0; j < 8; j += 4) {
+            const float *from = src + i * lds + j;
+            float *to = dst + j * ldd + i;
+            const float32x4_t a = vld1q_f32(from), b = vld1q_f32(from + lds);
+            const float32x4_t c = vld1q_f32(from + 2 * lds), d = vld1q_f32(from + 3 * lds);
+            const float64x2_t ab = vreinterpretq_f64_f32(vtrn1q_f32(a, b));
+            const float64x2_t cd = vreinterpretq_f64_f32(vtrn1q_f32(c, d));
+            const float64x2_t ab2 = vreinterpretq_f64_f32(vtrn2q_f32(a, b));
+            const float64x2_t cd2 = vreinterpretq_f64_f32(vtrn2q_f32(c, d));
+            vst1q_f32(to, vreinterpretq_f32_f64(vtrn1q_f64(ab, cd)));
+            vst1q_f32(to + ldd, vreinterpretq_f32_f64(vtrn1q_f64(ab2, cd2)));
+            vst1q_f32(to + 2 * ldd, vreinterpretq_f32_f64(vtrn2q_f64(ab, cd)));
+            vst1q_f32(to + 3 * ldd, vreinterpretq_f32_f64(vtrn2q_f64(ab2, cd2)));
+        }
+    }
+}
+
+#endif
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Woverlength-strings" /* of assembly, which has no such limit */
@@ -5910,33 +6158,8 @@ CTR_PRIVATE_ void ctr_gemm_turned_run_(const ctr_gemm_block_ *q)
     }
 }
 
-/* dst[j][i] = src[i][j] for 8 x 8, by three rounds of interleaving. */
-CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_gemm_turn8_(const float *src, int64_t lds, float *dst,
-                                                   int64_t ldd)
-{
-    __m256 a[8], b[8];
-    int i;
-    for (i = 0; i < 8; i++) {
-        a[i] = _mm256_loadu_ps(src + i * lds);
-    }
-    for (i = 0; i < 8; i += 2) {
-        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
-        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
-    }
-    for (i = 0; i < 8; i += 4) {
-        a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
-        a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
-        a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
-        a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
-    }
-    for (i = 0; i < 4; i++) {
-        _mm256_storeu_ps(dst + i * ldd, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
-        _mm256_storeu_ps(dst + (i + 4) * ldd, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
-    }
-}
-
 /* dst[j][i] = src[i][j] for rows x cols of src. */
-CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_gemm_turn_(const float *src, int64_t lds, int64_t rows,
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_gemm_turn_(const float *src, int64_t lds, int64_t rows,
                                                   int64_t cols, float *dst, int64_t ldd)
 {
     const int64_t rows8 = rows / 8 * 8, cols8 = cols / 8 * 8;
@@ -5954,7 +6177,7 @@ CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_gemm_turn_(const float *src, int64_t lds,
 }
 
 /* Packs `width` <= 16 columns of op(B) into a panel [k][16], padded with zeros. */
-CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_gemm_pack_(int tb, int64_t k, int64_t width, const float *b,
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_gemm_pack_(int tb, int64_t k, int64_t width, const float *b,
                                                   int64_t ldb, float *panel)
 {
     int64_t j, p;
@@ -5967,8 +6190,9 @@ CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_gemm_pack_(int tb, int64_t k, int64_t wid
     }
     for (p = 0; p < k; p++, b += ldb, panel += CTR_GEMM_NR_) {
         if (width >= CTR_GEMM_NR_) {
-            _mm256_storeu_ps(panel, _mm256_loadu_ps(b));
-            _mm256_storeu_ps(panel + 8, _mm256_loadu_ps(b + 8));
+            for (j = 0; j < CTR_GEMM_NR_; j += CTR_SIMD_) {
+                ctr_simd_store_(panel + j, ctr_simd_load_(b + j));
+            }
         } else {
             for (j = 0; j < width; j++) {
                 panel[j] = b[j];
@@ -6097,7 +6321,7 @@ CTR_PRIVATE_ int64_t ctr_gemm_plan_cut_(ctr_gemm_plan_ *plan, int64_t threads)
 }
 
 /* At most 16 MiB of B are packed at a time, or one panel if that is more. */
-CTR_PRIVATE_ void ctr_gemm_avx2_(ctr_ctx *ctx, const ctr_gemm_args_ *args)
+CTR_PRIVATE_ void ctr_gemm_fast_(ctr_ctx *ctx, const ctr_gemm_args_ *args)
 {
     const int64_t most = ((int64_t)1 << 18) / args->k + 1;
     const int64_t all = ctr_gemm_pieces_(args->n, CTR_GEMM_NR_);
@@ -6127,7 +6351,7 @@ CTR_PRIVATE_ void ctr_gemm_avx2_(ctr_ctx *ctx, const ctr_gemm_args_ *args)
     }
 }
 
-#endif /* CTR_GEMM_AVX2_ */
+#endif /* CTR_HAS_FAST_ */
 
 /* C[m,n] = alpha op(A) op(B) + beta C, where op transposes if ta, tb. beta 0 never reads C. */
 CTR_PRIVATE_ void ctr_gemm_run_(ctr_ctx *ctx, int ta, int tb, int64_t m, int64_t n, int64_t k,
@@ -6155,9 +6379,9 @@ CTR_PRIVATE_ void ctr_gemm_run_(ctr_ctx *ctx, int ta, int tb, int64_t m, int64_t
         ctr_gemm_scale_(m, n, beta, c, ldc);
         return;
     }
-#if CTR_GEMM_AVX2_
-    if (ctr_kernels_(ctx) >= CTR_KERNELS_AVX2) {
-        ctr_gemm_avx2_(ctx, &g);
+#if CTR_HAS_FAST_
+    if (ctr_fast_(ctx)) {
+        ctr_gemm_fast_(ctx, &g);
         return;
     }
 #endif
@@ -6309,9 +6533,9 @@ CTR_PRIVATE_ int64_t ctr_conv_work_(const ctr_conv_shape *s)
     return s->n * s->oh * s->ow * s->kh * s->kw * s->c * s->oc;
 }
 
-#if CTR_GEMM_AVX2_
+#if CTR_HAS_FAST_
 
-/* ---- AVX2 + FMA: implicit gemm ------------------------------------------------------------------
+/* ---- fast: implicit gemm ------------------------------------------------------------------------
    Forward: the rows of A are pixels of x, one run of c floats per tap; B are the weights as
    they lie, [kh kw c][oc]; the rows of C are pixels of y. Outside x a pointer to zeros stands in.
 
@@ -6412,8 +6636,8 @@ CTR_PRIVATE_ void ctr_conv_point_(const ctr_conv_pass_ *g, const ctr_conv_spot_ 
     }
 }
 
-/* A short copy without the call that memcpy would be. */
-CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_conv_copy_(float *to, const float *from, int64_t n)
+/* A short copy without the call that memcpy of n would be. */
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_conv_copy_(float *to, const float *from, int64_t n)
 {
     int64_t i;
     if (n < 4) {
@@ -6423,9 +6647,9 @@ CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_conv_copy_(float *to, const float *from, 
         return;
     }
     for (i = 0; i < n - 4; i += 4) {
-        _mm_storeu_ps(to + i, _mm_loadu_ps(from + i));
+        memcpy(to + i, from + i, 4 * sizeof(float));
     }
-    _mm_storeu_ps(to + n - 4, _mm_loadu_ps(from + n - 4)); /* the rest, overlapping */
+    memcpy(to + n - 4, from + n - 4, 4 * sizeof(float)); /* the rest, overlapping */
 }
 
 /* The patch of one pixel of y as a row of kh kw c floats. */
@@ -6543,7 +6767,7 @@ CTR_PRIVATE_ int ctr_conv_memory_(ctr_ctx *ctx, ctr_conv_pass_ *g, int64_t taps,
     return 1;
 }
 
-CTR_PRIVATE_ void ctr_conv_forward_avx2_(ctr_ctx *ctx, const ctr_conv_shape *s, const float *x,
+CTR_PRIVATE_ void ctr_conv_forward_fast_(ctr_ctx *ctx, const ctr_conv_shape *s, const float *x,
                                          const float *w, float *y)
 {
     ctr_conv_pass_ g;
@@ -6587,7 +6811,7 @@ CTR_PRIVATE_ void ctr_conv_phase_(ctr_conv_pass_ *g, const ctr_conv_shape *s, in
     g->tw = g->kx < s->kw ? (s->kw - g->kx - 1) / s->stride + 1 : 0;
 }
 
-CTR_PRIVATE_ void ctr_conv_input_avx2_(ctr_ctx *ctx, const ctr_conv_shape *s, const float *dy,
+CTR_PRIVATE_ void ctr_conv_input_fast_(ctr_ctx *ctx, const ctr_conv_shape *s, const float *dy,
                                        const float *w, float *dx, int acc)
 {
     ctr_conv_pass_ g;
@@ -6740,7 +6964,7 @@ CTR_PRIVATE_ void ctr_conv_grad_cut_(ctr_conv_grad_ *g)
     g->parts = ctr_gemm_pieces_(g->pixels, g->part);
 }
 
-CTR_PRIVATE_ void ctr_conv_weight_avx2_(ctr_ctx *ctx, const ctr_conv_shape *s, const float *x,
+CTR_PRIVATE_ void ctr_conv_weight_fast_(ctr_ctx *ctx, const ctr_conv_shape *s, const float *x,
                                         const float *dy, float *dw, int acc)
 {
     const int64_t size = s->kh * s->kw * s->c * s->oc;
@@ -6788,11 +7012,11 @@ CTR_PRIVATE_ void ctr_conv_weight_avx2_(ctr_ctx *ctx, const ctr_conv_shape *s, c
     }
 }
 
-#endif /* CTR_GEMM_AVX2_ */
+#endif /* CTR_HAS_FAST_ */
 
 CTR_PRIVATE_ int ctr_conv_fast_(const ctr_ctx *ctx, const ctr_conv_shape *s)
 {
-    return CTR_GEMM_AVX2_ && ctr_kernels_(ctx) >= CTR_KERNELS_AVX2 && ctr_conv_work_(s) > 0;
+    return CTR_HAS_FAST_ && ctr_fast_(ctx) && ctr_conv_work_(s) > 0;
 }
 
 /* y = convolution of x with w */
@@ -6800,9 +7024,9 @@ CTR_PRIVATE_ void ctr_conv_forward_(ctr_ctx *ctx, const ctr_conv_shape *s, const
                                     const ctr_real *w, ctr_real *y)
 {
     ctr_conv_args_ g;
-#if CTR_GEMM_AVX2_
+#if CTR_HAS_FAST_
     if (ctr_conv_fast_(ctx, s)) {
-        ctr_conv_forward_avx2_(ctx, s, x, w, y);
+        ctr_conv_forward_fast_(ctx, s, x, w, y);
         return;
     }
 #endif
@@ -6819,9 +7043,9 @@ CTR_PRIVATE_ void ctr_conv_input_(ctr_ctx *ctx, const ctr_conv_shape *s, const c
                                   const ctr_real *w, ctr_real *dx, int acc)
 {
     ctr_conv_args_ g;
-#if CTR_GEMM_AVX2_
+#if CTR_HAS_FAST_
     if (ctr_conv_fast_(ctx, s)) {
-        ctr_conv_input_avx2_(ctx, s, dy, w, dx, acc);
+        ctr_conv_input_fast_(ctx, s, dy, w, dx, acc);
         return;
     }
 #endif
@@ -6839,9 +7063,9 @@ CTR_PRIVATE_ void ctr_conv_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const 
                                    const ctr_real *dy, ctr_real *dw, int acc)
 {
     ctr_conv_args_ g;
-#if CTR_GEMM_AVX2_
+#if CTR_HAS_FAST_
     if (ctr_conv_fast_(ctx, s)) {
-        ctr_conv_weight_avx2_(ctx, s, x, dy, dw, acc);
+        ctr_conv_weight_fast_(ctx, s, x, dy, dw, acc);
         return;
     }
 #endif
@@ -7155,10 +7379,10 @@ CTR_PRIVATE_ void ctr_wino_scalar_(ctr_ctx *ctx, ctr_wino_args_ *g, int weights)
     }
 }
 
-#if CTR_GEMM_AVX2_
+#if CTR_HAS_FAST_
 
-/* ---- AVX2 + FMA ---------------------------------------------------------------------------------
-   The same, eight channels at a time, and in pieces that stay in the cache. Two ways:
+/* ---- fast ---------------------------------------------------------------------------------------
+   The same, a vector of channels at a time, and in pieces that stay in the cache. Two ways:
 
    Narrow (up to 128 channels, 256 if there are tiles enough): all weights are transformed first;
    then each job takes some tens of tiles through transform, 36 products and transform back while
@@ -7173,7 +7397,6 @@ CTR_PRIVATE_ void ctr_wino_scalar_(ctr_ctx *ctx, ctr_wino_args_ *g, int weights)
    Strides that are multiples of 256 bytes would crowd into few sets of the cache: rows get 16
    floats more where needed, and so do planes. */
 
-#define CTR_WINO_LINE_ __attribute__((target("avx2,fma"), always_inline)) static inline
 #define CTR_WINO_NARROW_ 128 /* channels up to which the narrow way is taken */
 #define CTR_WINO_BLOCK_ 48   /* tiles of a job at most */
 #define CTR_WINO_DEPTH_ 128  /* input channels whose weights a wide job transforms at once */
@@ -7182,195 +7405,188 @@ CTR_PRIVATE_ void ctr_wino_scalar_(ctr_ctx *ctx, ctr_wino_args_ *g, int weights)
 #define CTR_WINO_GROUP_ 256
 #define CTR_WINO_SHARED_ ((int64_t)1 << 21)
 
-/* a b + c, and c - a b, for a constant a */
-CTR_WINO_LINE_ __m256 ctr_wino_fma_(float a, __m256 b, __m256 c)
+/* The transforms of a line of vectors, as in the reference; results go to o, so apart. */
+CTR_SIMD_FN_ void ctr_wino_line_bt_(ctr_simd_ x0, ctr_simd_ x1, ctr_simd_ x2, ctr_simd_ x3,
+                                    ctr_simd_ x4, ctr_simd_ x5, float *o, int64_t so)
 {
-    return _mm256_fmadd_ps(_mm256_set1_ps(a), b, c);
-}
-CTR_WINO_LINE_ __m256 ctr_wino_fnma_(float a, __m256 b, __m256 c)
-{
-    return _mm256_fnmadd_ps(_mm256_set1_ps(a), b, c);
-}
-CTR_WINO_LINE_ __m256 ctr_wino_mul_(float a, __m256 b)
-{
-    return _mm256_mul_ps(_mm256_set1_ps(a), b);
-}
-
-/* The transforms of a line of 8 channels, as in the reference; results go to o, so apart. */
-CTR_WINO_LINE_ void ctr_wino_bt8_(__m256 x0, __m256 x1, __m256 x2, __m256 x3, __m256 x4, __m256 x5,
-                                  float *o, int64_t so)
-{
-    const __m256 t1 = ctr_wino_fnma_(CTR_WINO_TWO_, x2, x4);
-    const __m256 t2 = ctr_wino_fnma_(CTR_WINO_TWO_, x1, x3);
-    const __m256 u1 = ctr_wino_fnma_(CTR_WINO_HALF_, x2, x4);
-    const __m256 u2 = ctr_wino_fnma_(CTR_WINO_HALF_, x1, x3);
-    _mm256_storeu_ps(o, ctr_wino_fnma_(CTR_WINO_SUM_, x2, _mm256_add_ps(x0, x4)));
-    _mm256_storeu_ps(o + so, ctr_wino_fma_(CTR_WINO_A_, t2, t1));
-    _mm256_storeu_ps(o + 2 * so, ctr_wino_fnma_(CTR_WINO_A_, t2, t1));
-    _mm256_storeu_ps(o + 3 * so, ctr_wino_fma_(CTR_WINO_B_, u2, u1));
-    _mm256_storeu_ps(o + 4 * so, ctr_wino_fnma_(CTR_WINO_B_, u2, u1));
-    _mm256_storeu_ps(o + 5 * so, ctr_wino_fnma_(CTR_WINO_SUM_, x3, _mm256_add_ps(x1, x5)));
+    const ctr_simd_ t1 = ctr_simd_fnma_(CTR_WINO_TWO_, x2, x4);
+    const ctr_simd_ t2 = ctr_simd_fnma_(CTR_WINO_TWO_, x1, x3);
+    const ctr_simd_ u1 = ctr_simd_fnma_(CTR_WINO_HALF_, x2, x4);
+    const ctr_simd_ u2 = ctr_simd_fnma_(CTR_WINO_HALF_, x1, x3);
+    ctr_simd_store_(o, ctr_simd_fnma_(CTR_WINO_SUM_, x2, ctr_simd_add_(x0, x4)));
+    ctr_simd_store_(o + so, ctr_simd_fma_(CTR_WINO_A_, t2, t1));
+    ctr_simd_store_(o + 2 * so, ctr_simd_fnma_(CTR_WINO_A_, t2, t1));
+    ctr_simd_store_(o + 3 * so, ctr_simd_fma_(CTR_WINO_B_, u2, u1));
+    ctr_simd_store_(o + 4 * so, ctr_simd_fnma_(CTR_WINO_B_, u2, u1));
+    ctr_simd_store_(o + 5 * so, ctr_simd_fnma_(CTR_WINO_SUM_, x3, ctr_simd_add_(x1, x5)));
 }
 
-CTR_WINO_LINE_ void ctr_wino_g8_(__m256 w0, __m256 w1, __m256 w2, float *o, int64_t so)
+CTR_SIMD_FN_ void ctr_wino_line_g_(ctr_simd_ w0, ctr_simd_ w1, ctr_simd_ w2, float *o, int64_t so)
 {
-    const __m256 e1 = ctr_wino_mul_(CTR_WINO_NA_, ctr_wino_fma_(CTR_WINO_HALF_, w2, w0));
-    const __m256 e2 = ctr_wino_mul_(CTR_WINO_NB_, ctr_wino_fma_(CTR_WINO_TWO_, w2, w0));
-    _mm256_storeu_ps(o, w0);
-    _mm256_storeu_ps(o + so, ctr_wino_fma_(CTR_WINO_NA_ * CTR_WINO_A_, w1, e1));
-    _mm256_storeu_ps(o + 2 * so, ctr_wino_fnma_(CTR_WINO_NA_ * CTR_WINO_A_, w1, e1));
-    _mm256_storeu_ps(o + 3 * so, ctr_wino_fma_(CTR_WINO_NB_ * CTR_WINO_B_, w1, e2));
-    _mm256_storeu_ps(o + 4 * so, ctr_wino_fnma_(CTR_WINO_NB_ * CTR_WINO_B_, w1, e2));
-    _mm256_storeu_ps(o + 5 * so, w2);
+    const ctr_simd_ e1 = ctr_simd_mul_(CTR_WINO_NA_, ctr_simd_fma_(CTR_WINO_HALF_, w2, w0));
+    const ctr_simd_ e2 = ctr_simd_mul_(CTR_WINO_NB_, ctr_simd_fma_(CTR_WINO_TWO_, w2, w0));
+    ctr_simd_store_(o, w0);
+    ctr_simd_store_(o + so, ctr_simd_fma_(CTR_WINO_NA_ * CTR_WINO_A_, w1, e1));
+    ctr_simd_store_(o + 2 * so, ctr_simd_fnma_(CTR_WINO_NA_ * CTR_WINO_A_, w1, e1));
+    ctr_simd_store_(o + 3 * so, ctr_simd_fma_(CTR_WINO_NB_ * CTR_WINO_B_, w1, e2));
+    ctr_simd_store_(o + 4 * so, ctr_simd_fnma_(CTR_WINO_NB_ * CTR_WINO_B_, w1, e2));
+    ctr_simd_store_(o + 5 * so, w2);
 }
 
-CTR_WINO_LINE_ void ctr_wino_a8_(__m256 y0, __m256 y1, __m256 y2, __m256 y3, float *o, int64_t so)
+CTR_SIMD_FN_ void ctr_wino_line_a_(ctr_simd_ y0, ctr_simd_ y1, ctr_simd_ y2, ctr_simd_ y3, float *o,
+                                   int64_t so)
 {
-    const __m256 e1 = ctr_wino_fma_(CTR_WINO_HALF_, y2, y0);
-    const __m256 e2 = ctr_wino_fma_(CTR_WINO_TWO_, y2, y0);
-    const __m256 d1 = ctr_wino_fma_(CTR_WINO_HALF_, y3, y1);
-    const __m256 d2 = ctr_wino_fma_(CTR_WINO_TWO_, y3, y1);
-    _mm256_storeu_ps(o, y0);
-    _mm256_storeu_ps(o + so, ctr_wino_fma_(CTR_WINO_A_, d1, e1));
-    _mm256_storeu_ps(o + 2 * so, ctr_wino_fnma_(CTR_WINO_A_, d1, e1));
-    _mm256_storeu_ps(o + 3 * so, ctr_wino_fma_(CTR_WINO_B_, d2, e2));
-    _mm256_storeu_ps(o + 4 * so, ctr_wino_fnma_(CTR_WINO_B_, d2, e2));
-    _mm256_storeu_ps(o + 5 * so, y3);
+    const ctr_simd_ e1 = ctr_simd_fma_(CTR_WINO_HALF_, y2, y0);
+    const ctr_simd_ e2 = ctr_simd_fma_(CTR_WINO_TWO_, y2, y0);
+    const ctr_simd_ d1 = ctr_simd_fma_(CTR_WINO_HALF_, y3, y1);
+    const ctr_simd_ d2 = ctr_simd_fma_(CTR_WINO_TWO_, y3, y1);
+    ctr_simd_store_(o, y0);
+    ctr_simd_store_(o + so, ctr_simd_fma_(CTR_WINO_A_, d1, e1));
+    ctr_simd_store_(o + 2 * so, ctr_simd_fnma_(CTR_WINO_A_, d1, e1));
+    ctr_simd_store_(o + 3 * so, ctr_simd_fma_(CTR_WINO_B_, d2, e2));
+    ctr_simd_store_(o + 4 * so, ctr_simd_fnma_(CTR_WINO_B_, d2, e2));
+    ctr_simd_store_(o + 5 * so, y3);
 }
 
 /* m lies in memory with stride sm; o takes four vectors. */
-CTR_WINO_LINE_ void ctr_wino_at8_(const float *m, int64_t sm, __m256 *o)
+CTR_SIMD_FN_ void ctr_wino_line_at_(const float *m, int64_t sm, ctr_simd_ *o)
 {
-    const __m256 m1 = _mm256_loadu_ps(m + sm), m2 = _mm256_loadu_ps(m + 2 * sm);
-    const __m256 m3 = _mm256_loadu_ps(m + 3 * sm), m4 = _mm256_loadu_ps(m + 4 * sm);
-    const __m256 s1 = _mm256_add_ps(m1, m2), s2 = _mm256_add_ps(m3, m4);
-    const __m256 d1 = ctr_wino_mul_(CTR_WINO_A_, _mm256_sub_ps(m1, m2));
-    const __m256 d2 = ctr_wino_mul_(CTR_WINO_B_, _mm256_sub_ps(m3, m4));
-    o[0] = _mm256_add_ps(_mm256_loadu_ps(m), _mm256_add_ps(s1, s2));
-    o[1] = _mm256_add_ps(d1, d2);
-    o[2] = ctr_wino_fma_(CTR_WINO_HALF_, s1, ctr_wino_mul_(CTR_WINO_TWO_, s2));
-    o[3] = ctr_wino_fma_(CTR_WINO_HALF_, d1,
-                         ctr_wino_fma_(CTR_WINO_TWO_, d2, _mm256_loadu_ps(m + 5 * sm)));
+    const ctr_simd_ m1 = ctr_simd_load_(m + sm), m2 = ctr_simd_load_(m + 2 * sm);
+    const ctr_simd_ m3 = ctr_simd_load_(m + 3 * sm), m4 = ctr_simd_load_(m + 4 * sm);
+    const ctr_simd_ s1 = ctr_simd_add_(m1, m2), s2 = ctr_simd_add_(m3, m4);
+    const ctr_simd_ d1 = ctr_simd_mul_(CTR_WINO_A_, ctr_simd_sub_(m1, m2));
+    const ctr_simd_ d2 = ctr_simd_mul_(CTR_WINO_B_, ctr_simd_sub_(m3, m4));
+    o[0] = ctr_simd_add_(ctr_simd_load_(m), ctr_simd_add_(s1, s2));
+    o[1] = ctr_simd_add_(d1, d2);
+    o[2] = ctr_simd_fma_(CTR_WINO_HALF_, s1, ctr_simd_mul_(CTR_WINO_TWO_, s2));
+    o[3] = ctr_simd_fma_(CTR_WINO_HALF_, d1,
+                         ctr_simd_fma_(CTR_WINO_TWO_, d2, ctr_simd_load_(m + 5 * sm)));
 }
 
 /* u lies in memory with stride su; o takes three vectors. */
-CTR_WINO_LINE_ void ctr_wino_gt8_(const float *u, int64_t su, __m256 *o)
+CTR_SIMD_FN_ void ctr_wino_line_gt_(const float *u, int64_t su, ctr_simd_ *o)
 {
-    const __m256 u1 = _mm256_loadu_ps(u + su), u2 = _mm256_loadu_ps(u + 2 * su);
-    const __m256 u3 = _mm256_loadu_ps(u + 3 * su), u4 = _mm256_loadu_ps(u + 4 * su);
-    const __m256 s1 = ctr_wino_mul_(CTR_WINO_NA_, _mm256_add_ps(u1, u2));
-    const __m256 d1 = ctr_wino_mul_(CTR_WINO_NA_ * CTR_WINO_A_, _mm256_sub_ps(u1, u2));
-    const __m256 s2 = ctr_wino_mul_(CTR_WINO_NB_, _mm256_add_ps(u3, u4));
-    const __m256 d2 = ctr_wino_mul_(CTR_WINO_NB_ * CTR_WINO_B_, _mm256_sub_ps(u3, u4));
-    o[0] = _mm256_add_ps(_mm256_loadu_ps(u), _mm256_add_ps(s1, s2));
-    o[1] = _mm256_add_ps(d1, d2);
-    o[2] = ctr_wino_fma_(CTR_WINO_HALF_, s1,
-                         ctr_wino_fma_(CTR_WINO_TWO_, s2, _mm256_loadu_ps(u + 5 * su)));
+    const ctr_simd_ u1 = ctr_simd_load_(u + su), u2 = ctr_simd_load_(u + 2 * su);
+    const ctr_simd_ u3 = ctr_simd_load_(u + 3 * su), u4 = ctr_simd_load_(u + 4 * su);
+    const ctr_simd_ s1 = ctr_simd_mul_(CTR_WINO_NA_, ctr_simd_add_(u1, u2));
+    const ctr_simd_ d1 = ctr_simd_mul_(CTR_WINO_NA_ * CTR_WINO_A_, ctr_simd_sub_(u1, u2));
+    const ctr_simd_ s2 = ctr_simd_mul_(CTR_WINO_NB_, ctr_simd_add_(u3, u4));
+    const ctr_simd_ d2 = ctr_simd_mul_(CTR_WINO_NB_ * CTR_WINO_B_, ctr_simd_sub_(u3, u4));
+    o[0] = ctr_simd_add_(ctr_simd_load_(u), ctr_simd_add_(s1, s2));
+    o[1] = ctr_simd_add_(d1, d2);
+    o[2] = ctr_simd_fma_(CTR_WINO_HALF_, s1,
+                         ctr_simd_fma_(CTR_WINO_TWO_, s2, ctr_simd_load_(u + 5 * su)));
+}
+
+/* Vector number i of a row of them. */
+CTR_SIMD_FN_ ctr_simd_ ctr_wino_lane_(const float *h, int64_t i)
+{
+    return ctr_simd_load_(h + i * CTR_SIMD_);
 }
 
 /* v = B' x B for c channels of a tile whose pixels are p[6][6]; planes of v lie `plane` apart. */
-CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_wino_v8_(float *const *p, int64_t c, float *v,
-                                                int64_t plane)
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_v_(float *const *p, int64_t c, float *v,
+                                                    int64_t plane)
 {
-    float half[CTR_WINO_PLANES_ * 8]; /* [6][6][8] */
+    float half[CTR_WINO_PLANES_ * CTR_SIMD_]; /* [6][6] vectors */
     int64_t i, x, y;
-    for (i = 0; i < c; i += 8) {
+    for (i = 0; i < c; i += CTR_SIMD_) {
         for (x = 0; x < 6; x++) {
-            ctr_wino_bt8_(_mm256_loadu_ps(p[x] + i), _mm256_loadu_ps(p[x + 6] + i),
-                          _mm256_loadu_ps(p[x + 12] + i), _mm256_loadu_ps(p[x + 18] + i),
-                          _mm256_loadu_ps(p[x + 24] + i), _mm256_loadu_ps(p[x + 30] + i),
-                          half + x * 8, 48);
+            ctr_wino_line_bt_(ctr_simd_load_(p[x] + i), ctr_simd_load_(p[x + 6] + i),
+                              ctr_simd_load_(p[x + 12] + i), ctr_simd_load_(p[x + 18] + i),
+                              ctr_simd_load_(p[x + 24] + i), ctr_simd_load_(p[x + 30] + i),
+                              half + x * CTR_SIMD_, 6 * CTR_SIMD_);
         }
         for (y = 0; y < 6; y++) {
-            const float *h = half + y * 48;
-            ctr_wino_bt8_(_mm256_loadu_ps(h), _mm256_loadu_ps(h + 8), _mm256_loadu_ps(h + 16),
-                          _mm256_loadu_ps(h + 24), _mm256_loadu_ps(h + 32),
-                          _mm256_loadu_ps(h + 40), v + y * 6 * plane + i, plane);
+            const float *h = half + y * 6 * CTR_SIMD_;
+            ctr_wino_line_bt_(ctr_wino_lane_(h, 0), ctr_wino_lane_(h, 1), ctr_wino_lane_(h, 2),
+                              ctr_wino_lane_(h, 3), ctr_wino_lane_(h, 4), ctr_wino_lane_(h, 5),
+                              v + y * 6 * plane + i, plane);
         }
     }
 }
 
 /* z = A dy A' for oc channels of a tile whose pixels are p[4][4]. z is packed as the B of a
    product: channels 16 to a panel, panels `panel` apart. */
-CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_wino_z8_(float *const *p, int64_t oc, float *z,
-                                                int64_t panel, int64_t plane)
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_z_(float *const *p, int64_t oc, float *z,
+                                                    int64_t panel, int64_t plane)
 {
-    float half[24 * 8]; /* [6][4][8] */
+    float half[24 * CTR_SIMD_]; /* [6][4] vectors */
     int64_t i, x, y;
-    for (i = 0; i < oc; i += 8) {
+    for (i = 0; i < oc; i += CTR_SIMD_) {
         float *to = z + i / CTR_GEMM_NR_ * panel + i % CTR_GEMM_NR_;
         for (x = 0; x < 4; x++) {
-            ctr_wino_a8_(_mm256_loadu_ps(p[x] + i), _mm256_loadu_ps(p[x + 4] + i),
-                         _mm256_loadu_ps(p[x + 8] + i), _mm256_loadu_ps(p[x + 12] + i),
-                         half + x * 8, 32);
+            ctr_wino_line_a_(ctr_simd_load_(p[x] + i), ctr_simd_load_(p[x + 4] + i),
+                             ctr_simd_load_(p[x + 8] + i), ctr_simd_load_(p[x + 12] + i),
+                             half + x * CTR_SIMD_, 4 * CTR_SIMD_);
         }
         for (y = 0; y < 6; y++) {
-            const float *h = half + y * 32;
-            ctr_wino_a8_(_mm256_loadu_ps(h), _mm256_loadu_ps(h + 8), _mm256_loadu_ps(h + 16),
-                         _mm256_loadu_ps(h + 24), to + y * 6 * plane, plane);
+            const float *h = half + y * 4 * CTR_SIMD_;
+            ctr_wino_line_a_(ctr_wino_lane_(h, 0), ctr_wino_lane_(h, 1), ctr_wino_lane_(h, 2),
+                             ctr_wino_lane_(h, 3), to + y * 6 * plane, plane);
         }
     }
 }
 
-/* u = G w G' for 8 channels; the nine taps of w lie `tap` apart. */
-CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_wino_u8_(const float *w, int64_t tap, float *u,
-                                                int64_t plane)
+/* u = G w G' for a vector of channels; the nine taps of w lie `tap` apart. */
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_u_(const float *w, int64_t tap, float *u,
+                                                    int64_t plane)
 {
-    float half[18 * 8]; /* [6][3][8] */
+    float half[18 * CTR_SIMD_]; /* [6][3] vectors */
     int64_t x, y;
     for (x = 0; x < 3; x++, w += tap) {
-        ctr_wino_g8_(_mm256_loadu_ps(w), _mm256_loadu_ps(w + 3 * tap),
-                     _mm256_loadu_ps(w + 6 * tap), half + x * 8, 24);
+        ctr_wino_line_g_(ctr_simd_load_(w), ctr_simd_load_(w + 3 * tap),
+                         ctr_simd_load_(w + 6 * tap), half + x * CTR_SIMD_, 3 * CTR_SIMD_);
     }
     for (y = 0; y < 6; y++) {
-        const float *h = half + y * 24;
-        ctr_wino_g8_(_mm256_loadu_ps(h), _mm256_loadu_ps(h + 8), _mm256_loadu_ps(h + 16),
-                     u + y * 6 * plane, plane);
+        const float *h = half + y * 3 * CTR_SIMD_;
+        ctr_wino_line_g_(ctr_wino_lane_(h, 0), ctr_wino_lane_(h, 1), ctr_wino_lane_(h, 2),
+                         u + y * 6 * plane, plane);
     }
 }
 
 /* y = A' m A for oc channels of a tile whose pixels are p[4][4]. */
-CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_wino_out8_(const float *m, int64_t plane, int64_t oc,
-                                                  float *const *p, int acc)
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_out_(const float *m, int64_t plane, int64_t oc,
+                                                      float *const *p, int acc)
 {
-    float half[24 * 8]; /* [4][6][8] */
-    __m256 o[4];
+    float half[24 * CTR_SIMD_]; /* [4][6] vectors */
+    ctr_simd_ o[4];
     int64_t i, x, y;
-    for (i = 0; i < oc; i += 8) {
+    for (i = 0; i < oc; i += CTR_SIMD_) {
         for (x = 0; x < 6; x++) {
-            ctr_wino_at8_(m + x * plane + i, 6 * plane, o);
+            ctr_wino_line_at_(m + x * plane + i, 6 * plane, o);
             for (y = 0; y < 4; y++) {
-                _mm256_storeu_ps(half + (y * 6 + x) * 8, o[y]);
+                ctr_simd_store_(half + (y * 6 + x) * CTR_SIMD_, o[y]);
             }
         }
         for (y = 0; y < 4; y++) {
-            ctr_wino_at8_(half + y * 48, 8, o);
+            ctr_wino_line_at_(half + y * 6 * CTR_SIMD_, CTR_SIMD_, o);
             for (x = 0; x < 4; x++) {
                 float *to = p[y * 4 + x] + i;
-                _mm256_storeu_ps(to, acc ? _mm256_add_ps(_mm256_loadu_ps(to), o[x]) : o[x]);
+                ctr_simd_store_(to, acc ? ctr_simd_add_(ctr_simd_load_(to), o[x]) : o[x]);
             }
         }
     }
 }
 
-/* dw = G' u G for 8 channels; the nine taps of dw lie `tap` apart. */
-CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_wino_dw8_(const float *u, int64_t plane, float *dw,
-                                                 int64_t tap, int acc)
+/* dw = G' u G for a vector of channels; the nine taps of dw lie `tap` apart. */
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_dw_(const float *u, int64_t plane, float *dw,
+                                                     int64_t tap, int acc)
 {
-    float half[18 * 8]; /* [3][6][8] */
-    __m256 o[3];
+    float half[18 * CTR_SIMD_]; /* [3][6] vectors */
+    ctr_simd_ o[3];
     int64_t x, y;
     for (x = 0; x < 6; x++) {
-        ctr_wino_gt8_(u + x * plane, 6 * plane, o);
+        ctr_wino_line_gt_(u + x * plane, 6 * plane, o);
         for (y = 0; y < 3; y++) {
-            _mm256_storeu_ps(half + (y * 6 + x) * 8, o[y]);
+            ctr_simd_store_(half + (y * 6 + x) * CTR_SIMD_, o[y]);
         }
     }
     for (y = 0; y < 3; y++) {
-        ctr_wino_gt8_(half + y * 48, 8, o);
+        ctr_wino_line_gt_(half + y * 6 * CTR_SIMD_, CTR_SIMD_, o);
         for (x = 0; x < 3; x++) {
             float *to = dw + (y * 3 + x) * tap;
-            _mm256_storeu_ps(to, acc ? _mm256_add_ps(_mm256_loadu_ps(to), o[x]) : o[x]);
+            ctr_simd_store_(to, acc ? ctr_simd_add_(ctr_simd_load_(to), o[x]) : o[x]);
         }
     }
 }
@@ -7434,7 +7650,7 @@ CTR_PRIVATE_ void ctr_wino_v_tiles_(const ctr_wino_plan_ *g, int64_t first, int6
     int64_t t;
     for (t = first; t < last; t++, v += g->lv) {
         ctr_wino_points_(&g->a, t, 6, 1, g->in, g->a.c, g->zero, p);
-        ctr_wino_v8_(p, g->a.c, v, g->vp);
+        ctr_wino_fast_v_(p, g->a.c, v, g->vp);
     }
 }
 
@@ -7446,7 +7662,7 @@ CTR_PRIVATE_ void ctr_wino_z_tiles_(const ctr_wino_plan_ *g, int64_t first, int6
     int64_t t;
     for (t = first; t < last; t++, z += CTR_GEMM_NR_) {
         ctr_wino_points_(&g->a, t, 4, 0, g->dy, g->a.oc, g->zero, p);
-        ctr_wino_z8_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
+        ctr_wino_fast_z_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
     }
 }
 
@@ -7459,7 +7675,7 @@ CTR_PRIVATE_ void ctr_wino_out_tiles_(const ctr_wino_plan_ *g, int64_t first, in
     int64_t t;
     for (t = first; t < last; t++, m += g->lm) {
         ctr_wino_points_(&g->a, t, 4, 0, g->a.out + j, g->a.oc, trash, p);
-        ctr_wino_out8_(m, g->mp, oc, p, g->a.acc);
+        ctr_wino_fast_out_(m, g->mp, oc, p, g->a.acc);
     }
 }
 
@@ -7480,8 +7696,8 @@ CTR_PRIVATE_ void ctr_wino_u_panel_(const ctr_wino_args_ *g, int64_t j, int64_t 
                            nine + i * size);
         }
     }
-    for (i = 0; i < size; i += 8) {
-        ctr_wino_u8_(nine + i, size, u + i, plane);
+    for (i = 0; i < size; i += CTR_SIMD_) {
+        ctr_wino_fast_u_(nine + i, size, u + i, plane);
     }
 }
 
@@ -7615,22 +7831,23 @@ CTR_PRIVATE_ void ctr_wino_narrow_sum_job_(void *arg, int64_t chunk, int worker)
 }
 
 /* Adds up the parts for one input channel and transforms back. */
-CTR_GEMM_TARGET_ CTR_PRIVATE_ void ctr_wino_narrow_dw_job_(void *arg, int64_t chunk, int worker)
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_narrow_dw_job_(void *arg, int64_t chunk, int worker)
 {
     const ctr_wino_plan_ *g = (const ctr_wino_plan_ *)arg;
-    float sum[CTR_WINO_PLANES_ * 8];
+    float sum[CTR_WINO_PLANES_ * CTR_SIMD_];
     int64_t o, plane, part;
     (void)worker;
-    for (o = 0; o < g->a.oc; o += 8) {
+    for (o = 0; o < g->a.oc; o += CTR_SIMD_) {
         for (plane = 0; plane < CTR_WINO_PLANES_; plane++) {
             const float *u = g->u + plane * g->up + chunk * g->lu + o;
-            __m256 s = _mm256_loadu_ps(u);
+            ctr_simd_ s = ctr_simd_load_(u);
             for (part = 1; part < g->parts; part++) {
-                s = _mm256_add_ps(s, _mm256_loadu_ps(u + part * CTR_WINO_PLANES_ * g->up));
+                s = ctr_simd_add_(s, ctr_simd_load_(u + part * CTR_WINO_PLANES_ * g->up));
             }
-            _mm256_storeu_ps(sum + plane * 8, s);
+            ctr_simd_store_(sum + plane * CTR_SIMD_, s);
         }
-        ctr_wino_dw8_(sum, 8, g->a.out + chunk * g->a.oc + o, g->a.c * g->a.oc, g->a.acc);
+        ctr_wino_fast_dw_(sum, CTR_SIMD_, g->a.out + chunk * g->a.oc + o, g->a.c * g->a.oc,
+                          g->a.acc);
     }
 }
 
@@ -7720,8 +7937,8 @@ CTR_PRIVATE_ void ctr_wino_wide_dw_job_(void *arg, int64_t chunk, int worker)
                              g->z + j0 * g->block, g->block,
                              ctr_gemm_pieces_(cj, CTR_GEMM_NR_), 0);
     for (i = 0; i < ci; i++) {
-        for (o = 0; o < cj; o += 8) {
-            ctr_wino_dw8_(u + i * g->lu + o, g->up, g->a.out + (i0 + i) * g->a.oc + j0 + o,
+        for (o = 0; o < cj; o += CTR_SIMD_) {
+            ctr_wino_fast_dw_(u + i * g->lu + o, g->up, g->a.out + (i0 + i) * g->a.oc + j0 + o,
                           g->a.c * g->a.oc, g->a.acc || g->first > 0);
         }
     }
@@ -7778,7 +7995,7 @@ CTR_PRIVATE_ int ctr_wino_is_narrow_(const ctr_wino_args_ *a, int weights)
            (!weights && most <= 2 * CTR_WINO_NARROW_ && a->tiles >= 7 * 36);
 }
 
-CTR_PRIVATE_ void ctr_wino_avx2_(ctr_ctx *ctx, const ctr_wino_args_ *a, int weights)
+CTR_PRIVATE_ void ctr_wino_fast_(ctr_ctx *ctx, const ctr_wino_args_ *a, int weights)
 {
     ctr_wino_plan_ g;
     memset(&g, 0, sizeof g);
@@ -7795,13 +8012,13 @@ CTR_PRIVATE_ void ctr_wino_avx2_(ctr_ctx *ctx, const ctr_wino_args_ *a, int weig
     }
 }
 
-#endif /* CTR_GEMM_AVX2_ */
+#endif /* CTR_HAS_FAST_ */
 
 CTR_PRIVATE_ void ctr_wino_run_(ctr_ctx *ctx, ctr_wino_args_ *g, int weights)
 {
-#if CTR_GEMM_AVX2_
-    if (ctr_kernels_(ctx) >= CTR_KERNELS_AVX2 && g->c % 8 == 0 && g->oc % 8 == 0) {
-        ctr_wino_avx2_(ctx, g, weights);
+#if CTR_HAS_FAST_
+    if (ctr_fast_(ctx) && g->c % 8 == 0 && g->oc % 8 == 0) {
+        ctr_wino_fast_(ctx, g, weights);
         return;
     }
 #endif
@@ -7864,7 +8081,7 @@ CTR_PRIVATE_ int ctr_wino_chosen_(const ctr_ctx *ctx, const ctr_conv_shape *s)
 {
     ctr_conv_kind kind = ctx->config.conv;
     if (kind == CTR_CONV_AUTO)
-        kind = ctx->kernels == CTR_KERNELS_AVX2 ? CTR_CONV_WINOGRAD : CTR_CONV_DIRECT;
+        kind = ctr_fast_(ctx) ? CTR_CONV_WINOGRAD : CTR_CONV_DIRECT;
     return kind == CTR_CONV_WINOGRAD && ctr_wino_fits_(s);
 }
 
@@ -16266,7 +16483,7 @@ CTR_PRIVATE_ void ctr_contrast_plain_(ctr_ctx *ctx, ctr_contrast_ *c, ctr_job_fn
     ctr_parallel_(ctx, (c->m + c->rows - 1) / c->rows, job, c);
 }
 
-#if CTR_GEMM_AVX2_
+#if CTR_HAS_FAST_
 
 /* The fast one never has more of the similarities in memory than one tile a thread, [192, 192] at
    most: memory grows with m d.
@@ -16351,7 +16568,7 @@ CTR_PRIVATE_ void ctr_contrast_pack_job_(void *arg, int64_t chunk, int worker)
 }
 
 /* The largest x_i . x_i. */
-CTR_TARGET_AVX2_ CTR_PRIVATE_ float ctr_contrast_longest_(const ctr_contrast_ *c)
+CTR_TARGET_FAST_ CTR_PRIVATE_ float ctr_contrast_longest_(const ctr_contrast_ *c)
 {
     float most = 0, dot;
     int64_t i;
@@ -16526,7 +16743,7 @@ CTR_INLINE_ void ctr_contrast_pairs_(const ctr_contrast_fast_ *f, const ctr_cont
     }
 }
 
-CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_contrast_fast_job_(void *arg, int64_t chunk, int worker)
+CTR_TARGET_FAST_ CTR_PRIVATE_ void ctr_contrast_fast_job_(void *arg, int64_t chunk, int worker)
 {
     const ctr_contrast_fast_ *f = (const ctr_contrast_fast_ *)arg;
     const ctr_contrast_tile_ t = ctr_contrast_tile_run_(f, chunk, worker);
@@ -16542,7 +16759,7 @@ CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_contrast_fast_job_(void *arg, int64_t chu
 }
 
 /* The tile of similarities becomes scale (g_ij + g_ji), see the reference. */
-CTR_TARGET_AVX2_ CTR_PRIVATE_ void ctr_contrast_slopes_(const ctr_contrast_fast_ *f,
+CTR_TARGET_FAST_ CTR_PRIVATE_ void ctr_contrast_slopes_(const ctr_contrast_fast_ *f,
                                                         const ctr_contrast_tile_ *t)
 {
     const float scale = f->c.scale, factor = f->c.share * scale, bound = f->bound;
@@ -16623,7 +16840,7 @@ CTR_PRIVATE_ void ctr_contrast_fast_backward_(ctr_ctx *ctx, const ctr_contrast_ 
     ctr_contrast_rounds_(ctx, &f, ctr_contrast_fast_grad_job_);
 }
 
-#endif /* CTR_GEMM_AVX2_ */
+#endif /* CTR_HAS_FAST_ */
 
 CTR_PRIVATE_ ctr_contrast_ ctr_contrast_args_(int64_t m, int64_t d, const int32_t *ids,
                                               const ctr_real *x, ctr_real scale)
@@ -16644,8 +16861,8 @@ CTR_API void ctr_k_contrast(ctr_ctx *ctx, int64_t m, int64_t d, const int32_t *i
 {
     ctr_contrast_ c = ctr_contrast_args_(m, d, ids, x, scale);
     CTR_VERB_(contrast, (ctx, m, d, ids, x, scale, lse, positives, out))
-#if CTR_GEMM_AVX2_
-    if (m > 0 && d > 0 && ctr_kernels_(ctx) >= CTR_KERNELS_AVX2)
+#if CTR_HAS_FAST_
+    if (m > 0 && d > 0 && ctr_fast_(ctx))
         ctr_contrast_fast_forward_(ctx, &c);
     else
 #endif
@@ -16670,8 +16887,8 @@ CTR_API void ctr_k_contrast_grad(ctr_ctx *ctx, int64_t m, int64_t d, const int32
     c.share = out[1] > 0 ? dloss[0] / out[1] : 0;
     c.dx = dx;
     c.acc = acc;
-#if CTR_GEMM_AVX2_
-    if (m > 0 && d > 0 && ctr_kernels_(ctx) >= CTR_KERNELS_AVX2) {
+#if CTR_HAS_FAST_
+    if (m > 0 && d > 0 && ctr_fast_(ctx)) {
         ctr_contrast_fast_backward_(ctx, &c);
         return;
     }

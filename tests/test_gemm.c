@@ -113,6 +113,22 @@ static void check_all(int64_t m, int64_t n, int64_t k, int64_t pad, double alpha
     }
 }
 
+/* A set that this processor or build has goes by its name and is the best; any other is the scalar
+   one. */
+static void kernel_sets(void)
+{
+    static const ctr_kernels sets[2] = { CTR_KERNELS_AVX2, CTR_KERNELS_NEON };
+    static const char *const names[2] = { "avx2", "neon" };
+    const char *best = ctr_kernels_name(contexts[3]);
+    int i;
+    test_group("sets of kernels by name");
+    for (i = 0; i < 2; i++) {
+        ctr_ctx *ctx = test_ctx(1, sets[i]);
+        test_text(names[i], ctr_kernels_name(ctx), strcmp(best, names[i]) ? "scalar" : names[i]);
+        ctr_ctx_destroy(ctx);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static const int64_t edges[] = { 1, 2, 3, 5, 6, 7, 8, 12, 13, 15, 16, 17, 24, 31, 33 };
@@ -125,6 +141,7 @@ int main(int argc, char **argv)
     test_begin("test_gemm", argc, argv);
     for (k = 0; k < 6; k++)
         contexts[k] = test_ctx(1 + k % 3, k < 3 ? CTR_KERNELS_SCALAR : CTR_KERNELS_AUTO);
+    kernel_sets();
     test_group("small sizes, every transposition");
     for (i = 0; i < sizeof edges / sizeof *edges; i++)
         for (j = 0; j < sizeof edges / sizeof *edges; j += test_quick() ? 4 : 1)
