@@ -55,6 +55,10 @@ missing_packages() {
         has valgrind || echo valgrind libc6-dbg
         has tcc || echo tcc
         has nm || echo binutils
+        case $(uname -m) in # for check_arm64.sh, 60 MB
+        x86_64) { has qemu-aarch64 && has aarch64-linux-gnu-gcc; } ||
+            echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user ;;
+        esac
     fi
     [ -f /usr/include/stb/stb_image.h ] || [ -f stb_image.h ] || echo libstb-dev
     [ -f /usr/include/pthread.h ] || echo libc6-dev
