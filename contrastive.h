@@ -8855,8 +8855,9 @@ CTR_API ctr_tensor *ctr_conv(ctr_ctx *ctx, ctr_tensor *x, ctr_tensor *weight, in
                          "input [n, h, w, c] and weight [kh, kw, c, oc] must have the same c");
         return &ctx->poison;
     }
-    if (stride < 1 || pad < 0 || weight->shape[0] % 2 == 0 || weight->shape[1] % 2 == 0) {
-        ctr_fail_(ctx, CTR_E_VALUE, "conv: kernel must be odd, stride at least 1, pad at least 0; "
+    if (stride < 1 || pad < 0 || pad > 65535 || weight->shape[0] % 2 == 0 ||
+        weight->shape[1] % 2 == 0) {
+        ctr_fail_(ctx, CTR_E_VALUE, "conv: kernel must be odd, stride at least 1, pad 0..65535; "
                   "got %ld x %ld, %d, %d", (long)weight->shape[0], (long)weight->shape[1], stride,
                   pad);
         return &ctx->poison;
@@ -9095,9 +9096,10 @@ CTR_API ctr_tensor *ctr_slice(ctr_ctx *ctx, ctr_tensor *x, int axis, int64_t fro
     const ctr_real *data;
     int i;
     if (!ctr_check_(ctx, "slice", x, 0)) return &ctx->poison;
-    if (axis < 0 || axis >= x->rank || from < 0 || count < 0 || from + count > x->shape[axis]) {
-        ctr_fail_(ctx, CTR_E_VALUE, "slice: %ld..%ld of axis %d is outside the tensor", (long)from,
-                  (long)(from + count - 1), axis);
+    if (axis < 0 || axis >= x->rank || from < 0 || count < 0 || from > x->shape[axis] ||
+        count > x->shape[axis] - from) {
+        ctr_fail_(ctx, CTR_E_VALUE, "slice: %ld from %ld on along axis %d is outside the tensor",
+                  (long)count, (long)from, axis);
         return &ctx->poison;
     }
     for (i = 0; i < 4; i++) shape[i] = x->shape[i];
@@ -14732,11 +14734,14 @@ CTR_API void ctr_loader_destroy(ctr_ctx *ctx, ctr_loader *l)
 CTR_PRIVATE_ int ctr_loader_config_ok_(ctr_ctx *ctx, const ctr_dataset *d,
                                        const ctr_loader_config *c)
 {
-    int v;
-    if (c->batch < (c->views > 1 ? 2 : 1) || c->batch > d->n) {
-        ctr_fail_(ctx, CTR_E_VALUE,
-                  "loader: the batch must be 2..%ld (the images there are), got %ld", (long)d->n,
-                  (long)c->batch);
+    int v, least = c->views > 1 ? 2 : 1;
+    if (c->batch < least || c->batch > d->n) {
+        if (d->n < least)
+            ctr_fail_(ctx, CTR_E_VALUE, "loader: a batch of %d views needs at least %d images, the "
+                      "data set has %ld", c->views, least, (long)d->n);
+        else
+            ctr_fail_(ctx, CTR_E_VALUE, "loader: the batch must be %d..%ld (the images there are), "
+                      "got %ld", least, (long)d->n, (long)c->batch);
         return 0;
     }
     if (c->views < 1 || c->views > CTR_MAX_VIEWS || !c->augs ||

@@ -907,7 +907,7 @@ static void test_loader_groups(ctr_ctx *ctx)
 
 static void test_loader_arguments(ctr_ctx *ctx)
 {
-    ctr_dataset *d = ctr_dataset_shapes(ctx, 4, 16, 3);
+    ctr_dataset *d = ctr_dataset_shapes(ctx, 4, 16, 3), *one;
     ctr_loader_config c = ctr_loader_config_default();
     ctr_aug_config augs[2];
     augs[0] = ctr_aug_simclr_default(12);
@@ -918,6 +918,10 @@ static void test_loader_arguments(ctr_ctx *ctx)
     c.batch = 1;
     CHECK(!ctr_loader_create(ctx, d, &c));
     CHECK_ERROR(ctx, CTR_E_VALUE, "got 1");
+    one = ctr_dataset_shapes(ctx, 1, 16, 3);
+    CHECK(!ctr_loader_create(ctx, one, &c));
+    CHECK_ERROR(ctx, CTR_E_VALUE, "2 views needs at least 2 images, the data set has 1");
+    ctr_dataset_destroy(ctx, one);
     c.batch = 4;
     c.augs = NULL;
     CHECK(!ctr_loader_create(ctx, d, &c));

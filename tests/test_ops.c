@@ -1203,6 +1203,10 @@ static void test_refusals_shapes(ctr_ctx *ctx)
     pair[0] = zeros(ctx, "2x3");
     refused(ctx, "concat, axis", ctr_concat(ctx, 1, pair, 2), CTR_E_VALUE, "concat");
     refused(ctx, "slice", ctr_slice(ctx, zeros(ctx, "2x3"), 1, 2, 2), CTR_E_VALUE, "slice");
+    refused(ctx, "slice, far beyond", ctr_slice(ctx, zeros(ctx, "2x3"), 1, 1, INT64_MAX),
+            CTR_E_VALUE, "slice");
+    refused(ctx, "conv, a pad of 2^30", ctr_conv(ctx, zeros(ctx, "1x3x3x1"), zeros(ctx, "3x3x1x1"),
+                                                 1, 1 << 30), CTR_E_VALUE, "pad 0..65535");
     refused(ctx, "slice, axis", ctr_slice(ctx, zeros(ctx, "2x3"), 2, 0, 1), CTR_E_VALUE, "slice");
     refused(ctx, "slice, before", ctr_slice(ctx, zeros(ctx, "2x3"), 0, -1, 1), CTR_E_VALUE,
             "slice");
