@@ -1738,6 +1738,7 @@ struct ctr_method {
     const ctr_view_group *group;      /* [groups] */
     ctr_tensor *crops[CTR_MAX_VIEWS]; /* [groups]: [views * n, h, w, c] each */
     int64_t per_class;                /* images of each class that a batch has; 0: any */
+    int chunks;                       /* 1: a batch may come in chunks, ctr_method_step_chunked */
     int64_t features, dim;            /* numbers in a representation, in an embedding */
     double lr; /* what the driver takes if it is given none, for a batch ... */
     ctr_lr_rule lr_rule;              /* ... of 256, and for others by this rule */
@@ -1773,6 +1774,15 @@ struct ctr_method {
    was before; clear the error and go on, or stop. */
 CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double lr,
                             ctr_report *report);
+/* The same step for a batch that does not fit into memory, exact (Gao et al., 2021, "GradCache"):
+   embeds chunk images after chunk, takes the loss of all embeddings and its gradient at them, then
+   embeds each chunk again and sends its part of that gradient back. A third more work; memory for
+   the activations of one chunk, for all embeddings, and for the batch's pixels, which are the
+   caller's. Batch norm sees a chunk (with groups: a group of a chunk) instead of the batch, running
+   statistics follow chunk by chunk. The last chunks may be one image smaller. For methods that say
+   so (method->chunks), else CTR_E_VALUE. chunk >= n: ctr_method_step. */
+CTR_API int ctr_method_step_chunked(ctr_method *method, const ctr_batch *batch, int64_t chunk,
+                                    double lr, ctr_report *report);
 /* What a method does before the first step of each epoch (DeepCluster clusters its images then);
    most do nothing. ctr_fit calls it, a loop of your own has to. 1; or 0 with an error, and the
    method is as it was. */
@@ -2444,6 +2454,7 @@ CTR_API int ctr_weights_save(ctr_ctx *ctx, const char *path, const ctr_vars *var
 typedef struct ctr_fit_config {
     int64_t epochs;               /* default 30 */
     int64_t batch;                /* of ctr_fit_images, default 128 */
+    int64_t chunk;                /* default 0; above it: ctr_method_step_chunked with so many */
     ctr_schedule_kind schedule;   /* default cosine to end_lr */
     double lr, end_lr;            /* default 0 (the method's own, for the loader's batch) and 0 */
     double warmup_epochs;         /* default 1 */
@@ -18617,40 +18628,225 @@ CTR_PRIVATE_ ctr_tensor *ctr_method_embed_(ctr_method *method, const ctr_batch *
     return method->embed_fn(method, x);
 }
 
-CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double lr,
-                            ctr_report *report)
+CTR_PRIVATE_ void ctr_method_open_(ctr_method *method, const ctr_batch *batch, double lr,
+                                   ctr_report *report)
 {
-    ctr_ctx *ctx = method ? method->ctx : NULL;
-    ctr_report own;
-    ctr_tensor *z, *loss;
-    double start = ctr_platform_seconds_();
-    int done;
-    if (!ctx || ctx->status != CTR_OK) return 0;
-    ctr_report_init_(&own, batch, lr);
+    ctr_report_init_(report, batch, lr);
     ctr_method_groups_(method, batch);
     if (!ctr_real_finite_((ctr_real)lr))
-        ctr_fail_(ctx, CTR_E_VALUE, "step: the learning rate is not finite");
-    ctr_step_begin(ctx);
-    ctr_draws_at(ctx, batch->epoch, batch->batch);
-    z = ctr_method_embed_(method, batch);                             /* [views * n, dim] */
-    loss = method->loss_fn(method, z, batch, &own);
-    if (ctx->status == CTR_OK) ctr_method_spread_(ctx, z, &own);
-    own.loss = (double)ctr_tensor_item(ctx, loss);
-    if (!ctr_real_finite_((ctr_real)own.loss))
-        ctr_fail_(ctx, CTR_E_NUMBER,
-                  "step: the loss is not finite (rate too high, or a temperature "
-                  "too low)");
-    ctr_backward(ctx, loss);
+        ctr_fail_(method->ctx, CTR_E_VALUE, "step: the learning rate is not finite");
+    ctr_step_begin(method->ctx);
+    ctr_draws_at(method->ctx, batch->epoch, batch->batch);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_method_loss_(ctr_method *method, ctr_tensor *z,
+                                          const ctr_batch *batch, ctr_report *report)
+{
+    ctr_ctx *ctx = method->ctx;
+    ctr_tensor *loss = method->loss_fn(method, z, batch, report);
+    if (ctx->status == CTR_OK) ctr_method_spread_(ctx, z, report);
+    report->loss = (double)ctr_tensor_item(ctx, loss);
+    if (!ctr_real_finite_((ctr_real)report->loss))
+        ctr_fail_(ctx, CTR_E_NUMBER, "step: the loss is not finite (rate too high, or a "
+                  "temperature too low)");
+    return loss;
+}
+
+/* The gradients are there. Nothing has changed so far; now all of it does, or nothing. */
+CTR_PRIVATE_ int ctr_method_finish_(ctr_method *method, double lr, double start, ctr_report *own,
+                                    ctr_report *report)
+{
+    ctr_ctx *ctx = method->ctx;
+    int done;
     method->check_fn(method);
     done = ctx->status == CTR_OK;
-    if (done) {                                /* nothing has changed so far; now all of it does */
+    if (done) {
         method->commit_fn(method, lr);
         ctr_commit(ctx);
     }
     ctr_step_end(ctx);
-    own.seconds = ctr_platform_seconds_() - start;
-    if (report) *report = own;
+    own->seconds = ctr_platform_seconds_() - start;
+    if (report) *report = *own;
     return done && ctx->status == CTR_OK;
+}
+
+CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double lr,
+                            ctr_report *report)
+{
+    ctr_ctx *ctx = method ? method->ctx : NULL;
+    double start = ctr_platform_seconds_();
+    ctr_report own;
+    ctr_tensor *z;
+    if (!ctx || ctx->status != CTR_OK) return 0;
+    ctr_method_open_(method, batch, lr, &own);
+    z = ctr_method_embed_(method, batch);                             /* [views * n, dim] */
+    ctr_backward(ctx, ctr_method_loss_(method, z, batch, &own));
+    return ctr_method_finish_(method, lr, start, &own, report);
+}
+
+/* ---- the step in chunks ----
+
+   chunk 1..C, unrecorded:  x_c --> z_c                          values kept, activations dropped
+   then once:               z = [z_1 .. z_C] --> loss, dz        by autograd, z being a leaf
+   chunk 1..C, recorded:    x_c --> z_c <-- dz_c                 gradients add up in the weights
+
+   Rows are view by view, [views * n]: the rows of a chunk are a run of each view's.              */
+
+typedef struct ctr_chunked_ {
+    ctr_method *method;
+    const ctr_batch *batch;
+    ctr_batch part;           /* the chunk as a batch */
+    int64_t count, first;     /* chunks; image of the batch that the part begins with */
+    ctr_real *pixels;         /* [views * most, h, w, c] of the part */
+    uint64_t *draws;          /* [count]: where the random numbers of each chunk begin */
+    ctr_real *z, *dz, *target, *rows; /* [views * n, dim]; one chunk of such */
+    int64_t dim, target_dim;
+} ctr_chunked_;
+
+CTR_PRIVATE_ void *ctr_chunked_take_(ctr_ctx *ctx, int64_t numbers)
+{
+    return ctx->status == CTR_OK ?
+           ctr_arena_take_(ctx, &ctx->host, (size_t)numbers * sizeof(ctr_real)) : NULL;
+}
+
+/* Copies a chunk's rows out of all rows, or (back) into them. */
+CTR_PRIVATE_ void ctr_chunked_rows_(const ctr_chunked_ *k, int64_t width, ctr_real *all,
+                                    ctr_real *part, int back)
+{
+    int64_t n = k->batch->n, m = k->part.n;
+    size_t bytes = (size_t)(m * width) * sizeof *all;
+    int v;
+    for (v = 0; v < k->batch->views; v++) {
+        ctr_real *a = all + (v * n + k->first) * width, *b = part + v * m * width;
+        memcpy(back ? a : b, back ? b : a, bytes);
+    }
+}
+
+/* Chunk c as a batch, and as a tensor. The n images are cut as evenly as they can be. */
+CTR_PRIVATE_ ctr_tensor *ctr_chunked_part_(ctr_chunked_ *k, int64_t c)
+{
+    const ctr_batch *b = k->batch;
+    ctr_view_group group;
+    int64_t even = b->n / k->count, more = b->n % k->count;
+    k->first = c * even + CTR_MIN_(c, more);
+    k->part = *b;
+    k->part.n = even + (c < more);
+    k->part.pixels = k->pixels;
+    ctr_chunked_rows_(k, b->h * b->w * b->c, b->pixels, k->pixels, 0);
+    group = ctr_batch_group_(&k->part, 0);
+    return k->method->crops[0] = ctr_method_pixels_(k->method->ctx, &k->part, &group, 0);
+}
+
+/* A matrix [views * n, *width] of the step, found out with the first chunk, takes t's rows. */
+CTR_PRIVATE_ void ctr_chunked_keep_(ctr_chunked_ *k, const ctr_tensor *t, ctr_real **all,
+                                    int64_t *width)
+{
+    ctr_ctx *ctx = k->method->ctx;
+    int64_t rows = k->batch->views * k->part.n;
+    if (ctx->status == CTR_OK && (t->rank != 2 || t->shape[0] != rows))
+        ctr_fail_(ctx, CTR_E_STATE, "chunks: %s has no row for each view", k->method->name);
+    if (ctx->status != CTR_OK) return;
+    if (!*all) {
+        *width = t->shape[1];
+        *all = (ctr_real *)ctr_chunked_take_(ctx, k->batch->views * k->batch->n * *width);
+    }
+    ctr_tensor_read(ctx, t, k->rows, t->size);
+    if (ctx->status == CTR_OK) ctr_chunked_rows_(k, *width, *all, k->rows, 1);
+}
+
+CTR_PRIVATE_ void ctr_chunked_embed_(ctr_chunked_ *k)
+{
+    ctr_method *method = k->method;
+    ctr_ctx *ctx = method->ctx;
+    int64_t c;
+    for (c = 0; c < k->count && ctx->status == CTR_OK; c++) {
+        ctr_tensor *x, *z;
+        ctr_nograd_begin(ctx);
+        x = ctr_chunked_part_(k, c);
+        method->target = method->target_fn ? method->target_fn(method, x) : NULL;
+        k->draws[c] = ctx->draws;
+        z = method->embed_fn(method, x);
+        if (!k->rows && ctx->status == CTR_OK)
+            k->rows = (ctr_real *)ctr_chunked_take_(ctx, z->size + (method->target ?
+                                                                    method->target->size : 0));
+        ctr_chunked_keep_(k, z, &k->z, &k->dim);
+        if (method->target) ctr_chunked_keep_(k, method->target, &k->target, &k->target_dim);
+        ctr_nograd_end(ctx);
+        ctr_tape_reset(ctx);
+    }
+}
+
+/* The loss of all embeddings; its gradient at them goes to dz. */
+CTR_PRIVATE_ void ctr_chunked_loss_(ctr_chunked_ *k, ctr_report *report)
+{
+    ctr_method *method = k->method;
+    ctr_ctx *ctx = method->ctx;
+    int64_t shape[2];
+    ctr_tensor *z;
+    if (ctx->status != CTR_OK) return;
+    shape[0] = k->batch->views * k->batch->n;
+    shape[1] = k->target_dim;
+    if (k->target) {
+        method->target = ctr_tensor_temp(ctx, CTR_F32, 2, shape);
+        ctr_tensor_write(ctx, method->target, k->target, method->target->size);
+    }
+    shape[1] = k->dim;
+    z = ctr_tensor_temp(ctx, CTR_F32, 2, shape);
+    ctr_tensor_write(ctx, z, k->z, z->size);
+    k->dz = (ctr_real *)ctr_chunked_take_(ctx, z->size);
+    if (ctx->status != CTR_OK) return;
+    z->flags |= CTR_T_NEEDS_GRAD_;
+    ctr_backward(ctx, ctr_method_loss_(method, z, k->batch, report));
+    ctr_tensor_read_grad(ctx, z, k->dz, z->size);
+    ctr_tape_reset(ctx);
+}
+
+CTR_PRIVATE_ void ctr_chunked_replay_(ctr_chunked_ *k)
+{
+    ctr_method *method = k->method;
+    ctr_ctx *ctx = method->ctx;
+    int64_t c;
+    for (c = 0; c < k->count && ctx->status == CTR_OK; c++) {
+        ctr_tensor *x = ctr_chunked_part_(k, c), *z, *dz;
+        ctx->draws = k->draws[c];
+        z = method->embed_fn(method, x);
+        if (ctx->status != CTR_OK) return;
+        dz = ctr_tensor_temp(ctx, CTR_F32, 2, z->shape);
+        ctr_chunked_rows_(k, k->dim, k->dz, k->rows, 0);
+        ctr_tensor_write(ctx, dz, k->rows, dz->size);
+        ctr_backward_from(ctx, z, dz);
+        ctr_tape_reset(ctx);
+    }
+}
+
+CTR_API int ctr_method_step_chunked(ctr_method *method, const ctr_batch *batch, int64_t chunk,
+                                    double lr, ctr_report *report)
+{
+    ctr_ctx *ctx = method ? method->ctx : NULL;
+    double start = ctr_platform_seconds_();
+    ctr_report own;
+    ctr_chunked_ k;
+    int64_t most;
+    if (!ctx || ctx->status != CTR_OK) return 0;
+    if (chunk >= batch->n) return ctr_method_step(method, batch, lr, report);
+    ctr_method_open_(method, batch, lr, &own);
+    if (ctx->status == CTR_OK && (!method->chunks || chunk < 2))
+        ctr_fail_(ctx, CTR_E_VALUE, !method->chunks ? "chunks: %s cannot take a batch in chunks" :
+                  "chunks: %s needs chunks of at least 2 images", method->name);
+    memset(&k, 0, sizeof k);
+    k.method = method;
+    k.batch = batch;
+    k.count = (batch->n + CTR_MAX_(chunk, 1) - 1) / CTR_MAX_(chunk, 1);
+    most = (batch->n + k.count - 1) / k.count;
+    k.pixels = (ctr_real *)ctr_chunked_take_(ctx, batch->views * most * batch->h * batch->w *
+                                                  batch->c);
+    if (ctx->status == CTR_OK)
+        k.draws = (uint64_t *)ctr_arena_take_(ctx, &ctx->host, (size_t)k.count * sizeof *k.draws);
+    ctr_chunked_embed_(&k);
+    ctx->staged = ctx->staged_last = NULL; /* the replay stages them again */
+    ctr_chunked_loss_(&k, &own);
+    ctr_chunked_replay_(&k);
+    return ctr_method_finish_(method, lr, start, &own, report);
 }
 
 CTR_API size_t ctr_method_plan(ctr_method *method, int64_t n, int64_t h, int64_t w, int64_t c)
@@ -18895,6 +19091,7 @@ CTR_API ctr_method *ctr_simclr_create(ctr_ctx *ctx, const ctr_simclr_config *con
     m->base.views = config->views;
     m->base.lr = config->lr;
     m->base.lr_rule = config->lr_rule;
+    m->base.chunks = 1;
     for (i = 0; i < config->views; i++) m->augs[i] = config->aug;
     m->base.augs = m->augs;
     ctr_resnet_init(ctx, &m->encoder, &m->vars, "encoder.", &config->encoder);
@@ -19129,6 +19326,7 @@ CTR_PRIVATE_ ctr_twin_ *ctr_twin_create_(ctr_ctx *ctx, const char *name, size_t 
     t->bytes = bytes;
     t->base.lr = c->lr;
     t->base.lr_rule = c->lr_rule;
+    t->base.chunks = 1;
     t->average = c->average;
     t->split_norm = c->split_norm;
     t->augs[0] = *c->aug[0];
@@ -19682,6 +19880,7 @@ CTR_API ctr_method *ctr_moco_create(ctr_ctx *ctx, const ctr_moco_config *config)
              "temperature=%g momentum=%g cosine=%d symmetric=%d groups=%d shuffle=%d",
              config->temperature, config->momentum, config->momentum_cosine, config->symmetric,
              config->split_norm, config->shuffle);
+    m->twin.base.chunks = config->version == 3; /* the queue takes a step's own keys */
     m->twin.base.embed_fn = ctr_moco_embed_;
     m->twin.base.target_fn = ctr_moco_target_;
     m->twin.base.loss_fn = ctr_moco_loss_;
@@ -20227,6 +20426,7 @@ CTR_API ctr_method *ctr_npid_create(ctr_ctx *ctx, const ctr_npid_config *config)
              "form=%d negatives=%ld temperature=%g momentum=%g",
              (int)config->form, (long)config->negatives, config->temperature, config->momentum);
     m->twin.base.views = 1;
+    m->twin.base.chunks = 0; /* nor does the bank wait */
     m->twin.base.embed_fn = ctr_npid_embed_;
     m->twin.base.loss_fn = ctr_npid_loss_;
     m->twin.base.commit_fn = ctr_npid_commit_;
@@ -24589,7 +24789,9 @@ CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader,
     int stop = 0, any = 0;
     if (p->batch == 0 && !ctr_method_begin(method, loader)) return 0;
     while (!stop && ctr_loader_next(ctx, loader, &batch)) {
-        if (!ctr_method_step(method, &batch, ctr_schedule_at(schedule, p->step), &report)) return 0;
+        if (!ctr_method_step_chunked(method, &batch, config->chunk > 0 ? config->chunk : batch.n,
+                                     ctr_schedule_at(schedule, p->step), &report))
+            return 0;
         report.step = p->step++;
         report.data_seconds = ctr_loader_seconds(loader) - waited;
         report.seconds += report.data_seconds;
@@ -24621,6 +24823,9 @@ CTR_PRIVATE_ int ctr_fit_check_(ctr_ctx *ctx, const ctr_fit_config *c)
     if (c->epochs < 0 || c->save_every < 0 || !(c->warmup_epochs >= 0))
         ctr_fail_(ctx, CTR_E_VALUE, "fit: epochs, warmup_epochs and save_every must be at least 0, "
                   "got %ld, %g and %ld", (long)c->epochs, c->warmup_epochs, (long)c->save_every);
+    if (c->chunk < 0 || c->chunk == 1)
+        ctr_fail_(ctx, CTR_E_VALUE, "fit: a chunk must have at least 2 images (0: no chunks), got "
+                  "%ld", (long)c->chunk);
     if (!(c->lr >= 0) || !(c->end_lr >= 0))
         ctr_fail_(ctx, CTR_E_VALUE, "fit: lr and end_lr must be at least 0 (lr 0: the method's "
                   "own), got %g and %g", c->lr, c->end_lr);
