@@ -11,7 +11,7 @@
  * 4. A run whose n-th allocation fails; a steady step allocates nothing; the plan is what it needs.
  * 5. What a report says; configurations and batches that are refused.
  */
-#include "model.h"
+#include "training.h"
 
 enum { NCE, INFONCE, SOFTMAX, TRIPLET, HARD, SEMI, SIAMESE, KINDS };
 static const char *const kinds[KINDS] = {
@@ -412,312 +412,56 @@ static void alias(void)
 
 /* ---------------------------------------------------------------------- one small training run */
 
-typedef struct run {
-    ctr_ctx *ctx;
-    ctr_dataset *dataset;
-    ctr_loader *loader;
-    ctr_method *method;
-    uint8_t *pixels;
-    int32_t labels[64];
-} run;
-
-typedef struct run_config {
-    int kind, threads;
-    ctr_kernels kernels;
-    int64_t images, batch, bank;
-    const ctr_allocator *allocator;
-    const ctr_device *device;
-} run_config;
-
-static run_config run_of(int kind)
+/* rows: of the bank, as many as there are images by default. */
+static ctr_method *make_small(ctr_ctx *ctx, const training *t)
 {
-    run_config c;
-    memset(&c, 0, sizeof c);
-    c.kind = kind;
-    c.threads = 1;
-    c.images = c.bank = 24;
-    c.batch = 6;
-    return c;
+    return make(ctx, t->kind, 4, t->side, 8, t->rows ? t->rows : t->images, 10);
 }
 
-static void run_begin(run *r, const run_config *c)
+static training run_of(int kind)
 {
-    ctr_config config = ctr_config_default();
-    ctr_loader_config l = ctr_loader_config_default();
-    memset(r, 0, sizeof *r);
-    config.threads = c->threads;
-    config.kernels = c->kernels;
-    config.device = c->device;
-    if (c->allocator) config.allocator = *c->allocator;
-    r->pixels = model_pictures(c->images, 8, r->labels, 3);
-    r->ctx = ctr_ctx_create(&config);
-    if (!r->ctx) return;
-    r->dataset = ctr_dataset_from_memory(r->ctx, r->pixels, c->images, 8, 8, 3, r->labels);
-    if (r->dataset) r->method = make(r->ctx, c->kind, 4, 8, 8, c->bank, 10);
-    if (!r->method) return;
-    l.batch = c->batch;
-    l.views = r->method->views;
-    l.augs = r->method->augs;
-    l.per_class = r->method->per_class;
-    r->loader = ctr_loader_create(r->ctx, r->dataset, &l);
-}
-
-static void run_end(run *r)
-{
-    if (r->ctx) {
-        ctr_loader_destroy(r->ctx, r->loader);
-        ctr_method_destroy(r->method);
-        ctr_dataset_destroy(r->ctx, r->dataset);
-        ctr_ctx_destroy(r->ctx);
-    }
-    free(r->pixels);
-}
-
-static int run_next(run *r, ctr_batch *batch)
-{
-    return ctr_loader_next(r->ctx, r->loader, batch) ||
-           (ctr_error(r->ctx) == CTR_OK && ctr_loader_next(r->ctx, r->loader, batch));
-}
-
-static int run_steps(run *r, int steps, ctr_report *report)
-{
-    ctr_batch batch;
-    int i;
-    for (i = 0; i < steps; i++)
-        if (!run_next(r, &batch) || !ctr_method_step(r->method, &batch, 0.04, report)) return 0;
-    return 1;
-}
-
-/* ------------------------------------------------------------------------------ the same bytes */
-
-static uint64_t bytes_run(const run_config *c, const char *path)
-{
-    run r;
-    uint64_t hash = 0;
-    run_begin(&r, c);
-    if (test_true("a run", r.loader && run_steps(&r, 5, NULL))) hash = ctr_method_hash(r.method);
-    if (r.loader && path) test_true("save", ctr_checkpoint_save(r.method, path, NULL));
-    if (r.ctx) test_fine(r.ctx, "a run");
-    run_end(&r);
-    return hash;
-}
-
-static void same_bytes(int kind)
-{
-    static const int threads[4] = { 1, 2, 3, 7 };
-    run_config c = run_of(kind);
-    uint64_t first = 0, hash;
-    char what[96];
-    int i;
-    for (i = 0; i < 4; i++) {
-        c.threads = threads[i];
-        hash = bytes_run(&c, i ? "bank_n.ctr" : "bank_1.ctr");
-        if (!i) first = hash;
-        snprintf(what, sizeof what, "%s, %d threads: the hash", kinds[kind], threads[i]);
-        test_true(what, hash != 0 && hash == first);
-        if (i) model_same_files(what, "bank_1.ctr", "bank_n.ctr");
-    }
-    remove("bank_1.ctr");
-    remove("bank_n.ctr");
-}
-
-static void same_on_device(int kind)
-{
-    run_config c = run_of(kind);
-    fake_device *fake = fake_device_open();
-    uint64_t on_cpu, on_device;
-    c.kernels = CTR_KERNELS_SCALAR;
-    on_cpu = bytes_run(&c, NULL);
-    c.device = &fake->device;
-    on_device = bytes_run(&c, NULL);
-    test_true(kinds[kind], on_cpu != 0 && on_cpu == on_device);
-    fake_device_close(fake);
-}
-
-static int stop_at_5(void *user, const ctr_report *report)
-{
-    (void)user;
-    return report->step == 4;
-}
-
-/* Three epochs at once, or stopped after five steps, saved, and resumed by another process. */
-static void resumes(int kind)
-{
-    run_config c = run_of(kind);
-    ctr_fit_config fit = ctr_fit_default();
-    run r;
-    fit.epochs = 3;
-    fit.warmup_epochs = 0;
-    fit.lr = 0.05;
-    fit.checkpoint = "bank_whole.ctr";
-    run_begin(&r, &c);
-    test_equal("a whole run", (double)ctr_fit(r.method, r.loader, &fit), 12);
-    run_end(&r);
-    fit.checkpoint = "bank_parts.ctr";
-    fit.resume = 1;
-    fit.step_fn = stop_at_5;
-    run_begin(&r, &c);
-    test_equal("five steps", (double)ctr_fit(r.method, r.loader, &fit), 5);
-    run_end(&r);
-    fit.step_fn = NULL;
-    run_begin(&r, &c);
-    test_equal("and seven", (double)ctr_fit(r.method, r.loader, &fit), 7);
-    test_fine(r.ctx, "resume");
-    run_end(&r);
-    model_same_files(kinds[kind], "bank_whole.ctr", "bank_parts.ctr");
-    remove("bank_whole.ctr");
-    remove("bank_parts.ctr");
+    training t = training_default(kinds[kind], make_small);
+    t.kind = kind;
+    return t;
 }
 
 /* A bank belongs to a data set of its size: in training and in a file. */
 static void other_data(void)
 {
-    run_config c = run_of(NCE);
+    training c = run_of(NCE);
     ctr_fit_config fit = ctr_fit_default();
     uint64_t before;
-    run r;
+    training_run r;
     fit.epochs = 1;
     fit.checkpoint = "bank_other.ctr";
-    run_begin(&r, &c);
+    training_begin(&r, &c);
     test_equal("a run of 24 images", (double)ctr_fit(r.method, r.loader, &fit), 4);
-    run_end(&r);
-    c.images = c.bank = 30;
+    training_end(&r);
+    c.images = 30;
     fit.resume = 1;
-    run_begin(&r, &c);
+    training_begin(&r, &c);
     before = ctr_method_hash(r.method);
     test_equal("its checkpoint for 30", (double)ctr_fit(r.method, r.loader, &fit), -1);
     test_fails(r.ctx, "its checkpoint for 30", CTR_E_FORMAT, "bank=24");
     test_equal("the same by hand", ctr_checkpoint_load(r.method, "bank_other.ctr", NULL), 0);
     test_fails(r.ctx, "the same by hand", CTR_E_FORMAT, "bank=30");
     test_true("nothing was loaded", ctr_method_hash(r.method) == before);
-    run_end(&r);
+    training_end(&r);
     remove("bank_other.ctr");
     fit.resume = 0;
     fit.checkpoint = NULL;
-    c.bank = 31;
-    run_begin(&r, &c);
+    c.rows = 31;
+    training_begin(&r, &c);
     before = ctr_method_hash(r.method);
     test_equal("a bank that is too large", (double)ctr_fit(r.method, r.loader, &fit), -1);
     test_fails(r.ctx, "a bank that is too large", CTR_E_VALUE, "config.images");
     test_true("nothing was trained", ctr_method_hash(r.method) == before);
-    run_end(&r);
-    c.bank = 3;
-    run_begin(&r, &c);
-    test_equal("a bank that is too small", run_steps(&r, 1, NULL), 0);
+    training_end(&r);
+    c.rows = 3;
+    training_begin(&r, &c);
+    test_equal("a bank that is too small", training_steps(&r, 1, NULL), 0);
     test_fails(r.ctx, "a bank that is too small", CTR_E_VALUE, "3 images");
-    run_end(&r);
-}
-
-/* --------------------------------------------------------------------------- memory of a step */
-
-static void steady(int kind)
-{
-    run_config c = run_of(kind);
-    test_allocator watch;
-    ctr_allocator hooks = test_allocator_init(&watch);
-    ctr_batch batch;
-    char what[96];
-    size_t bytes;
-    long before;
-    run r;
-    c.allocator = &hooks;
-    c.threads = 2;
-    run_begin(&r, &c);
-    if (!test_true("a run to watch", r.loader && run_steps(&r, 2, NULL))) return;
-    before = watch.calls;
-    test_true("nine steps", run_steps(&r, 9, NULL));
-    snprintf(what, sizeof what, "%s: allocations in 9 steady steps", kinds[kind]);
-    test_equal(what, (double)(watch.calls - before), 0);
-    test_fine(r.ctx, what);
-    run_end(&r);
-    test_equal("blocks that were never freed", (double)watch.live, 0);
-    test_equal("bad frees", (double)watch.bad_frees, 0);
-    run_begin(&r, &c);
-    bytes = ctr_method_plan(r.method, c.batch, 8, 8, 3);
-    ctr_step_reserve(r.ctx, bytes);
-    test_true("a step", run_next(&r, &batch) && ctr_method_step(r.method, &batch, 0.04, NULL));
-    snprintf(what, sizeof what, "%s: the plan is the slab's peak, %lu KB", kinds[kind],
-             (unsigned long)(bytes >> 10));
-    test_true(what, bytes >= ctr_memory_stats(r.ctx).slab_peak &&
-              bytes <= ctr_memory_stats(r.ctx).slab_peak + 64);
-    run_end(&r);
-}
-
-static test_allocator watch_;
-
-static uint64_t quiet_hash(ctr_method *method)
-{
-    long calls = watch_.calls, fail_at = watch_.fail_at;
-    uint64_t hash;
-    watch_.fail_at = 0;
-    hash = ctr_method_hash(method);
-    watch_.calls = calls;
-    watch_.fail_at = fail_at;
-    return hash;
-}
-
-/* Two steps of which one or the making of the method fails; a failed step leaves the hash. */
-static int fail_run(const run_config *c, const uint64_t *want, long n, int *whole)
-{
-    ctr_batch batch;
-    int i, ok = 1;
-    run r;
-    watch_.calls = 0;
-    watch_.fail_at = n;
-    run_begin(&r, c);
-    *whole = 0;
-    if (r.loader) {
-        ok = quiet_hash(r.method) == want[0];
-        for (i = 0; i < 2 && ok; i++) {
-            if (!run_next(&r, &batch)) {
-                ok = ctr_error(r.ctx) == CTR_E_MEMORY;
-                ctr_error_clear(r.ctx);
-                ok = ok && run_next(&r, &batch);
-            }
-            if (ok && !ctr_method_step(r.method, &batch, 0.04, NULL)) {
-                ok = ctr_error(r.ctx) == CTR_E_MEMORY;
-                ctr_error_clear(r.ctx);
-                ok = ok && quiet_hash(r.method) == want[i];
-                ok = ok && ctr_method_step(r.method, &batch, 0.04, NULL);
-            }
-            ok = ok && quiet_hash(r.method) == want[i + 1];
-        }
-        *whole = watch_.calls < n;
-    } else if (r.ctx) {
-        ok = ctr_error(r.ctx) == CTR_E_MEMORY;
-    }
-    watch_.fail_at = 0;
-    run_end(&r);
-    return ok && watch_.live == 0 && watch_.bad_frees == 0;
-}
-
-static void fails(int kind, long stride)
-{
-    ctr_allocator hooks = test_allocator_init(&watch_);
-    run_config c = run_of(kind);
-    uint64_t want[3] = { 0, 0, 0 };
-    long n, bad = 0, runs = 0;
-    int whole = 0, i;
-    char what[96];
-    run r;
-    c.allocator = &hooks;
-    c.images = c.bank = 12;
-    c.batch = 4;
-    run_begin(&r, &c);
-    for (i = 0; i < 3; i++) {
-        if (i) test_true("expected step", run_steps(&r, 1, NULL));
-        want[i] = quiet_hash(r.method);
-    }
-    run_end(&r);
-    test_true("three different states", want[0] != want[1] && want[1] != want[2]);
-    for (n = 1; !whole && bad < 5; n += stride, runs++)
-        if (!fail_run(&c, want, n, &whole)) {
-            printf("     %s: allocation %ld\n", kinds[kind], n);
-            bad++;
-        }
-    snprintf(what, sizeof what, "%s: bad ones of %ld runs", kinds[kind], runs);
-    test_equal(what, (double)bad, 0);
-    test_true("the last run met no failure", whole && runs > 3);
+    training_end(&r);
 }
 
 /* ---------------------------------------------------------------------- reports, configurations */
@@ -733,11 +477,11 @@ static void reports(void)
     batch.labels = labels;
     batch.index = index;
     for (kind = 0; kind <= SOFTMAX; kind++) {
-        run_config c = run_of(kind);
+        training c = run_of(kind);
         double chance = kind == NCE ? log(11.0) + 10 * log(1.1) : kind == INFONCE ? log(11.0)
                                                                                   : log(24.0);
-        run r;
-        run_begin(&r, &c);
+        training_run r;
+        training_begin(&r, &c);
         test_true("step", ctr_method_step(r.method, &batch, 0, &a));
         test_error("chance", fabs(a.chance - chance), 1e-14);
         test_equal("no image was seen", a.active, 0);
@@ -745,7 +489,7 @@ static void reports(void)
         test_true("accuracy", a.accuracy >= 0 && a.accuracy <= 1);
         test_true("step", ctr_method_step(r.method, &batch, 0, &a));
         test_error("active", fabs(a.active - 6.0 / 24), 1e-15);
-        /* the bank holds half of the embedding that is asked for now, its negatives do not */
+        /* half of this embedding is in the bank since the step before, none of its negatives */
         test_true("cosines", a.positive > 0.5 && a.positive <= 1.0001 && a.negative < a.positive);
         /* of all: each of 5 labelled images meets 4 others with labels; 0 0, 1 1 agree */
         if (kind == SOFTMAX)
@@ -759,7 +503,7 @@ static void reports(void)
         test_equal("a batch that does not tell", ctr_method_step(r.method, &batch, 0.04, NULL), 0);
         test_fails(r.ctx, "a batch that does not tell", CTR_E_VALUE, "index");
         batch.index = index;
-        run_end(&r);
+        training_end(&r);
     }
     model_batch_free(&batch);
 }
@@ -774,10 +518,10 @@ static void reports_facenet(void)
     char text[256];
     int kind, i, j;
     for (kind = TRIPLET; kind < KINDS; kind++) {
-        run_config c = run_of(kind);
+        training c = run_of(kind);
         uint64_t before;
-        run r;
-        run_begin(&r, &c);
+        training_run r;
+        training_begin(&r, &c);
         before = ctr_method_hash(r.method);
         batch.labels = NULL;
         test_equal("no labels", ctr_method_step(r.method, &batch, 0.01, &a), 0);
@@ -806,7 +550,7 @@ static void reports_facenet(void)
         r.method->describe_fn(r.method, text, sizeof text);
         test_true(text, strncmp(text, "facenet resnet8 width=4", 23) == 0);
         test_fine(r.ctx, "reports");
-        run_end(&r);
+        training_end(&r);
     }
     model_batch_free(&batch);
 }
@@ -913,14 +657,14 @@ static void class_refused(ctr_ctx *ctx, const int32_t *labels, int64_t batch, in
    classes. */
 static void class_loader(void)
 {
-    run_config c = run_of(TRIPLET);
+    training c = run_of(TRIPLET);
     int64_t order[24], first[24], i, b, seen[24] = { 0 }, wrong = 0;
     int32_t labels[12] = { 0, 1, 2, 0, 1, 2, -1, -1, 0, 1, 2, 0 };
     ctr_loader_config l = ctr_loader_config_default();
     ctr_class_sampler *s;
     ctr_batch batch;
-    run r;
-    run_begin(&r, &c);
+    training_run r;
+    training_begin(&r, &c);
     s = ctr_class_sampler_create(r.ctx, 24, r.labels, 6, 2);
     test_equal("batches", (double)ctr_loader_batches(r.loader), 4);
     ctr_class_sampler_order(s, 1, 0, order);
@@ -951,8 +695,8 @@ static void class_loader(void)
     class_refused(r.ctx, labels, 12, 4);
     class_refused(r.ctx, labels, 4, 0);
     ctr_class_sampler_destroy(r.ctx, NULL);
-    run_end(&r);
-    run_begin(&r, &c);
+    training_end(&r);
+    training_begin(&r, &c);
     {
         ctr_fit_config fit = ctr_fit_default();
         fit.epochs = 1;
@@ -962,19 +706,19 @@ static void class_loader(void)
         test_equal("7 of 2", (double)ctr_fit_images(r.method, r.dataset, &fit), -1);
         test_fails(r.ctx, "7 of 2", CTR_E_VALUE, "per_class");
     }
-    run_end(&r);
+    training_end(&r);
 }
 
 /* A dataset of chosen images, and a part of it: their labels and pixels are the whole's. */
 static void chosen(void)
 {
     static const int64_t index[5] = { 7, 3, 3, 22, 0 };
-    run_config c = run_of(TRIPLET);
+    training c = run_of(TRIPLET);
     ctr_dataset *some, *two;
     ctr_image a, b;
     int64_t i, wrong = 0, outside = 24;
-    run r;
-    run_begin(&r, &c);
+    training_run r;
+    training_begin(&r, &c);
     some = ctr_dataset_select(r.ctx, r.dataset, 5, index);
     two = ctr_dataset_part(r.ctx, some, 2);
     test_true("five and two", ctr_dataset_count(some) == 5 && ctr_dataset_count(two) == 2);
@@ -996,7 +740,7 @@ static void chosen(void)
     test_fails(r.ctx, "no image", CTR_E_VALUE, "at least 1");
     ctr_dataset_destroy(r.ctx, two);
     ctr_dataset_destroy(r.ctx, some);
-    run_end(&r);
+    training_end(&r);
 }
 
 /* ------------------------------------------------------------ verification, re-identification */
@@ -1247,7 +991,9 @@ static void configs(void)
 
 int main(int argc, char **argv)
 {
+    training t[KINDS];
     int i;
+    for (i = 0; i < KINDS; i++) t[i] = run_of(i);
     test_begin("test_bank", argc, argv);
     test_group("configs");
     configs();
@@ -1269,19 +1015,25 @@ int main(int argc, char **argv)
     test_group("verification");
     verifies();
     test_group("a steady step allocates nothing and is planned");
-    for (i = 0; i < KINDS; i++) steady(i);
+    for (i = 0; i < KINDS; i++) {
+        training two = t[i];
+        two.config.threads = 2;
+        training_steady(&two, 2, 9);
+        training_planned(&two);
+    }
     test_group("the same bytes for any number of threads");
     for (i = 0; i < KINDS; i++)
-        if (!test_quick() || i == NCE || i == SIAMESE) same_bytes(i);
+        if (!test_quick() || i == NCE || i == SIAMESE) training_same_bytes(&t[i]);
     test_group("the same bytes after stopping and resuming");
-    for (i = 0; i < KINDS; i++) resumes(i);
+    for (i = 0; i < KINDS; i++) training_resumes(&t[i]);
     test_group("another data set");
     other_data();
     test_group("the fake device");
     for (i = 0; i < KINDS; i++)
-        if (!test_quick() || i == NCE || i == SIAMESE) same_on_device(i);
+        if (!test_quick() || i == NCE || i == SIAMESE) training_same_on_device(&t[i]);
     test_group("the n-th allocation fails");
-    for (i = 0; i < KINDS; i++) fails(i, test_quick() || MODEL_SLOW ? 41 : 3);
+    for (i = 0; i < KINDS; i++)
+        training_failing_allocations(&t[i], 0, test_quick() || MODEL_SLOW ? 41 : 3);
     test_group("three steps as PyTorch takes them");
     golden_all();
     return test_end();
