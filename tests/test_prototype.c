@@ -10,7 +10,7 @@
  * 4. A run whose n-th allocation fails; a steady step allocates nothing; the plan is what it needs.
  * 5. What a report says; configurations and batches that are refused.
  */
-#include "model.h"
+#include "training.h"
 
 enum { PLAIN, QUEUED, FROZEN, LARGE, LATE, DEEP, DEEPU, KINDS };
 static const char *const kinds[KINDS] = {
@@ -331,297 +331,21 @@ static void golden_all(void)
 
 /* ---------------------------------------------------------------------- one small training run */
 
-typedef struct run {
-    ctr_ctx *ctx;
-    ctr_dataset *dataset;
-    ctr_loader *loader;
-    ctr_method *method;
-    uint8_t *pixels;
-    int32_t labels[64];
-} run;
-
-typedef struct run_config {
-    int kind, threads;
-    ctr_kernels kernels;
-    int64_t images, batch, queue;
-    const ctr_allocator *allocator;
-    const ctr_device *device;
-} run_config;
-
-static run_config run_of(int kind)
+/* rows: of the queue. */
+static ctr_method *make_small(ctr_ctx *ctx, const training *t)
 {
-    run_config c;
-    memset(&c, 0, sizeof c);
-    c.kind = kind;
-    c.threads = 1;
-    c.images = 24;
-    c.batch = 6;
-    c.queue = 10;
-    return c;
+    sizes s = { 4, 8, 5, 12, 8, 7, 0, 0 };
+    s.queue = t->rows;
+    s.images = t->images;
+    return make(ctx, t->kind, &s);
 }
 
-static void run_begin(run *r, const run_config *c)
+static training run_of(int kind)
 {
-    ctr_config config = ctr_config_default();
-    ctr_loader_config l = ctr_loader_config_default();
-    sizes s = { 4, 8, 5, 12, 8, 7, 10, 24 };
-    s.queue = c->queue;
-    s.images = c->images;
-    memset(r, 0, sizeof *r);
-    config.threads = c->threads;
-    config.kernels = c->kernels;
-    config.device = c->device;
-    if (c->allocator) config.allocator = *c->allocator;
-    r->pixels = model_pictures(c->images, 8, r->labels, 3);
-    r->ctx = ctr_ctx_create(&config);
-    if (!r->ctx) return;
-    r->dataset = ctr_dataset_from_memory(r->ctx, r->pixels, c->images, 8, 8, 3, r->labels);
-    if (r->dataset) r->method = make(r->ctx, c->kind, &s);
-    if (!r->method) return;
-    l.batch = c->batch;
-    l.views = r->method->views;
-    l.augs = r->method->augs;
-    r->loader = ctr_loader_create(r->ctx, r->dataset, &l);
-}
-
-static void run_end(run *r)
-{
-    if (r->ctx) {
-        ctr_loader_destroy(r->ctx, r->loader);
-        ctr_method_destroy(r->method);
-        ctr_dataset_destroy(r->ctx, r->dataset);
-        ctr_ctx_destroy(r->ctx);
-    }
-    free(r->pixels);
-}
-
-/* The next batch, and what comes before an epoch. */
-static int run_next(run *r, ctr_batch *batch)
-{
-    int64_t epoch, at;
-    ctr_loader_tell(r->loader, &epoch, &at);
-    if (at == ctr_loader_batches(r->loader)) {
-        if (ctr_loader_next(r->ctx, r->loader, batch)) return 0;
-        at = 0;
-    }
-    if (at == 0 && !ctr_method_begin(r->method, r->loader)) return 0;
-    return ctr_loader_next(r->ctx, r->loader, batch);
-}
-
-static int run_steps(run *r, int steps, ctr_report *report)
-{
-    ctr_batch batch;
-    int i;
-    for (i = 0; i < steps; i++)
-        if (!run_next(r, &batch) || !ctr_method_step(r->method, &batch, 0.04, report)) return 0;
-    return 1;
-}
-
-/* ------------------------------------------------------------------------------ the same bytes */
-
-static uint64_t bytes_run(const run_config *c, const char *path)
-{
-    run r;
-    uint64_t hash = 0;
-    run_begin(&r, c);
-    if (test_true("a run", r.loader && run_steps(&r, 6, NULL))) hash = ctr_method_hash(r.method);
-    if (r.loader && path) test_true("save", ctr_checkpoint_save(r.method, path, NULL));
-    if (r.ctx) test_fine(r.ctx, "a run");
-    run_end(&r);
-    return hash;
-}
-
-static void same_bytes(int kind)
-{
-    static const int threads[4] = { 1, 2, 3, 7 };
-    run_config c = run_of(kind);
-    uint64_t first = 0, hash;
-    char what[96];
-    int i;
-    for (i = 0; i < 4; i++) {
-        c.threads = threads[i];
-        hash = bytes_run(&c, i ? "prototype_n.ctr" : "prototype_1.ctr");
-        if (!i) first = hash;
-        snprintf(what, sizeof what, "%s, %d threads: the hash", kinds[kind], threads[i]);
-        test_true(what, hash != 0 && hash == first);
-        if (i) model_same_files(what, "prototype_1.ctr", "prototype_n.ctr");
-    }
-    remove("prototype_1.ctr");
-    remove("prototype_n.ctr");
-}
-
-static void same_on_device(int kind)
-{
-    run_config c = run_of(kind);
-    fake_device *fake = fake_device_open();
-    uint64_t on_cpu, on_device;
-    c.kernels = CTR_KERNELS_SCALAR;
-    on_cpu = bytes_run(&c, NULL);
-    c.device = &fake->device;
-    on_device = bytes_run(&c, NULL);
-    test_true(kinds[kind], on_cpu != 0 && on_cpu == on_device);
-    fake_device_close(fake);
-}
-
-static int stop_at_5(void *user, const ctr_report *report)
-{
-    (void)user;
-    return report->step == 4;
-}
-
-/* Three epochs at once, or stopped after five steps, saved, and resumed by another process. */
-static void resumes(int kind)
-{
-    run_config c = run_of(kind);
-    ctr_fit_config fit = ctr_fit_default();
-    run r;
-    fit.epochs = 3;
-    fit.warmup_epochs = 0;
-    fit.lr = 0.05;
-    fit.checkpoint = "prototype_whole.ctr";
-    run_begin(&r, &c);
-    test_equal("a whole run", (double)ctr_fit(r.method, r.loader, &fit), 12);
-    run_end(&r);
-    fit.checkpoint = "prototype_parts.ctr";
-    fit.resume = 1;
-    fit.step_fn = stop_at_5;
-    run_begin(&r, &c);
-    test_equal("five steps", (double)ctr_fit(r.method, r.loader, &fit), 5);
-    run_end(&r);
-    fit.step_fn = NULL;
-    run_begin(&r, &c);
-    test_equal("and seven", (double)ctr_fit(r.method, r.loader, &fit), 7);
-    test_fine(r.ctx, "resume");
-    run_end(&r);
-    model_same_files(kinds[kind], "prototype_whole.ctr", "prototype_parts.ctr");
-    remove("prototype_whole.ctr");
-    remove("prototype_parts.ctr");
-}
-
-/* --------------------------------------------------------------------------- memory of a step */
-
-static void steady(int kind)
-{
-    run_config c = run_of(kind);
-    test_allocator watch;
-    ctr_allocator hooks = test_allocator_init(&watch);
-    char what[96];
-    size_t bytes;
-    long before;
-    int steps = kind >= DEEP ? 3 : 9; /* the rest of an epoch, between two clusterings */
-    run r;
-    c.allocator = &hooks;
-    c.threads = 2;
-    run_begin(&r, &c);
-    if (!test_true("a run to watch", r.loader && run_steps(&r, 9, NULL))) return;
-    before = watch.calls;
-    test_true("steps", run_steps(&r, steps, NULL));
-    snprintf(what, sizeof what, "%s: allocations in %d steady steps", kinds[kind], steps);
-    test_equal(what, (double)(watch.calls - before), 0);
-    test_fine(r.ctx, what);
-    run_end(&r);
-    test_equal("blocks that were never freed", (double)watch.live, 0);
-    test_equal("bad frees", (double)watch.bad_frees, 0);
-    run_begin(&r, &c);
-    test_true("begin", ctr_method_begin(r.method, r.loader));
-    bytes = ctr_method_plan(r.method, c.batch, 8, 8, 3);
-    ctr_step_reserve(r.ctx, bytes);
-    test_true("steps until the queue is used", run_steps(&r, 8, NULL));
-    snprintf(what, sizeof what, "%s: the plan is the slab's peak, %lu KB", kinds[kind],
-             (unsigned long)(bytes >> 10));
-    test_true(what, bytes >= ctr_memory_stats(r.ctx).slab_peak &&
-              bytes <= ctr_memory_stats(r.ctx).slab_peak + 64);
-    run_end(&r);
-}
-
-static test_allocator watch_;
-
-static uint64_t quiet_hash(ctr_method *method)
-{
-    long calls = watch_.calls, fail_at = watch_.fail_at;
-    uint64_t hash;
-    watch_.fail_at = 0;
-    hash = ctr_method_hash(method);
-    watch_.calls = calls;
-    watch_.fail_at = fail_at;
-    return hash;
-}
-
-/* Two steps of which one or the making of the method fails; a failed step leaves the hash, a failed
-   beginning of an epoch as well. */
-static int fail_run(const run_config *c, const uint64_t *want, long n, int *whole)
-{
-    ctr_batch batch;
-    uint64_t begun;
-    int i, ok = 1;
-    run r;
-    watch_.calls = 0;
-    watch_.fail_at = n;
-    run_begin(&r, c);
-    *whole = 0;
-    if (r.loader) {
-        ok = quiet_hash(r.method) == want[0];
-        for (i = 0; i < 2 && ok; i++) {
-            uint64_t start = i ? 0 : quiet_hash(r.method);
-            if (!run_next(&r, &batch)) {
-                ok = ctr_error(r.ctx) == CTR_E_MEMORY;
-                ctr_error_clear(r.ctx);
-                ok = ok && (i || quiet_hash(r.method) == start || quiet_hash(r.method) == want[3]);
-                if (ok && quiet_hash(r.method) == want[3] && i == 0) /* the batch alone failed */
-                    ok = ctr_loader_next(r.ctx, r.loader, &batch);
-                else ok = ok && run_next(&r, &batch);
-            }
-            begun = quiet_hash(r.method);
-            if (i == 0) ok = ok && begun == want[3];
-            if (ok && !ctr_method_step(r.method, &batch, 0.04, NULL)) {
-                ok = ctr_error(r.ctx) == CTR_E_MEMORY;
-                ctr_error_clear(r.ctx);
-                ok = ok && quiet_hash(r.method) == begun;
-                ok = ok && ctr_method_step(r.method, &batch, 0.04, NULL);
-            }
-            ok = ok && quiet_hash(r.method) == want[i + 1];
-        }
-        *whole = watch_.calls < n;
-    } else if (r.ctx) {
-        ok = ctr_error(r.ctx) == CTR_E_MEMORY;
-    }
-    watch_.fail_at = 0;
-    run_end(&r);
-    return ok && watch_.live == 0 && watch_.bad_frees == 0;
-}
-
-static void fails(int kind, long stride)
-{
-    ctr_allocator hooks = test_allocator_init(&watch_);
-    run_config c = run_of(kind);
-    uint64_t want[4] = { 0, 0, 0, 0 }; /* at first, after steps 1 and 2; before step 1 */
-    long n, bad = 0, runs = 0;
-    int whole = 0, i;
-    char what[96];
-    run r;
-    c.allocator = &hooks;
-    c.images = 12;
-    c.batch = 4;
-    c.queue = 4; /* full after a step */
-    run_begin(&r, &c);
-    for (i = 0; i < 3; i++) {
-        if (i) test_true("expected step", run_steps(&r, 1, NULL));
-        want[i] = quiet_hash(r.method);
-    }
-    run_end(&r);
-    run_begin(&r, &c);
-    ctr_method_begin(r.method, r.loader);
-    want[3] = quiet_hash(r.method);
-    run_end(&r);
-    test_true("three different states", want[0] != want[1] && want[1] != want[2]);
-    for (n = 1; !whole && bad < 5; n += stride, runs++)
-        if (!fail_run(&c, want, n, &whole)) {
-            printf("     %s: allocation %ld\n", kinds[kind], n);
-            bad++;
-        }
-    snprintf(what, sizeof what, "%s: bad ones of %ld runs", kinds[kind], runs);
-    test_equal(what, (double)bad, 0);
-    test_true("the last run met no failure", whole && runs > 3);
+    training t = training_default(kinds[kind], make_small);
+    t.kind = kind;
+    t.rows = 10;
+    return t;
 }
 
 /* ------------------------------------------------------------------- prototypes, queue, batches */
@@ -653,41 +377,41 @@ static double length_error(const ctr_real *x, int64_t n, int64_t d)
    by weight decay. */
 static void prototypes(int kind)
 {
-    run_config c = run_of(kind);
+    training c = run_of(kind);
     ctr_real before[56], x[56];
-    run r;
+    training_run r;
     int t;
-    run_begin(&r, &c);
+    training_begin(&r, &c);
     ctr_tensor_read(r.ctx, state_of(r.method, "prototypes.weight"), before, 56);
     test_error("unit rows at first", length_error(before, 7, 8), test_bound(1e-14, 1e-6));
     for (t = 0; t < 4; t++) {
         int still = kind == FROZEN && t < 2;
-        test_true("step", run_steps(&r, 1, NULL));
+        test_true("step", training_steps(&r, 1, NULL));
         ctr_tensor_read(r.ctx, state_of(r.method, "prototypes.weight"), x, 56);
         test_error("unit rows", length_error(x, 7, 8), test_bound(1e-14, 1e-6));
         if (still) test_error("frozen", apart(x, before, 56), test_bound(1e-14, 1e-6));
         else test_true("they move", apart(x, before, 56) > 1e-5);
     }
     test_fine(r.ctx, "prototypes");
-    run_end(&r);
+    training_end(&r);
 }
 
 /* Queues are left alone before their epoch, hold the newest embeddings after it, and take part in
    the codes once they are full: the residual is that of more rows then. */
 static void queue_starts(void)
 {
-    run_config c = run_of(LATE);
+    training c = run_of(LATE);
     ctr_real before[80], x[80];
     ctr_report report;
-    run r, s;
+    training_run r, s;
     int t;
-    run_begin(&r, &c);
+    training_begin(&r, &c);
     c.kind = PLAIN;
-    run_begin(&s, &c);
+    training_begin(&s, &c);
     ctr_tensor_read(r.ctx, state_of(r.method, "queue2.rows"), before, 80);
     for (t = 0; t < 7; t++) {
         ctr_report plain;
-        test_true("step", run_steps(&r, 1, &report) && run_steps(&s, 1, &plain));
+        test_true("step", training_steps(&r, 1, &report) && training_steps(&s, 1, &plain));
         ctr_tensor_read(r.ctx, state_of(r.method, "queue2.rows"), x, 80);
         test_error("unit rows", length_error(x, 10, 8), test_bound(1e-13, 1e-5));
         if (t < 4) test_bytes("epoch 0: nothing is kept", x, before, sizeof x);
@@ -696,8 +420,8 @@ static void queue_starts(void)
                   (report.loss == plain.loss) == (t < 6));
     }
     test_fine(r.ctx, "queues");
-    run_end(&r);
-    run_end(&s);
+    training_end(&r);
+    training_end(&s);
 }
 
 /* After the first beginning: the bank is what the images' crops are, one clustering has been made
@@ -705,7 +429,7 @@ static void queue_starts(void)
    the bank's rows of their own images alone. */
 static void clusters(void)
 {
-    run_config c = run_of(DEEP);
+    training c = run_of(DEEP);
     ctr_real bank[2 * 24 * 8], later[2 * 24 * 8], of[3 * 24], w[56];
     int32_t nearest[24], labels[24];
     char name[32];
@@ -713,8 +437,8 @@ static void clusters(void)
     ctr_batch batch;
     int64_t i;
     int h, v, moved = 0, wrong = 0;
-    run r;
-    run_begin(&r, &c);
+    training_run r;
+    training_begin(&r, &c);
     test_true("begin", ctr_method_begin(r.method, r.loader));
     ctr_tensor_read(r.ctx, state_of(r.method, "bank.rows"), bank, 2 * 24 * 8);
     ctr_tensor_read(r.ctx, state_of(r.method, "bank.clusters"), of, 3 * 24);
@@ -747,23 +471,23 @@ static void clusters(void)
     test_equal("rows of the batch's images", moved, 12);
     test_equal("and no others", wrong, 0);
     test_fine(r.ctx, "clusters");
-    run_end(&r);
+    training_end(&r);
 }
 
 /* Steps without clusters, batches without numbers, data of another size. */
 static void refused_clusters(void)
 {
-    run_config config = run_of(DEEP);
+    training config = run_of(DEEP);
     ctr_dataset *other;
     ctr_loader_config l = ctr_loader_config_default();
     ctr_loader *loader;
     int64_t index[6] = { 0, 1, 2, 3, 4, 24 };
     uint64_t before;
     crops c;
-    run r;
+    training_run r;
     crops_make(&c, "a", 6, 8, 5);
     c.batch.index = index;
-    run_begin(&r, &config);
+    training_begin(&r, &config);
     before = ctr_method_hash(r.method);
     test_equal("a step before any clustering", ctr_method_step(r.method, &c.batch, 0.1, NULL), 0);
     test_fails(r.ctx, "a step before any clustering", CTR_E_STATE, "ctr_method_begin");
@@ -789,30 +513,30 @@ static void refused_clusters(void)
     index[5] = 5;
     test_true("a step", ctr_method_step(r.method, &c.batch, 0.1, NULL));
     crops_free(&c);
-    run_end(&r);
+    training_end(&r);
 }
 
-static void refused(run *r, const char *what, crops *c, ctr_status status, const char *word)
+static void refused(training_run *r, const char *what, crops *c, ctr_status status, const char *word)
 {
     uint64_t before = ctr_method_hash(r->method);
     test_equal(what, ctr_method_step(r->method, &c->batch, 0.1, NULL), 0);
     test_fails(r->ctx, what, status, word);
     test_true("the method is as it was", ctr_method_hash(r->method) == before);
-    test_true("a step follows", run_steps(r, 1, NULL));
+    test_true("a step follows", training_steps(r, 1, NULL));
 }
 
 static void batches(void)
 {
-    run_config config = run_of(QUEUED);
+    training config = run_of(QUEUED);
     ctr_report a, b;
     uint32_t bits = 0x7fc00000u;
     float nan_value;
     crops c;
-    run r;
+    training_run r;
     memcpy(&nan_value, &bits, sizeof nan_value);
-    config.queue = 6;
-    run_begin(&r, &config);
-    test_true("steps until the queue is used", run_steps(&r, 3, NULL));
+    config.rows = 6;
+    training_begin(&r, &config);
+    test_true("steps until the queue is used", training_steps(&r, 3, NULL));
     crops_make(&c, "a", 6, 8, 5);
     c.batch.groups = 0;
     refused(&r, "large crops alone", &c, CTR_E_SHAPE, "2 sizes");
@@ -834,9 +558,9 @@ static void batches(void)
     test_equal("a rate out of all bounds", ctr_method_step(r.method, &c.batch, 1e300, NULL),
                TEST_DOUBLE);
     ctr_error_clear(r.ctx);
-    run_end(&r);
+    training_end(&r);
     config = run_of(PLAIN);
-    run_begin(&r, &config);
+    training_begin(&r, &config);
     test_true("step", ctr_method_step(r.method, &c.batch, 0, &a));
     test_true("a loss of cosines", a.loss > 0 && a.loss < 2 / 0.1 + log(7.0));
     c.group[1].pixels[5] += 1;
@@ -846,7 +570,7 @@ static void batches(void)
     test_true("a residual", b.residual > 0 && b.residual < 6);
     test_true("cosines", b.positive <= 1.0001 && b.negative >= -1.0001 && b.accuracy >= 0);
     test_fine(r.ctx, "batches");
-    run_end(&r);
+    training_end(&r);
     crops_free(&c);
 }
 
@@ -1000,7 +724,9 @@ static void configs(void)
 
 int main(int argc, char **argv)
 {
+    training t[KINDS];
     int i;
+    for (i = 0; i < KINDS; i++) t[i] = run_of(i);
     test_begin("test_prototype", argc, argv);
     test_group("configs");
     presets();
@@ -1014,20 +740,27 @@ int main(int argc, char **argv)
     batches();
     refused_clusters();
     test_group("a steady step allocates nothing and is planned");
-    for (i = 0; i < KINDS; i++) steady(i);
+    for (i = 0; i < KINDS; i++) {
+        training two = t[i];
+        two.config.threads = 2;
+        training_steady(&two, 9, i >= DEEP ? 3 : 9); /* the rest of an epoch: it begins with memory */
+        training_planned(&two);
+    }
     test_group("the same bytes for any number of threads");
     for (i = 0; i < KINDS; i++)
-        if (!test_quick() || i == QUEUED || i == DEEP) same_bytes(i);
+        if (!test_quick() || i == QUEUED || i == DEEP) training_same_bytes(&t[i]);
     test_group("the same bytes after stopping and resuming");
     for (i = 0; i < KINDS; i++)
-        if (!test_quick() || i == LATE || i == DEEP) resumes(i);
+        if (!test_quick() || i == LATE || i == DEEP) training_resumes(&t[i]);
     test_group("the fake device");
     for (i = 0; i < KINDS; i++)
-        if (!test_quick() || i == QUEUED || i == DEEP) same_on_device(i);
+        if (!test_quick() || i == QUEUED || i == DEEP) training_same_on_device(&t[i]);
     test_group("the n-th allocation fails");
     for (i = 0; i < KINDS; i++)
-        if (i != LATE && (!test_quick() || i == QUEUED || i == DEEP))
-            fails(i, test_quick() || MODEL_SLOW ? 71 : 3);
+        if (i != LATE && (!test_quick() || i == QUEUED || i == DEEP)) {
+            t[i].rows = 4; /* full after a step */
+            training_failing_allocations(&t[i], 0, test_quick() || MODEL_SLOW ? 71 : 3);
+        }
     test_group("three steps as PyTorch takes them");
     golden_all();
     return test_end();

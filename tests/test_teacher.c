@@ -9,7 +9,7 @@
  * 4. A run whose n-th allocation fails; a steady step allocates nothing; the plan is what it needs.
  * 5. Shuffled batch norm; what a report says; configurations and batches that are refused.
  */
-#include "model.h"
+#include "training.h"
 
 enum { MOCO1, MOCO2, MOCO2S, MOCO3, BYOL, BYOLAVG, SIMSIAM, BARLOW, VICREG, KINDS };
 static const char *const kinds[KINDS] = {
@@ -505,291 +505,25 @@ static void gradients(int kind)
 
 /* ---------------------------------------------------------------------- one small training run */
 
-typedef struct run {
-    ctr_ctx *ctx;
-    ctr_dataset *dataset;
-    ctr_loader *loader;
-    ctr_method *method;
-    uint8_t *pixels;
-    int32_t labels[64];
-} run;
-
-typedef struct run_config {
-    int kind, threads;
-    ctr_kernels kernels;
-    int64_t images, batch, queue;
-    const ctr_allocator *allocator;
-    const ctr_device *device;
-    void *log_user;
-} run_config;
-
-static run_config run_of(int kind)
+/* rows: of the queue. */
+static ctr_method *make_small(ctr_ctx *ctx, const training *t)
 {
-    run_config c;
-    memset(&c, 0, sizeof c);
-    c.kind = kind;
-    c.threads = 1;
-    c.images = 24;
-    c.batch = 6;
-    c.queue = 10;
-    return c;
+    sizes s = { 4, 8, 12, 8, 10, 0, 1 };
+    s.queue = t->rows;
+    return make(ctx, t->kind, &s);
 }
 
-static void run_log(void *user, ctr_log_level level, const char *text)
+static training run_of(int kind)
+{
+    training t = training_default(kinds[kind], make_small);
+    t.kind = kind;
+    t.rows = 10;
+    return t;
+}
+
+static void keep_warning(void *user, ctr_log_level level, const char *text)
 {
     if (level == CTR_LOG_WARN) snprintf((char *)user, 256, "%s", text);
-}
-
-static void run_begin(run *r, const run_config *c)
-{
-    ctr_config config = ctr_config_default();
-    ctr_loader_config l = ctr_loader_config_default();
-    sizes s = { 4, 8, 12, 8, 10, 0, 1 };
-    s.queue = c->queue;
-    memset(r, 0, sizeof *r);
-    config.threads = c->threads;
-    config.kernels = c->kernels;
-    config.device = c->device;
-    if (c->allocator) config.allocator = *c->allocator;
-    if (c->log_user) {
-        config.log_user = c->log_user;
-        config.log_fn = run_log;
-    }
-    r->pixels = model_pictures(c->images, 8, r->labels, 3);
-    r->ctx = ctr_ctx_create(&config);
-    if (!r->ctx) return;
-    r->dataset = ctr_dataset_from_memory(r->ctx, r->pixels, c->images, 8, 8, 3, r->labels);
-    if (r->dataset) r->method = make(r->ctx, c->kind, &s);
-    if (!r->method) return;
-    r->method->run.steps = 12;
-    r->method->run.lr = 0.05;
-    l.batch = c->batch;
-    l.views = r->method->views;
-    l.augs = r->method->augs;
-    r->loader = ctr_loader_create(r->ctx, r->dataset, &l);
-}
-
-static void run_end(run *r)
-{
-    if (r->ctx) {
-        ctr_loader_destroy(r->ctx, r->loader);
-        ctr_method_destroy(r->method);
-        ctr_dataset_destroy(r->ctx, r->dataset);
-        ctr_ctx_destroy(r->ctx);
-    }
-    free(r->pixels);
-}
-
-static int run_next(run *r, ctr_batch *batch)
-{
-    return ctr_loader_next(r->ctx, r->loader, batch) ||
-           (ctr_error(r->ctx) == CTR_OK && ctr_loader_next(r->ctx, r->loader, batch));
-}
-
-static int run_steps(run *r, int steps, ctr_report *report)
-{
-    ctr_batch batch;
-    int i;
-    for (i = 0; i < steps; i++)
-        if (!run_next(r, &batch) || !ctr_method_step(r->method, &batch, 0.04, report)) return 0;
-    return 1;
-}
-
-/* ------------------------------------------------------------------------------ the same bytes */
-
-static uint64_t bytes_run(const run_config *c, const char *path)
-{
-    run r;
-    uint64_t hash = 0;
-    run_begin(&r, c);
-    if (test_true("a run", r.loader && run_steps(&r, 5, NULL))) hash = ctr_method_hash(r.method);
-    if (r.loader && path) test_true("save", ctr_checkpoint_save(r.method, path, NULL));
-    if (r.ctx) test_fine(r.ctx, "a run");
-    run_end(&r);
-    return hash;
-}
-
-static void same_bytes(int kind)
-{
-    static const int threads[4] = { 1, 2, 3, 7 };
-    run_config c = run_of(kind);
-    uint64_t first = 0, hash;
-    char what[96];
-    int i;
-    for (i = 0; i < 4; i++) {
-        c.threads = threads[i];
-        hash = bytes_run(&c, i ? "teacher_n.ctr" : "teacher_1.ctr");
-        if (!i) first = hash;
-        snprintf(what, sizeof what, "%s, %d threads: the hash", kinds[kind], threads[i]);
-        test_true(what, hash != 0 && hash == first);
-        if (i) model_same_files(what, "teacher_1.ctr", "teacher_n.ctr");
-    }
-    remove("teacher_1.ctr");
-    remove("teacher_n.ctr");
-}
-
-static void same_on_device(int kind)
-{
-    run_config c = run_of(kind);
-    fake_device *fake = fake_device_open();
-    uint64_t on_cpu, on_device;
-    c.kernels = CTR_KERNELS_SCALAR;
-    on_cpu = bytes_run(&c, NULL);
-    c.device = &fake->device;
-    on_device = bytes_run(&c, NULL);
-    test_true(kinds[kind], on_cpu != 0 && on_cpu == on_device);
-    fake_device_close(fake);
-}
-
-static int stop_at_5(void *user, const ctr_report *report)
-{
-    (void)user;
-    return report->step == 4;
-}
-
-/* Three epochs at once, or stopped after five steps, saved, and resumed by another process. */
-static void resumes(int kind)
-{
-    run_config c = run_of(kind);
-    ctr_fit_config fit = ctr_fit_default();
-    run r;
-    fit.epochs = 3;
-    fit.warmup_epochs = 0;
-    fit.lr = 0.05;
-    fit.checkpoint = "teacher_whole.ctr";
-    run_begin(&r, &c);
-    test_equal("a whole run", (double)ctr_fit(r.method, r.loader, &fit), 12);
-    test_true("the run is known", r.method->run.steps == 12 && r.method->run.images == 24 &&
-              r.method->run.lr == 0.05);
-    run_end(&r);
-    fit.checkpoint = "teacher_parts.ctr";
-    fit.resume = 1;
-    fit.step_fn = stop_at_5;
-    run_begin(&r, &c);
-    test_equal("five steps", (double)ctr_fit(r.method, r.loader, &fit), 5);
-    run_end(&r);
-    fit.step_fn = NULL;
-    run_begin(&r, &c);
-    r.method->run.steps = 0;
-    test_equal("and seven", (double)ctr_fit(r.method, r.loader, &fit), 7);
-    test_fine(r.ctx, "resume");
-    run_end(&r);
-    model_same_files(kinds[kind], "teacher_whole.ctr", "teacher_parts.ctr");
-    remove("teacher_whole.ctr");
-    remove("teacher_parts.ctr");
-}
-
-/* --------------------------------------------------------------------------- memory of a step */
-
-static void steady(int kind)
-{
-    run_config c = run_of(kind);
-    test_allocator watch;
-    ctr_allocator hooks = test_allocator_init(&watch);
-    ctr_batch batch;
-    char what[96];
-    size_t bytes;
-    long before;
-    run r;
-    c.allocator = &hooks;
-    c.threads = 2;
-    run_begin(&r, &c);
-    if (!test_true("a run to watch", r.loader && run_steps(&r, 2, NULL))) return;
-    before = watch.calls;
-    test_true("nine steps", run_steps(&r, 9, NULL));
-    snprintf(what, sizeof what, "%s: allocations in 9 steady steps", kinds[kind]);
-    test_equal(what, (double)(watch.calls - before), 0);
-    test_fine(r.ctx, what);
-    run_end(&r);
-    test_equal("blocks that were never freed", (double)watch.live, 0);
-    test_equal("bad frees", (double)watch.bad_frees, 0);
-    run_begin(&r, &c);
-    bytes = ctr_method_plan(r.method, c.batch, 8, 8, 3);
-    ctr_step_reserve(r.ctx, bytes);
-    test_true("a step", run_next(&r, &batch) && ctr_method_step(r.method, &batch, 0.04, NULL));
-    snprintf(what, sizeof what, "%s: the plan is the slab's peak, %lu KB", kinds[kind],
-             (unsigned long)(bytes >> 10));
-    test_true(what, bytes >= ctr_memory_stats(r.ctx).slab_peak &&
-              bytes <= ctr_memory_stats(r.ctx).slab_peak + 64);
-    run_end(&r);
-}
-
-static test_allocator watch_;
-
-static uint64_t quiet_hash(ctr_method *method)
-{
-    long calls = watch_.calls, fail_at = watch_.fail_at;
-    uint64_t hash;
-    watch_.fail_at = 0;
-    hash = ctr_method_hash(method);
-    watch_.calls = calls;
-    watch_.fail_at = fail_at;
-    return hash;
-}
-
-/* Two steps of which one or the making of the method fails; a failed step leaves the hash. */
-static int fail_run(const run_config *c, const uint64_t *want, long n, int *whole)
-{
-    ctr_batch batch;
-    int i, ok = 1;
-    run r;
-    watch_.calls = 0;
-    watch_.fail_at = n;
-    run_begin(&r, c);
-    *whole = 0;
-    if (r.loader) {
-        ok = quiet_hash(r.method) == want[0];
-        for (i = 0; i < 2 && ok; i++) {
-            if (!run_next(&r, &batch)) {
-                ok = ctr_error(r.ctx) == CTR_E_MEMORY;
-                ctr_error_clear(r.ctx);
-                ok = ok && run_next(&r, &batch);
-            }
-            if (ok && !ctr_method_step(r.method, &batch, 0.04, NULL)) {
-                ok = ctr_error(r.ctx) == CTR_E_MEMORY;
-                ctr_error_clear(r.ctx);
-                ok = ok && quiet_hash(r.method) == want[i];
-                ok = ok && ctr_method_step(r.method, &batch, 0.04, NULL);
-            }
-            ok = ok && quiet_hash(r.method) == want[i + 1];
-        }
-        *whole = watch_.calls < n;
-    } else if (r.ctx) {
-        ok = ctr_error(r.ctx) == CTR_E_MEMORY;
-    }
-    watch_.fail_at = 0;
-    run_end(&r);
-    return ok && watch_.live == 0 && watch_.bad_frees == 0;
-}
-
-static void fails(int kind, long stride)
-{
-    ctr_allocator hooks = test_allocator_init(&watch_);
-    run_config c = run_of(kind);
-    uint64_t want[3] = { 0, 0, 0 };
-    long n, bad = 0, runs = 0;
-    int whole = 0, i;
-    char what[96];
-    run r;
-    c.allocator = &hooks;
-    c.images = 12;
-    c.batch = 4;
-    c.queue = 6;
-    run_begin(&r, &c);
-    for (i = 0; i < 3; i++) {
-        if (i) test_true("expected step", run_steps(&r, 1, NULL));
-        want[i] = quiet_hash(r.method);
-    }
-    run_end(&r);
-    test_true("three different states", want[0] != want[1] && want[1] != want[2]);
-    for (n = 1; !whole && bad < 5; n += stride, runs++)
-        if (!fail_run(&c, want, n, &whole)) {
-            printf("     %s: allocation %ld\n", kinds[kind], n);
-            bad++;
-        }
-    snprintf(what, sizeof what, "%s: bad ones of %ld runs", kinds[kind], runs);
-    test_equal(what, (double)bad, 0);
-    test_true("the last run met no failure", whole && runs > 3);
 }
 
 /* ------------------------------------------------------------------- shuffling, groups, reports */
@@ -864,22 +598,22 @@ static void shuffles(void)
 
 static void groups(void)
 {
-    run_config c = run_of(MOCO2);
+    training c = run_of(MOCO2);
     ctr_batch batch = model_batch("odd", 5, 2, 8, 8);
     uint64_t before;
-    run r;
-    run_begin(&r, &c);
+    training_run r;
+    training_begin(&r, &c);
     before = ctr_method_hash(r.method);
     test_equal("5 images in 2 groups", ctr_method_step(r.method, &batch, 0.1, NULL), 0);
     test_fails(r.ctx, "5 images in 2 groups", CTR_E_SHAPE, "groups");
     test_true("leave the method as it was", ctr_method_hash(r.method) == before);
-    test_true("a step follows", run_steps(&r, 1, NULL));
+    test_true("a step follows", training_steps(&r, 1, NULL));
     batch.pixels[7] = (ctr_real)1e30;
     test_equal("numbers out of all bounds", ctr_method_step(r.method, &batch, 1e30, NULL), 0);
     test_true("are an error", ctr_error(r.ctx) != CTR_OK);
     ctr_error_clear(r.ctx);
     model_batch_free(&batch);
-    run_end(&r);
+    training_end(&r);
 }
 
 static void reports(void)
@@ -892,17 +626,18 @@ static void reports(void)
     batch.labels = labels;
     memcpy(batch.pixels + 6 * 192, batch.pixels, 6 * 192 * sizeof(ctr_real)); /* equal views */
     for (kind = 0; kind < KINDS; kind++) {
-        run_config c = run_of(kind);
+        training c = run_of(kind);
         double chance = kind == MOCO1 || kind == MOCO2 ? log(21.0)
                         : kind == MOCO2S ? 2 * log(21.0)
                         : kind == MOCO3 ? 4 * 0.7 * log(6.0)
                         : kind == BARLOW ? 8 * 1.2 + 0.0051 * 8 * 7 / 5
                         : kind == SIMSIAM ? 0 : kind == VICREG ? -1 : 4;
-        run r;
+        training_run r;
         warned[0] = 0;
-        c.queue = 20;
-        c.log_user = warned;
-        run_begin(&r, &c);
+        c.rows = 20;
+        c.config.log_user = warned;
+        c.config.log_fn = keep_warning;
+        training_begin(&r, &c);
         r.method->run.images = 24;
         test_true("step", ctr_method_step(r.method, &batch, 0.04, &a));
         test_error("chance", fabs(a.chance - chance), 1e-14);
@@ -927,7 +662,7 @@ static void reports(void)
         test_true(text, strncmp(text, r.method->name, strlen(r.method->name)) == 0 &&
                             strstr(text, " resnet8 width=4 stem=small channels=3 head="));
         test_fine(r.ctx, "reports");
-        run_end(&r);
+        training_end(&r);
     }
     model_batch_free(&batch);
 }
@@ -1059,7 +794,9 @@ static void configs(void)
 
 int main(int argc, char **argv)
 {
+    training t[KINDS];
     int i;
+    for (i = 0; i < KINDS; i++) t[i] = run_of(i);
     test_begin("test_teacher", argc, argv);
     test_group("configs");
     configs();
@@ -1080,18 +817,26 @@ int main(int argc, char **argv)
     test_group("reports");
     reports();
     test_group("a steady step allocates nothing and is planned");
-    for (i = 0; i < KINDS; i++) steady(i);
+    for (i = 0; i < KINDS; i++) {
+        training two = t[i];
+        two.config.threads = 2;
+        training_steady(&two, 2, 9);
+        training_planned(&two);
+    }
     test_group("the same bytes for any number of threads");
     for (i = 0; i < KINDS; i++)
-        if (!test_quick() || i == MOCO2) same_bytes(i);
+        if (!test_quick() || i == MOCO2) training_same_bytes(&t[i]);
     test_group("the same bytes after stopping and resuming");
     for (i = 0; i < KINDS; i++)
-        if (!test_quick() || i == MOCO2S || i == BYOLAVG || i == SIMSIAM) resumes(i);
+        if (!test_quick() || i == MOCO2S || i == BYOLAVG || i == SIMSIAM) training_resumes(&t[i]);
     test_group("the fake device");
     for (i = 0; i < KINDS; i++)
-        if (!test_quick() || i == MOCO2 || i == BYOL) same_on_device(i);
+        if (!test_quick() || i == MOCO2 || i == BYOL) training_same_on_device(&t[i]);
     test_group("the n-th allocation fails");
-    for (i = 0; i < KINDS; i++) fails(i, test_quick() || MODEL_SLOW ? 71 : 3);
+    for (i = 0; i < KINDS; i++) {
+        t[i].rows = 6;
+        training_failing_allocations(&t[i], 0, test_quick() || MODEL_SLOW ? 71 : 3);
+    }
     test_group("three steps as PyTorch takes them");
     golden_all();
     return test_end();
