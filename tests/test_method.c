@@ -10,7 +10,7 @@
  * 5. Batches that are refused leave the model as it was.
  * 6. Representations change nothing.
  */
-#include "model.h"
+#include "training.h"
 
 /* -------------------------------------------------------------------------- PyTorch's three steps
  */
@@ -141,295 +141,187 @@ static void golden_all(void)
 
 /* ---------------------------------------------------------------------- one small training run */
 
-/* Everything between a user's pixels and a checkpoint. */
-typedef struct run {
-    ctr_ctx *ctx;
-    ctr_dataset *dataset;
-    ctr_loader *loader;
-    ctr_method *method;
-    uint8_t *pixels;
-    int32_t labels[64];
-} run;
+/* What a run of SimCLR may choose. */
+typedef struct simclr_options {
+    int depth, supervised, split_norm, layers, views;
+    int64_t width;
+} simclr_options;
 
-typedef struct run_config {
-    int threads, depth;
-    ctr_kernels kernels;
-    int64_t width, images, side, batch;
-    int views, supervised, split_norm, layers;
-    const ctr_allocator *allocator;
-    const ctr_device *device;
-} run_config;
+static const simclr_options small = { 8, 0, 0, 2, 2, 4 };
 
-static run_config run_config_default(void)
+static ctr_method *make(ctr_ctx *ctx, const training *t)
 {
-    run_config c;
-    memset(&c, 0, sizeof c);
-    c.threads = 1;
-    c.depth = 8;
-    c.kernels = CTR_KERNELS_AUTO;
-    c.width = 4;
-    c.images = 24;
-    c.side = 8;
-    c.batch = 6;
-    c.views = 2;
-    c.layers = 2;
-    return c;
-}
-
-static ctr_simclr_config run_simclr(const run_config *c)
-{
+    const simclr_options *o = (const simclr_options *)t->data;
     ctr_simclr_config s = ctr_simclr_default();
-    s.encoder = ctr_resnet_config_default(c->depth);
-    s.encoder.width = c->width;
+    s.encoder = ctr_resnet_config_default(o->depth);
+    s.encoder.width = o->width;
     s.encoder.stem = CTR_STEM_SMALL;
-    s.proj_layers = c->layers;
+    s.proj_layers = o->layers;
     s.proj_hidden = 16;
     s.proj_dim = 8;
-    s.views = c->views;
-    s.supervised = c->supervised;
-    s.split_norm = c->split_norm;
-    s.aug = ctr_aug_simclr_default(c->side);
+    s.views = o->views;
+    s.supervised = o->supervised;
+    s.split_norm = o->split_norm;
+    s.aug = ctr_aug_simclr_default(t->side);
     s.optim = ctr_optim_config_default(CTR_OPTIM_SGD);
-    return s;
+    return ctr_simclr_create(ctx, &s);
 }
 
-static ctr_loader *run_loader(run *r, const run_config *c)
+static training run_of(const char *name, const simclr_options *o)
 {
-    ctr_aug_config aug[8];
-    ctr_loader_config l = ctr_loader_config_default();
-    int i;
-    for (i = 0; i < c->views; i++) aug[i] = ctr_aug_simclr_default(c->side);
-    l.batch = c->batch;
-    l.views = c->views;
-    l.augs = aug;
-    return ctr_loader_create(r->ctx, r->dataset, &l);
-}
-
-/* Pointers stay NULL from where something failed. */
-static void run_begin(run *r, const run_config *c)
-{
-    ctr_config config = ctr_config_default();
-    ctr_simclr_config simclr = run_simclr(c);
-    memset(r, 0, sizeof *r);
-    config.threads = c->threads;
-    config.kernels = c->kernels;
-    config.device = c->device;
-    if (c->allocator) config.allocator = *c->allocator;
-    r->pixels = model_pictures(c->images, c->side, r->labels, 3);
-    r->ctx = ctr_ctx_create(&config);
-    if (!r->ctx) return;
-    r->dataset =
-        ctr_dataset_from_memory(r->ctx, r->pixels, c->images, c->side, c->side, 3, r->labels);
-    if (r->dataset) r->loader = run_loader(r, c);
-    if (r->loader) r->method = ctr_simclr_create(r->ctx, &simclr);
-}
-
-static void run_end(run *r)
-{
-    if (r->ctx) {
-        ctr_method_destroy(r->method);
-        ctr_loader_destroy(r->ctx, r->loader);
-        ctr_dataset_destroy(r->ctx, r->dataset);
-        ctr_ctx_destroy(r->ctx);
-    }
-    free(r->pixels);
-}
-
-/* The next batch, in the next epoch if this one is over. */
-static int run_next(run *r, ctr_batch *batch)
-{
-    return ctr_loader_next(r->ctx, r->loader, batch) ||
-           (ctr_error(r->ctx) == CTR_OK && ctr_loader_next(r->ctx, r->loader, batch));
-}
-
-static int run_steps(run *r, int steps, ctr_report *report)
-{
-    ctr_batch batch;
-    int i;
-    for (i = 0; i < steps; i++)
-        if (!run_next(r, &batch) || !ctr_method_step(r->method, &batch, 0.05, report)) return 0;
-    return 1;
+    training t = training_default(name, make);
+    t.data = o;
+    return t;
 }
 
 /* ------------------------------------------------------------------------------ the same bytes */
 
-/* Five steps, over the end of an epoch, whose checkpoint goes to the path; returns the hash. */
-static uint64_t bytes_run(const run_config *c, const char *path)
-{
-    run r;
-    uint64_t hash = 0;
-    ctr_report report;
-    run_begin(&r, c);
-    if (test_true("a run", r.method && run_steps(&r, 5, &report))) hash = ctr_method_hash(r.method);
-    if (r.method && path) test_true("save", ctr_checkpoint_save(r.method, path, NULL));
-    if (r.ctx) test_fine(r.ctx, "a run");
-    run_end(&r);
-    return hash;
-}
-
-static void same_bytes(const char *name, run_config c)
-{
-    static const int threads[4] = { 1, 2, 3, 7 };
-    uint64_t first = 0, hash;
-    char what[96];
-    int i;
-    for (i = 0; i < 4; i++) {
-        c.threads = threads[i];
-        hash = bytes_run(&c, i ? "threads_n.ctr" : "threads_1.ctr");
-        if (!i) first = hash;
-        snprintf(what, sizeof what, "%s, %d threads: the hash", name, threads[i]);
-        test_true(what, hash != 0 && hash == first);
-        snprintf(what, sizeof what, "%s, %d threads: the checkpoint", name, threads[i]);
-        if (i) model_same_files(what, "threads_1.ctr", "threads_n.ctr");
-    }
-    remove("threads_1.ctr");
-    remove("threads_n.ctr");
-}
-
 static void same_bytes_all(void)
 {
-    run_config c = run_config_default();
-    same_bytes("resnet8-w4", c);
+    simclr_options o = small;
+    training t = run_of("resnet8-w4", &o);
+    training_same_bytes(&t);
     if (test_quick()) return;
-    c.kernels = CTR_KERNELS_SCALAR;
-    c.views = 3;
-    c.supervised = 1;
-    same_bytes("resnet8-w4, scalar, three views, SupCon", c);
+    t.name = "resnet8-w4, scalar, three views, SupCon";
+    t.config.kernels = CTR_KERNELS_SCALAR;
+    o.views = 3;
+    o.supervised = 1;
+    training_same_bytes(&t);
     if (MODEL_SLOW || TEST_DOUBLE) return; /* double has the scalar kernels alone */
-    c = run_config_default();
-    c.width = 16;
-    c.images = 40;
-    c.batch = 19;
-    c.side = 28;
-    c.split_norm = 1;
-    same_bytes("resnet8, 28 pixels, batch 19, norms by view", c);
-    c = run_config_default();
-    c.depth = 50;
-    c.width = 12;
-    c.side = 16;
-    c.batch = 5;
-    c.layers = 3;
-    same_bytes("resnet50-w12, 16 pixels, head of three layers", c);
+    t = run_of("resnet8, 28 pixels, batch 19, norms by view", &o);
+    o = small;
+    o.width = 16;
+    o.split_norm = 1;
+    t.images = 40;
+    t.side = 28;
+    t.loader.batch = 19;
+    training_same_bytes(&t);
+    t = run_of("resnet50-w12, 16 pixels, head of three layers", &o);
+    o = small;
+    o.depth = 50;
+    o.width = 12;
+    o.layers = 3;
+    t.side = 16;
+    t.loader.batch = 5;
+    training_same_bytes(&t);
 }
 
-/* The device's verbs are the scalar kernels: nothing but them may touch a number. */
 static void same_on_device(void)
 {
-    run_config c = run_config_default();
+    simclr_options o = small;
+    training t = run_of("three views", &o);
     fake_device *fake = fake_device_open();
     uint64_t on_cpu, on_device;
-    c.kernels = CTR_KERNELS_SCALAR;
-    on_cpu = bytes_run(&c, NULL);
-    c.device = &fake->device;
-    on_device = bytes_run(&c, "device.ctr");
-    test_true("five steps on the fake device: the hash of the scalar kernels",
+    t.config.kernels = CTR_KERNELS_SCALAR;
+    on_cpu = training_hash(&t, NULL);
+    t.config.device = &fake->device;
+    on_device = training_hash(&t, "device.ctr");
+    test_true("six steps on the fake device: the hash of the scalar kernels",
               on_cpu != 0 && on_cpu == on_device);
     test_true("it ran the optimiser and the convolutions", fake_device_ran(fake, "sgd") &&
               fake_device_ran(fake, "conv_weight") && fake_device_ran(fake, "norm_grad"));
-    if (test_quick()) c.width = 2;
-    else c.depth = 20;
-    c.views = 3;
-    on_device = bytes_run(&c, NULL);
-    c.device = NULL;
-    on_cpu = bytes_run(&c, NULL);
-    test_true("three views", on_cpu != 0 && on_cpu == on_device);
-    remove("device.ctr");
+    t.config.device = NULL;
     fake_device_close(fake);
+    remove("device.ctr");
+    if (test_quick()) o.width = 2;
+    else o.depth = 20;
+    o.views = 3;
+    training_same_on_device(&t);
 }
 
 /* --------------------------------------------------------------------------- memory of a step */
 
-static void steady(int threads, int prefetched)
+/* With the loader at work, and of one batch again and again. */
+static void steady(void)
 {
-    run_config c = run_config_default();
+    training t = run_of("simclr", &small);
     test_allocator watch;
-    ctr_allocator hooks = test_allocator_init(&watch);
     ctr_batch batch;
     ctr_report report;
-    char name[96];
     long before;
-    run r;
-    c.threads = threads;
-    c.allocator = &hooks;
-    run_begin(&r, &c);
-    if (!test_true("a run to watch", r.method && run_steps(&r, 2, &report) && run_next(&r, &batch)))
-        return;
+    training_run r;
+    int i;
+    training_steady(&t, 2, 12);
+    t.config.threads = 3;
+    training_steady(&t, 2, 12);
+    t.config.threads = 1;
+    t.config.allocator = test_allocator_init(&watch);
+    training_begin(&r, &t);
+    if (!test_true("a run to watch", r.loader && training_steps(&r, 2, &report) &&
+                   training_next(&r, &batch))) return;
     before = watch.calls;
-    if (prefetched) {
-        test_true("twelve steps", run_steps(&r, 12, &report));
-    } else {
-        int i;
-        for (i = 0; i < 12; i++)
-            test_true("step", ctr_method_step(r.method, &batch, 0.05, &report));
-    }
-    snprintf(name, sizeof name, "allocations in 12 steady steps %s, %d threads",
-             prefetched ? "with the loader" : "of one batch", threads);
-    test_equal(name, (double)(watch.calls - before), 0);
-    test_fine(r.ctx, name);
-    run_end(&r);
+    for (i = 0; i < 12; i++)
+        test_true("step", ctr_method_step(r.method, &batch, 0.05, &report));
+    test_equal("allocations in 12 steady steps of one batch", (double)(watch.calls - before), 0);
+    test_fine(r.ctx, "12 steady steps of one batch");
+    training_end(&r);
     test_equal("blocks that were never freed", (double)watch.live, 0);
     test_equal("bad frees", (double)watch.bad_frees, 0);
 }
 
 /* What the plan says, and what the slab held at most in the step. */
-static void plan(const char *name, const run_config *c)
+static void plan(const training *t)
 {
     char what[128];
     ctr_batch batch;
     ctr_memory m;
     size_t bytes;
-    run r;
-    run_begin(&r, c);
-    if (!test_true("a run to plan", r.method != NULL)) return;
-    run_next(&r, &batch);
+    training_run r;
+    training_begin(&r, t);
+    if (!test_true("a run to plan", r.loader != NULL)) return;
+    training_next(&r, &batch);
     test_true("step", ctr_method_step(r.method, &batch, 0.05, NULL));
     m = ctr_memory_stats(r.ctx);
     bytes = ctr_method_plan(r.method, batch.n, batch.h, batch.w, batch.c);
-    snprintf(what, sizeof what, "%s: the plan is the slab's peak, %lu KB", name,
+    snprintf(what, sizeof what, "%s: the plan is the slab's peak, %lu KB", t->name,
              (unsigned long)(bytes >> 10));
     test_true(what, bytes >= m.slab_peak && bytes <= m.slab_peak + 64);
     test_fine(r.ctx, what);
-    run_end(&r);
+    training_end(&r);
     /* a slab of that size serves the first step */
-    run_begin(&r, c);
-    if (!test_true("a run to reserve for", r.method != NULL)) return;
+    training_begin(&r, t);
+    if (!test_true("a run to reserve for", r.loader != NULL)) return;
     ctr_step_reserve(r.ctx, bytes);
-    run_next(&r, &batch);
+    training_next(&r, &batch);
     test_true("step", ctr_method_step(r.method, &batch, 0.05, NULL));
-    snprintf(what, sizeof what, "%s: a slab of the plan's size need not grow", name);
+    snprintf(what, sizeof what, "%s: a slab of the plan's size need not grow", t->name);
     test_equal(what, (double)ctr_memory_stats(r.ctx).slab, (double)((bytes + 63) / 64 * 64));
     test_fine(r.ctx, what);
-    run_end(&r);
+    training_end(&r);
 }
 
 static void plan_all(void)
 {
-    run_config c = run_config_default();
-    plan("resnet8-w4", &c);
-    c.threads = 2;
-    c.views = 3;
-    c.split_norm = 1;
-    plan("resnet8-w4, three views", &c);
-    c = run_config_default();
-    c.depth = 50;
-    c.width = 8;
-    c.side = 16;
-    plan("resnet50-w8", &c);
-    c = run_config_default();
-    c.depth = 20;
-    c.width = 16;
-    c.side = 32;
-    c.batch = 16;
-    if (!test_quick()) plan("resnet20", &c);
+    simclr_options o = small;
+    training t = run_of("resnet8-w4", &o);
+    plan(&t);
+    t.name = "resnet8-w4, three views";
+    t.config.threads = 2;
+    o.views = 3;
+    o.split_norm = 1;
+    plan(&t);
+    t = run_of("resnet50-w8", &o);
+    o = small;
+    o.depth = 50;
+    o.width = 8;
+    t.side = 16;
+    plan(&t);
+    t = run_of("resnet20", &o);
+    o = small;
+    o.depth = 20;
+    o.width = 16;
+    t.side = 32;
+    t.loader.batch = 16;
+    if (!test_quick()) plan(&t);
 }
 
 /* Wrong sizes come up in the plan, before any memory is there. */
 static void plan_errors(void)
 {
-    run_config c = run_config_default();
-    run r;
+    training c = run_of("simclr", &small);
+    training_run r;
     uint64_t before;
-    run_begin(&r, &c);
+    training_begin(&r, &c);
     before = ctr_method_hash(r.method);
     ctr_method_plan(r.method, 4, 8, 8, 1);
     test_fails(r.ctx, "plan for one channel", CTR_E_SHAPE, "resnet");
@@ -440,179 +332,24 @@ static void plan_errors(void)
               ctr_method_plan(r.method, 1 << 20, 1024, 1024, 3) / 2 > (size_t)1 << 44);
     test_fine(r.ctx, "a huge plan");
     test_true("a plan changes nothing", ctr_method_hash(r.method) == before);
-    test_true("and steps go on", run_steps(&r, 1, NULL));
-    run_end(&r);
+    test_true("and steps go on", training_steps(&r, 1, NULL));
+    training_end(&r);
 }
 
 /* ------------------------------------------------------------------- the n-th allocation fails */
 
-/* The state after each step of a run in which nothing fails, and its checkpoints. */
-typedef struct expected {
-    uint64_t hash[3];
-    unsigned char *file[2];         /* after step 1 and step 2 */
-    size_t size[2];
-} expected;
-
-static test_allocator watch_;       /* of the run that is to fail */
-
-/* The hash needs memory of its own: not counted, never refused. */
-static uint64_t quiet_hash(ctr_method *method)
-{
-    long calls = watch_.calls, fail_at = watch_.fail_at;
-    uint64_t hash;
-    watch_.fail_at = 0;
-    hash = ctr_method_hash(method);
-    watch_.calls = calls;
-    watch_.fail_at = fail_at;
-    return hash;
-}
-
-static void expect(expected *e, const run_config *c)
-{
-    run r;
-    ctr_position p;
-    memset(&p, 0, sizeof p);
-    memset(e, 0, sizeof *e);
-    run_begin(&r, c);
-    if (r.method) {
-        int i;
-        e->hash[0] = quiet_hash(r.method);
-        for (i = 0; i < 2; i++) {
-            test_true("expected step", run_steps(&r, 1, NULL));
-            e->hash[i + 1] = quiet_hash(r.method);
-            p.step = i + 1;
-            test_true("expected save", ctr_checkpoint_save(r.method, "fail.ctr", &p));
-            e->file[i] = model_file("fail.ctr", &e->size[i]);
-        }
-    }
-    run_end(&r);
-    test_true("three different states", e->hash[0] && e->hash[0] != e->hash[1] &&
-              e->hash[1] != e->hash[2] && e->file[0] && e->file[1]);
-}
-
-/* One clear line about memory; then the error is cleared and memory is there again. */
-static int fail_clean(run *r)
-{
-    int ok = ctr_error(r->ctx) == CTR_E_MEMORY && strlen(ctr_error_text(r->ctx)) > 10 &&
-             !strchr(ctr_error_text(r->ctx), '\n');
-    if (!ok) printf("     status %d: %s\n", (int)ctr_error(r->ctx), ctr_error_text(r->ctx));
-    ctr_error_clear(r->ctx);
-    watch_.fail_at = 0;
-    return ok;
-}
-
-/* A step that is tried again if memory ran out; 0 if anything is not as it should be. */
-static int fail_step(run *r, const expected *e, int i)
-{
-    ctr_batch batch;
-    ctr_report report;
-    if (!run_next(r, &batch)) {
-        if (!fail_clean(r) || quiet_hash(r->method) != e->hash[i] || !run_next(r, &batch)) return 0;
-    }
-    if (!ctr_method_step(r->method, &batch, 0.05, &report)) {
-        if (!fail_clean(r) || quiet_hash(r->method) != e->hash[i]) return 0;
-        if (!ctr_method_step(r->method, &batch, 0.05, &report)) return 0;
-    }
-    return quiet_hash(r->method) == e->hash[i + 1];
-}
-
-/* The checkpoint of step 1 is there; that of step 2 is to replace it. */
-static int fail_save(run *r, const expected *e)
-{
-    ctr_position p;
-    unsigned char *bytes;
-    size_t size;
-    int ok = 1, which;
-    memset(&p, 0, sizeof p);
-    p.step = 2;
-    if (!model_file_write("fail.ctr", e->file[0], e->size[0])) return 0;
-    which = ctr_checkpoint_save(r->method, "fail.ctr", &p);
-    bytes = model_file("fail.ctr", &size);
-    ok = bytes && size == e->size[which] && memcmp(bytes, e->file[which], size) == 0;
-    free(bytes);
-    if (!which) {
-        ok = fail_clean(r) && ok && quiet_hash(r->method) == e->hash[2];
-        memset(&p, 0, sizeof p);
-        ok = ok && ctr_checkpoint_load(r->method, "fail.ctr", &p) && p.step == 1 &&
-             quiet_hash(r->method) == e->hash[1];
-    }
-    return ok;
-}
-
-/* Loading it into another method, which stays as it is when that fails. */
-static int fail_load(run *r, const expected *e)
-{
-    if (!model_file_write("fail.ctr", e->file[0], e->size[0])) return 0;
-    if (!ctr_checkpoint_load(r->method, "fail.ctr", NULL)) {
-        if (!fail_clean(r) || quiet_hash(r->method) != e->hash[2]) return 0;
-        if (!ctr_checkpoint_load(r->method, "fail.ctr", NULL)) return 0;
-    }
-    return quiet_hash(r->method) == e->hash[1];
-}
-
-/* 1 as it should be; *whole: the run got to its end before the allocation that should fail. */
-static int fail_run(const run_config *c, const expected *e, long n, int after_too, int *whole)
-{
-    int ok = 1;
-    run r;
-    watch_.calls = 0;
-    watch_.fail_at = n;
-    watch_.fail_after_too = after_too;
-    *whole = 0;
-    run_begin(&r, c);
-    if (!r.ctx) {
-        ok = n > 0;
-    } else if (!r.method) {
-        ok = fail_clean(&r);
-    } else {
-        ok = quiet_hash(r.method) == e->hash[0] && fail_step(&r, e, 0) && fail_step(&r, e, 1);
-        if (ok && watch_.calls < n) watch_.fail_after_too = after_too;
-        ok = ok && fail_save(&r, e);
-        if (ok && watch_.fail_at) ok = fail_load(&r, e);
-        *whole = watch_.calls < n;
-    }
-    if (r.ctx && ctr_error(r.ctx) != CTR_OK) ok = 0;
-    run_end(&r);
-    return ok && watch_.live == 0 && watch_.bad_frees == 0;
-}
-
-/* step: every step-th allocation fails (1: each in its turn). */
-static void fail_all(const char *name, run_config c, int after_too, long stride)
-{
-    ctr_allocator hooks = test_allocator_init(&watch_);
-    expected e;
-    long n, runs = 0, bad = 0;
-    int whole = 0;
-    char what[128];
-    c.allocator = &hooks;
-    expect(&e, &c);
-    for (n = 1; !whole && n < 100000 && bad < 5; n += stride) {
-        if (!fail_run(&c, &e, n, after_too, &whole)) {
-            printf("     %s: allocation %ld: live %ld, bad frees %ld\n", name, n, watch_.live,
-                   watch_.bad_frees);
-            bad++;
-            whole = 0;
-        }
-        runs++;
-    }
-    snprintf(what, sizeof what, "%s: bad ones of %ld runs", name, runs);
-    test_equal(what, (double)bad, 0);
-    test_true("the last run met no failure", whole && runs > 3);
-    free(e.file[0]);
-    free(e.file[1]);
-    remove("fail.ctr");
-}
-
 static void fail_everything(void)
 {
-    run_config c = run_config_default();
-    c.width = 2;
-    c.images = 12;
-    c.batch = 4;
-    fail_all("one allocation fails", c, 0, test_quick() ? 47 : 1);
-    fail_all("and all that follow", c, 1, test_quick() ? 61 : TEST_DOUBLE ? 7 : 3);
-    c.threads = 3;
-    fail_all("three threads", c, 0, test_quick() ? 61 : 5);
+    simclr_options o = small;
+    training t = run_of("one allocation fails", &o);
+    o.width = 2;
+    training_failing_allocations(&t, TRAINING_FILES, test_quick() ? 47 : 1);
+    t.name = "and all that follow";
+    training_failing_allocations(&t, TRAINING_FILES | TRAINING_ALL_AFTER,
+                                 test_quick() ? 61 : TEST_DOUBLE ? 7 : 3);
+    t.name = "three threads";
+    t.config.threads = 3;
+    training_failing_allocations(&t, TRAINING_FILES, test_quick() ? 61 : 5);
 }
 
 /* ------------------------------------------------------------------------- batches that are
@@ -646,10 +383,10 @@ static void refused(ctr_method *method, const char *what, const ctr_batch *batch
 
 static void refused_batches(void)
 {
-    run_config c = run_config_default();
+    training c = run_of("simclr", &small);
     ctr_batch b;
-    run r;
-    run_begin(&r, &c);
+    training_run r;
+    training_begin(&r, &c);
     if (!test_true("a method", r.method != NULL)) return;
     b = model_batch("b", 4, 2, 8, 8);
     b.pixels[(4 + 2) * 8 * 8 * 3 + 5] = not_a_number(0);
@@ -684,28 +421,30 @@ static void refused_batches(void)
     test_true("an error that says so", ctr_error(r.ctx) != CTR_OK && ctr_error_text(r.ctx)[0]);
     ctr_error_clear(r.ctx);
     model_batch_free(&b);
-    run_end(&r);
+    training_end(&r);
 }
 
 /* One image: its two views have nobody to be told from, the loss is 0 and only decay moves. */
 static void batch_of_one(void)
 {
-    run_config c = run_config_default();
+    simclr_options o = small;
+    training c = run_of("simclr", &small);
     ctr_report report;
     ctr_batch b = model_batch("one", 1, 2, 8, 8);
-    run r;
-    run_begin(&r, &c);
+    training_run r;
+    training_begin(&r, &c);
     test_true("a batch of 1", ctr_method_step(r.method, &b, 0.1, &report));
     test_error("its loss", fabs(report.loss), test_bound(1e-13, 1e-5));
     test_equal("its chance", report.chance, 0);
     test_fine(r.ctx, "a batch of 1");
-    run_end(&r);
+    training_end(&r);
     /* without space there is one value a channel and group: an error, and no change */
-    c.split_norm = 1;
-    run_begin(&r, &c);
+    o.split_norm = 1;
+    c.data = &o;
+    training_begin(&r, &c);
     refused(r.method, "a batch of 1 with norms by view", &b, 0.1, CTR_E_SHAPE, "batch of 1");
     model_batch_free(&b);
-    run_end(&r);
+    training_end(&r);
 }
 
 static ctr_tensor *(*plain_loss_)(ctr_method *, ctr_tensor *, const ctr_batch *, ctr_report *);
@@ -729,13 +468,13 @@ static ctr_tensor *infinite_loss(ctr_method *method, ctr_tensor *z, const ctr_ba
 /* The functions of a method are its user's to replace: losses that go wrong in three ways. */
 static void refused_losses(void)
 {
-    run_config c = run_config_default();
+    training c = run_of("simclr", &small);
     ctr_batch good = model_batch("good", 4, 2, 8, 8);
     const ctr_var *v;
     ctr_real *values, keep;
     uint64_t before;
-    run r;
-    run_begin(&r, &c);
+    training_run r;
+    training_begin(&r, &c);
     plain_loss_ = r.method->loss_fn;
     before = ctr_method_hash(r.method);
     r.method->loss_fn = infinite_loss;
@@ -765,19 +504,19 @@ static void refused_losses(void)
     test_true("a good step follows", ctr_method_step(r.method, &good, 0.1, NULL));
     test_fine(r.ctx, "losses that go wrong");
     model_batch_free(&good);
-    run_end(&r);
+    training_end(&r);
 }
 
 /* ---------------------------------------------------------------- what a method tells and shows */
 
 static void reports(void)
 {
-    run_config c = run_config_default();
+    training c = run_of("simclr", &small);
     ctr_report a, b;
     ctr_batch batch;
     int32_t labels[6] = { 0, 0, 1, 2, -1, 1 };
-    run r;
-    run_begin(&r, &c);
+    training_run r;
+    training_begin(&r, &c);
     batch = model_batch("report", 6, 2, 8, 8);
     batch.labels = labels;
     batch.epoch = 3;
@@ -799,7 +538,7 @@ static void reports(void)
     test_equal("no labels: not known", b.false_negatives, -1);
     test_true("a lower loss on the same batch", b.loss < a.loss);
     model_batch_free(&batch);
-    run_end(&r);
+    training_end(&r);
 }
 
 typedef struct seen {
@@ -826,14 +565,14 @@ static void see_number(void *user, const char *name, int64_t *value)
 /* Parameters, buffers and momenta, each once. */
 static void visits(void)
 {
-    run_config c = run_config_default();
+    training c = run_of("simclr", &small);
     ctr_visitor v;
     seen s;
     char text[256];
     int i, trained = 0;
-    run r;
+    training_run r;
     memset(&s, 0, sizeof s);
-    run_begin(&r, &c);
+    training_begin(&r, &c);
     v.user = &s;
     v.tensor_fn = see_tensor;
     v.number_fn = see_number;
@@ -850,22 +589,22 @@ static void visits(void)
     test_text("describe", text, "simclr resnet8 width=4 stem=small channels=3 head=2x16-8");
     test_text("name", r.method->name, "simclr");
     test_true("sizes", r.method->features == 16 && r.method->dim == 8 && r.method->views == 2);
-    run_end(&r);
+    training_end(&r);
 }
 
 /* Representations in chunks of any size, and what they leave alone. */
 static void represents(void)
 {
-    run_config c = run_config_default();
+    training c = run_of("simclr", &small);
     static const int64_t chunks[4] = { 1, 3, 64, 0 };
     ctr_batch b = model_batch("represent", 7, 1, 8, 8);
     ctr_real *first, *out;
     double *want;
     uint64_t before;
     int i, k;
-    run r;
-    run_begin(&r, &c);
-    test_true("two steps", run_steps(&r, 2, NULL));
+    training_run r;
+    training_begin(&r, &c);
+    test_true("two steps", training_steps(&r, 2, NULL));
     first = test_reals(7 * 16);
     out = test_reals(7 * 16);
     want = test_doubles(7 * 16);
@@ -882,58 +621,60 @@ static void represents(void)
     test_equal("represent: wrong channels",
                ctr_method_represent(r.method, 7, 8, 8, 2, b.pixels, 4, out), 0);
     test_fails(r.ctx, "represent: wrong channels", CTR_E_SHAPE, "expected images");
-    test_true("a step follows", run_steps(&r, 1, NULL));
+    test_true("a step follows", training_steps(&r, 1, NULL));
     test_fine(r.ctx, "represent");
     free(first);
     free(out);
     free(want);
     model_batch_free(&b);
-    run_end(&r);
+    training_end(&r);
 }
 
 /* A network that is not recorded needs the memory of a block or two, from the first image on. */
 static void represents_memory(void)
 {
-    run_config c = run_config_default();
+    simclr_options o = small;
+    training c = run_of("simclr", &small);
     ctr_batch b = model_batch("memory", 24, 1, 16, 16);
     ctr_real *out = test_reals(24 * 32);
     ctr_memory before, after;
-    size_t training;
-    run r;
-    c.depth = 20;
-    c.width = 8;
+    size_t step;
+    training_run r;
+    o.depth = 20;
+    o.width = 8;
+    c.data = &o;
     c.side = 16;
-    run_begin(&r, &c);
-    training = ctr_method_plan(r.method, 12, 16, 16, 3);
+    training_begin(&r, &c);
+    step = ctr_method_plan(r.method, 12, 16, 16, 3);
     before = ctr_memory_stats(r.ctx);
     test_true("represent", ctr_method_represent(r.method, 24, 16, 16, 3, b.pixels, 24, out));
     after = ctr_memory_stats(r.ctx);
     test_true("the slab is less than half of what training on so many images takes",
-              after.slab > 0 && 2 * after.slab < training);
+              after.slab > 0 && 2 * after.slab < step);
     test_true("nor was there ever more",
               after.peak < before.peak + after.slab + ((size_t)1 << 20));
     test_fine(r.ctx, "memory of representations");
     free(out);
     model_batch_free(&b);
-    run_end(&r);
+    training_end(&r);
 }
 
 static void represents_dataset(void)
 {
-    run_config c = run_config_default();
+    training c = run_of("simclr", &small);
     ctr_aug_config none = ctr_aug_none_default(8), aug = ctr_aug_simclr_default(8);
     ctr_real *pixels, *whole, *out, *again;
     int32_t labels[24];
     uint64_t before;
     int64_t i;
     double worst = 0;
-    run r;
-    run_begin(&r, &c);
+    training_run r;
+    training_begin(&r, &c);
     pixels = test_reals(24 * 192);
     whole = test_reals(24 * 16);
     out = test_reals(24 * 16);
     again = test_reals(24 * 16);
-    test_true("two steps", run_steps(&r, 2, NULL));
+    test_true("two steps", training_steps(&r, 2, NULL));
     before = ctr_method_hash(r.method);
     memset(labels, 0xff, sizeof labels);
     test_true("pixels",
@@ -962,7 +703,7 @@ static void represents_dataset(void)
     free(whole);
     free(out);
     free(again);
-    run_end(&r);
+    training_end(&r);
 }
 
 static void refused_create(ctr_ctx *ctx, const char *what, const ctr_simclr_config *config,
@@ -1031,9 +772,7 @@ int main(int argc, char **argv)
     represents_memory();
     represents_dataset();
     test_group("a steady step allocates nothing");
-    steady(1, 0);
-    steady(1, 1);
-    steady(3, 1);
+    steady();
     test_group("plan");
     plan_all();
     plan_errors();

@@ -516,7 +516,8 @@ static void refused_clusters(void)
     training_end(&r);
 }
 
-static void refused(training_run *r, const char *what, crops *c, ctr_status status, const char *word)
+static void refused(training_run *r, const char *what, crops *c, ctr_status status,
+                    const char *word)
 {
     uint64_t before = ctr_method_hash(r->method);
     test_equal(what, ctr_method_step(r->method, &c->batch, 0.1, NULL), 0);
@@ -743,7 +744,8 @@ int main(int argc, char **argv)
     for (i = 0; i < KINDS; i++) {
         training two = t[i];
         two.config.threads = 2;
-        training_steady(&two, 9, i >= DEEP ? 3 : 9); /* the rest of an epoch: it begins with memory */
+        /* DeepCluster: the rest of an epoch, between two clusterings */
+        training_steady(&two, 9, i >= DEEP ? 3 : 9);
         training_planned(&two);
     }
     test_group("the same bytes for any number of threads");
