@@ -3,11 +3,14 @@
  * results. Nothing in here trains: a method's idea stands in its own file.
  *
  *     ex_run run;
- *     ex_run_open(&run, &o);                     context, data, augmentation of the evaluation
- *     ... make a method and a loader ...
+ *     ex_run_open(&run, &o, 0);                  context, data, augmentation of the evaluation
+ *     ... make a method ...
+ *     ex_run_method(&run, method, &view);        or, where something comes in between:
+ *
+ *     loader = ex_run_loader(&run, method);      batches of views
  *     ex_run_before(&run, method);               scores of pixels and of the untrained encoder
- *     ex_run_train(&run, method, loader, &fit);
- *     ex_run_after(&run, method);                scores, pictures, the result line
+ *     ex_run_train(&run, method, loader, fit);
+ *     ex_run_after(&run, method, &view);         scores, pictures, the result line
  *
  * A mistake of the user's ends the program with one line and code 2, a failure of ours with 1. */
 
@@ -563,6 +566,20 @@ EX_FN void ex_run_after(ex_run *run, ctr_method *method, const ctr_aug_config *v
         free(test.x);
         free(test.labels);
     }
+}
+
+/* All of it around a method: batches of its views, scores, training, scores again. view: one of
+   the augmentations it trains with, for the pictures. */
+EX_FN void ex_run_method(ex_run *run, ctr_method *method, const ctr_aug_config *view)
+{
+    ctr_fit_config fit = ctr_fit_default();
+    ctr_loader *loader = ex_run_loader(run, method);
+    fit.epochs = run->o->epochs;
+    fit.lr = run->o->lr;
+    ex_run_before(run, method);
+    ex_run_train(run, method, loader, fit);
+    ex_run_after(run, method, view);
+    ctr_loader_destroy(run->ctx, loader);
 }
 
 EX_FN void ex_run_close(ex_run *run)

@@ -65,26 +65,15 @@ static ctr_tensor *nt_xent_by_hand(ctr_ctx *ctx, ctr_tensor *z, double temperatu
     return ctr_cross_entropy(ctx, ctr_add(ctx, s, mask), target, -1);            /* mean over 2N */
 }
 
-/* Both on 8 random embeddings: the library's is the same, without the two square matrices of the
-   mask. */
+/* The library's is the same, without the two square matrices of the mask. */
 static void compare_losses(ex_run *run)
 {
-    int64_t shape[2] = { 8, 16 }, i;
     ctr_tensor *z;
-    ctr_real x[8 * 16], ours, hand;
-    ctr_rng rng;
-    ctr_rng_init(&rng, run->o->seed, CTR_STREAM_USER, 0, 0, 0);
-    for (i = 0; i < 8 * 16; i++) x[i] = (ctr_real)ctr_rng_normal(&rng);
     ctr_step_begin(run->ctx);
-    z = ctr_tensor_temp(run->ctx, CTR_F32, 2, shape);
-    ctr_tensor_write(run->ctx, z, x, 8 * 16);
-    hand = ctr_tensor_item(run->ctx, nt_xent_by_hand(run->ctx, z, TEMPERATURE));
-    ours = ctr_tensor_item(run->ctx, ctr_loss_nt_xent(run->ctx, z, 2, TEMPERATURE));
+    z = ex_random(run, 8, 16, 0);
+    ex_run_compare(run, "NT-Xent", nt_xent_by_hand(run->ctx, z, TEMPERATURE),
+                   ctr_loss_nt_xent(run->ctx, z, 2, TEMPERATURE));
     ctr_step_end(run->ctx);
-    ex_run_check(run);
-    if (!(hand - ours < 1e-4 && ours - hand < 1e-4)) ex_die(run->o, 1, "the losses differ");
-    printf("NT-Xent of 8 random embeddings: by hand %.5f, by the library %.5f\n", (double)hand,
-           (double)ours);
 }
 
 int main(int argc, char **argv)
@@ -92,10 +81,7 @@ int main(int argc, char **argv)
     ex_options o;
     ex_run run;
     ctr_simclr_config config = ctr_simclr_default();
-    ctr_loader_config batches = ctr_loader_config_default();
-    ctr_fit_config fit = ctr_fit_default();
     ctr_method *method;
-    ctr_loader *loader;
     int labels = 0, layers = 2, dim = 128, size = 0;
 
     /* 1. the command line */
@@ -111,9 +97,7 @@ int main(int argc, char **argv)
     ex_options_add(&o, "--dim", "N", EX_INT, &dim, 2, 4096, "numbers in an embedding");
     ex_options_add(&o, "--size", "N", EX_INT, &size, 0, 512, "pixels of a view; 0: as the images");
     ex_options_parse(&o, argc, argv);
-    if (o.smoke && !ex_options_given(&o, "--epochs")) o.epochs = 2;
-    if (o.smoke && !ex_options_given(&o, "--batch")) o.batch = 64;
-    if (o.smoke && !ex_options_given(&o, "--arch")) o.arch = "resnet8-w8";
+    ex_smoke(&o);
 
     /* 2. the data, and the loss compared with the one above */
     ex_run_open(&run, &o, size);
@@ -129,32 +113,13 @@ int main(int argc, char **argv)
     config.proj_hidden = HIDDEN;
     config.proj_dim = dim;
     config.optim = ctr_optim_config_default(CTR_OPTIM_SGD);
-    if (!ctr_resnet_config_parse(&config.encoder, o.arch))
-        ex_die(&o, 2,
-               "--arch: expected resnet8, 14, 20, 32, 44, 56, 18, 34, 50 or 101, with -w and a "
-               "width if you like (resnet8-w32), got '%s'",
-               o.arch);
-    config.encoder.channels = ctr_dataset_channels(run.train);
-    config.encoder.image_size = run.view.height;
+    ex_run_encoder(&run, &config.encoder);
     method = ctr_simclr_create(run.ctx, &config);
     ex_run_check(&run);
 
-    /* 4. batches of views */
-    batches.batch = o.batch;
-    batches.views = method->views;
-    batches.augs = method->augs;
-    batches.seed = o.seed;
-    loader = ctr_loader_create(run.ctx, run.train, &batches);
-    ex_run_check(&run);
+    /* 4. judge, train, judge again */
+    ex_run_method(&run, method, &run.view);
 
-    /* 5. judge, train, judge again */
-    ex_run_before(&run, method);
-    fit.epochs = o.epochs;
-    fit.lr = o.lr;
-    ex_run_train(&run, method, loader, fit);
-    ex_run_after(&run, method, &run.view);
-
-    ctr_loader_destroy(run.ctx, loader);
     ctr_method_destroy(method);
     ex_run_close(&run);
     return 0;

@@ -62,9 +62,7 @@ int main(int argc, char **argv)
     ex_options o;
     ex_run run;
     ctr_simsiam_config config = ctr_simsiam_default();
-    ctr_fit_config fit = ctr_fit_default();
     ctr_method *method;
-    ctr_loader *loader;
     int dim = DIM, layers = LAYERS, predictor = PREDICTOR, falling = 0;
 
     /* 1. the command line */
@@ -100,14 +98,8 @@ int main(int argc, char **argv)
     ex_run_check(&run);
 
     /* 4. judge, train, judge again */
-    loader = ex_run_loader(&run, method);
-    ex_run_before(&run, method);
-    fit.epochs = o.epochs;
-    fit.lr = o.lr;
-    ex_run_train(&run, method, loader, fit);
-    ex_run_after(&run, method, &method->augs[1]);
+    ex_run_method(&run, method, &method->augs[1]);
 
-    ctr_loader_destroy(run.ctx, loader);
     ctr_method_destroy(method);
     ex_run_close(&run);
     return 0;
