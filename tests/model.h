@@ -70,6 +70,100 @@ TEST_FN ctr_real *model_read(ctr_ctx *ctx, const ctr_var *v, int gradient)
     return file;
 }
 
+/* ------------------------------------------------------------------------- a method's state */
+
+TEST_FN void model_no_number_(void *user, const char *name, int64_t *value)
+{
+    (void)user;
+    (void)name;
+    (void)value;
+}
+
+/* Calls fn for each tensor of a method's state. */
+TEST_FN void model_visit(ctr_method *method, void *user,
+                         void (*fn)(void *, const char *, ctr_tensor *, int))
+{
+    ctr_visitor v;
+    v.user = user;
+    v.tensor_fn = fn;
+    v.number_fn = model_no_number_;
+    ctr_method_visit(method, &v);
+}
+
+TEST_FN ctr_var model_var(const char *name, ctr_tensor *t, int conv)
+{
+    ctr_var v;
+    memset(&v, 0, sizeof v);
+    snprintf(v.name, sizeof v.name, "%s", name);
+    v.value = t;
+    v.conv = conv;
+    return v;
+}
+
+typedef struct model_search_ {
+    const char *name;
+    ctr_var found;
+} model_search_;
+
+TEST_FN void model_search_tensor_(void *user, const char *name, ctr_tensor *t, int conv)
+{
+    model_search_ *s = (model_search_ *)user;
+    if (strcmp(name, s->name) == 0) s->found = model_var(name, t, conv);
+}
+
+/* One piece of a method's state by its name; value NULL if there is none. */
+TEST_FN ctr_var model_state(ctr_method *method, const char *name)
+{
+    model_search_ s;
+    memset(&s, 0, sizeof s);
+    s.name = name;
+    model_visit(method, &s, model_search_tensor_);
+    return s.found;
+}
+
+/* The same of one that must be there. */
+TEST_FN ctr_tensor *model_tensor(ctr_method *method, const char *name)
+{
+    ctr_tensor *t = model_state(method, name).value;
+    test_true(name, t != NULL);
+    return t;
+}
+
+/* The user of a visit that fills or compares a state with golden records. */
+typedef struct model_walk {
+    ctr_ctx *ctx;
+    golden_file *g;
+    const char *kind;               /* records are "kind:param:name" and "kind:buffer:name" */
+    double worst, bound;
+    int compared;
+} model_walk;
+
+TEST_FN void model_compare(model_walk *w, const char *name, ctr_tensor *t, int conv)
+{
+    ctr_var v = model_var(name, t, conv);
+    char key[192];
+    ctr_real *x = model_read(w->ctx, &v, 0);
+    double e;
+    snprintf(key, sizeof key, "%s:%s:%s", w->kind, strstr(name, ".running_") ? "buffer" : "param",
+             name);
+    e = test_digest(w->g, key, x, t->size, TEST_DOUBLE ? 0 : 1e-3);
+    test_error(key, e, w->bound);
+    w->worst = e > w->worst ? e : w->worst;
+    w->compared++;
+    free(x);
+}
+
+/* Each row of x [n, d] to length 1. */
+TEST_FN void model_unit_rows(ctr_real *x, int64_t n, int64_t d)
+{
+    int64_t i, j;
+    for (i = 0; i < n; i++) {
+        double norm = 0;
+        for (j = 0; j < d; j++) norm += (double)x[i * d + j] * (double)x[i * d + j];
+        for (j = 0; j < d; j++) x[i * d + j] = (ctr_real)((double)x[i * d + j] / sqrt(norm));
+    }
+}
+
 /* A hash of the values of a table, by their bits. */
 TEST_FN uint64_t model_hash(ctr_ctx *ctx, const ctr_vars *vars)
 {

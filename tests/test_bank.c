@@ -52,72 +52,18 @@ static ctr_method *make(ctr_ctx *ctx, int kind, int64_t width, int64_t side, int
     return ctr_npid_create(ctx, &c);
 }
 
-/* ------------------------------------------------------------------------------- state by name */
-
-typedef struct walk {
-    ctr_ctx *ctx;
-    golden_file *g;
-    const char *kind, *name;
-    ctr_tensor *found;
-    double worst, bound;
-    int compared;
-} walk;
-
-static void no_number(void *user, const char *name, int64_t *value)
-{
-    (void)user;
-    (void)name;
-    (void)value;
-}
-
-static void visit_with(ctr_method *method, walk *w,
-                       void (*fn)(void *, const char *, ctr_tensor *, int))
-{
-    ctr_visitor v;
-    v.user = w;
-    v.tensor_fn = fn;
-    v.number_fn = no_number;
-    ctr_method_visit(method, &v);
-}
-
-static void search_tensor(void *user, const char *name, ctr_tensor *t, int conv)
-{
-    walk *w = (walk *)user;
-    (void)conv;
-    if (!strcmp(name, w->name)) w->found = t;
-}
-
-static ctr_tensor *state_of(ctr_method *method, const char *name)
-{
-    walk w;
-    memset(&w, 0, sizeof w);
-    w.name = name;
-    visit_with(method, &w, search_tensor);
-    test_true(name, w.found != NULL);
-    return w.found;
-}
-
 /* ------------------------------------------------------------------------ PyTorch's three steps */
 
 static void unit_rows(const char *name, ctr_real *x, int64_t n, int64_t d)
 {
-    int64_t i, j;
     test_fill_real(name, x, n * d, 1.0);
-    for (i = 0; i < n; i++) {
-        double norm = 0;
-        for (j = 0; j < d; j++) norm += (double)x[i * d + j] * (double)x[i * d + j];
-        for (j = 0; j < d; j++) x[i * d + j] = (ctr_real)((double)x[i * d + j] / sqrt(norm));
-    }
+    model_unit_rows(x, n, d);
 }
 
 static void fill_tensor(void *user, const char *name, ctr_tensor *t, int conv)
 {
-    ctr_ctx *ctx = ((walk *)user)->ctx;
-    ctr_var v;
-    memset(&v, 0, sizeof v);
-    snprintf(v.name, sizeof v.name, "%s", name);
-    v.value = t;
-    v.conv = conv;
+    ctr_ctx *ctx = ((model_walk *)user)->ctx;
+    ctr_var v = model_var(name, t, conv);
     if (strcmp(name, "bank.rows") == 0) {
         ctr_real *x = test_reals(t->size);
         unit_rows(name, x, t->shape[0], t->shape[1]);
@@ -130,29 +76,14 @@ static void fill_tensor(void *user, const char *name, ctr_tensor *t, int conv)
 
 static void compare_tensor(void *user, const char *name, ctr_tensor *t, int conv)
 {
-    walk *w = (walk *)user;
-    char key[192];
-    ctr_var v;
-    ctr_real *x;
-    double e;
-    if (strncmp(name, "optim.", 6) == 0 || strncmp(name, "bank.", 5) == 0) return;
-    memset(&v, 0, sizeof v);
-    v.value = t;
-    v.conv = conv;
-    snprintf(key, sizeof key, "%s:%s:%s", w->kind, strstr(name, ".running_") ? "buffer" : "param",
-             name);
-    x = model_read(w->ctx, &v, 0);
-    e = test_digest(w->g, key, x, t->size, TEST_DOUBLE ? 0 : 1e-3);
-    test_error(key, e, w->bound);
-    w->worst = e > w->worst ? e : w->worst;
-    w->compared++;
-    free(x);
+    if (strncmp(name, "optim.", 6) && strncmp(name, "bank.", 5))
+        model_compare((model_walk *)user, name, t, conv);
 }
 
 /* The bank as a whole, Z, and the negatives of step 3. */
-static void compare_bank(walk *w, ctr_method *method, int kind)
+static void compare_bank(model_walk *w, ctr_method *method, int kind)
 {
-    ctr_tensor *rows = state_of(method, "bank.rows"), *z = state_of(method, "bank.z");
+    ctr_tensor *rows = model_tensor(method, "bank.rows"), *z = model_tensor(method, "bank.z");
     ctr_real x[320];
     int32_t index[78], wrong = 0;
     int64_t truth[6];
@@ -184,7 +115,7 @@ static void golden_steps(golden_file *g, int kind)
     const double *losses;
     char name[64];
     ctr_report report;
-    walk w;
+    model_walk w;
     double worst = 0, e;
     int t, i;
     memset(&w, 0, sizeof w);
@@ -195,7 +126,7 @@ static void golden_steps(golden_file *g, int kind)
     snprintf(name, sizeof name, "%s:loss", kinds[kind]);
     losses = golden_get(g, name, NULL);
     if (!test_true("a method and golden losses", method && losses)) return;
-    visit_with(method, &w, fill_tensor);
+    model_visit(method, &w, fill_tensor);
     for (t = 0; t < 3; t++) {
         int64_t index[6];
         ctr_batch batch;
@@ -212,7 +143,7 @@ static void golden_steps(golden_file *g, int kind)
         worst = e > worst ? e : worst;
         model_batch_free(&batch);
     }
-    visit_with(method, &w, compare_tensor);
+    model_visit(method, &w, compare_tensor);
     test_true("all of the network was compared", w.compared >= 40);
     if (kind <= SOFTMAX) compare_bank(&w, method, kind);
     printf("     %s: loss %.2g, %d parameters and buffers %.2g\n", kinds[kind], worst, w.compared,

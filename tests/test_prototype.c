@@ -100,61 +100,7 @@ static void crops_free(crops *c)
     model_batch_free(&c->batch);
 }
 
-/* One piece of a method's state by its name; value NULL if there is none. */
-typedef struct search {
-    const char *name;
-    ctr_var found;
-} search;
-
-static void search_tensor(void *user, const char *name, ctr_tensor *t, int conv)
-{
-    search *s = (search *)user;
-    if (strcmp(name, s->name)) return;
-    snprintf(s->found.name, sizeof s->found.name, "%s", name);
-    s->found.value = t;
-    s->found.conv = conv;
-}
-
-static void no_number(void *user, const char *name, int64_t *value)
-{
-    (void)user;
-    (void)name;
-    (void)value;
-}
-
-static ctr_tensor *state_of(ctr_method *method, const char *name)
-{
-    search s;
-    ctr_visitor v;
-    memset(&s, 0, sizeof s);
-    s.name = name;
-    v.user = &s;
-    v.tensor_fn = search_tensor;
-    v.number_fn = no_number;
-    ctr_method_visit(method, &v);
-    test_true(name, s.found.value != NULL);
-    return s.found.value;
-}
-
 /* ------------------------------------------------------------------------ PyTorch's three steps */
-
-typedef struct walk {
-    ctr_ctx *ctx;
-    golden_file *g;
-    const char *kind;
-    double worst, bound;
-    int compared;
-} walk;
-
-static void unit_rows(ctr_real *x, int64_t n, int64_t d)
-{
-    int64_t i, j;
-    for (i = 0; i < n; i++) {
-        double norm = 0;
-        for (j = 0; j < d; j++) norm += (double)x[i * d + j] * (double)x[i * d + j];
-        for (j = 0; j < d; j++) x[i * d + j] = (ctr_real)((double)x[i * d + j] / sqrt(norm));
-    }
-}
 
 static int skipped(const char *name)
 {
@@ -165,7 +111,7 @@ static int skipped(const char *name)
 /* The golden weights; between steps prototypes have length 1. */
 static void fill_tensor(void *user, const char *name, ctr_tensor *t, int conv)
 {
-    ctr_ctx *ctx = ((walk *)user)->ctx;
+    ctr_ctx *ctx = ((model_walk *)user)->ctx;
     ctr_var v;
     ctr_real *x;
     if (skipped(name)) return;
@@ -177,38 +123,20 @@ static void fill_tensor(void *user, const char *name, ctr_tensor *t, int conv)
         free(x);
         return;
     }
-    memset(&v, 0, sizeof v);
-    snprintf(v.name, sizeof v.name, "%s", name);
-    v.value = t;
-    v.conv = conv;
+    v = model_var(name, t, conv);
     model_fill_var(ctx, &v, 0);
     if (strncmp(name, "prototypes", 10)) return;
     x = test_reals(t->size);
     ctr_tensor_read(ctx, t, x, t->size);
-    unit_rows(x, t->shape[0], t->shape[1]);
+    model_unit_rows(x, t->shape[0], t->shape[1]);
     ctr_tensor_write(ctx, t, x, t->size);
     free(x);
 }
 
 static void compare_tensor(void *user, const char *name, ctr_tensor *t, int conv)
 {
-    walk *w = (walk *)user;
-    char key[192];
-    ctr_var v;
-    ctr_real *x;
-    double e;
-    if (skipped(name) || strcmp(name, "bank.clusters") == 0) return;
-    memset(&v, 0, sizeof v);
-    v.value = t;
-    v.conv = conv;
-    snprintf(key, sizeof key, "%s:%s:%s", w->kind, strstr(name, ".running_") ? "buffer" : "param",
-             name);
-    x = model_read(w->ctx, &v, 0);
-    e = test_digest(w->g, key, x, t->size, TEST_DOUBLE ? 0 : 1e-3);
-    test_error(key, e, w->bound);
-    w->worst = e > w->worst ? e : w->worst;
-    w->compared++;
-    free(x);
+    if (!skipped(name) && strcmp(name, "bank.clusters"))
+        model_compare((model_walk *)user, name, t, conv);
 }
 
 /* The golden clusters are not to be made. */
@@ -218,7 +146,7 @@ static void clustered(void *user, const char *name, int64_t *value)
     if (strcmp(name, "bank.epochs") == 0) *value = 1;
 }
 
-static void visit_with(ctr_method *method, walk *w,
+static void visit_with(ctr_method *method, model_walk *w,
                        void (*fn)(void *, const char *, ctr_tensor *, int))
 {
     ctr_visitor v;
@@ -229,7 +157,7 @@ static void visit_with(ctr_method *method, walk *w,
 }
 
 /* The batch's rows of both queues; the authors shift theirs, ours writes over the oldest. */
-static void compare_queues(walk *w, ctr_method *method)
+static void compare_queues(model_walk *w, ctr_method *method)
 {
     static const char *const names[2] = { "queue1.rows", "queue2.rows" };
     const double *want;
@@ -239,12 +167,12 @@ static void compare_queues(walk *w, ctr_method *method)
     want = golden_get(w->g, "swavq:queue", &n);
     if (!test_true("golden queues", want && n == 2 * 96)) return;
     for (i = 0; i < 2; i++) {
-        ctr_tensor_read(w->ctx, state_of(method, names[i]), x, 96);
+        ctr_tensor_read(w->ctx, model_tensor(method, names[i]), x, 96);
         test_near(names[i], x, want + 96 * i, 96, 0, test_bound(1e-8, 2e-2));
     }
 }
 
-static void compare_bank(walk *w, ctr_method *method)
+static void compare_bank(model_walk *w, ctr_method *method)
 {
     const double *want;
     ctr_real x[2 * 15 * 16];
@@ -253,7 +181,7 @@ static void compare_bank(walk *w, ctr_method *method)
     snprintf(key, sizeof key, "%s:bank", w->kind);
     want = golden_get(w->g, key, &n);
     if (!test_true("a golden bank", want && n == 2 * 15 * 16)) return;
-    ctr_tensor_read(w->ctx, state_of(method, "bank.rows"), x, 2 * 15 * 16);
+    ctr_tensor_read(w->ctx, model_tensor(method, "bank.rows"), x, 2 * 15 * 16);
     test_near(key, x, want, 2 * 15 * 16, 0, test_bound(1e-8, 2e-2));
 }
 
@@ -267,7 +195,7 @@ static void golden_steps(golden_file *g, int kind)
     int64_t index[6];
     char name[64];
     ctr_report report;
-    walk w;
+    model_walk w;
     double worst = 0, e;
     int t, i;
     memset(&w, 0, sizeof w);
@@ -382,12 +310,12 @@ static void prototypes(int kind)
     training_run r;
     int t;
     training_begin(&r, &c);
-    ctr_tensor_read(r.ctx, state_of(r.method, "prototypes.weight"), before, 56);
+    ctr_tensor_read(r.ctx, model_tensor(r.method, "prototypes.weight"), before, 56);
     test_error("unit rows at first", length_error(before, 7, 8), test_bound(1e-14, 1e-6));
     for (t = 0; t < 4; t++) {
         int still = kind == FROZEN && t < 2;
         test_true("step", training_steps(&r, 1, NULL));
-        ctr_tensor_read(r.ctx, state_of(r.method, "prototypes.weight"), x, 56);
+        ctr_tensor_read(r.ctx, model_tensor(r.method, "prototypes.weight"), x, 56);
         test_error("unit rows", length_error(x, 7, 8), test_bound(1e-14, 1e-6));
         if (still) test_error("frozen", apart(x, before, 56), test_bound(1e-14, 1e-6));
         else test_true("they move", apart(x, before, 56) > 1e-5);
@@ -408,11 +336,11 @@ static void queue_starts(void)
     training_begin(&r, &c);
     c.kind = PLAIN;
     training_begin(&s, &c);
-    ctr_tensor_read(r.ctx, state_of(r.method, "queue2.rows"), before, 80);
+    ctr_tensor_read(r.ctx, model_tensor(r.method, "queue2.rows"), before, 80);
     for (t = 0; t < 7; t++) {
         ctr_report plain;
         test_true("step", training_steps(&r, 1, &report) && training_steps(&s, 1, &plain));
-        ctr_tensor_read(r.ctx, state_of(r.method, "queue2.rows"), x, 80);
+        ctr_tensor_read(r.ctx, model_tensor(r.method, "queue2.rows"), x, 80);
         test_error("unit rows", length_error(x, 10, 8), test_bound(1e-13, 1e-5));
         if (t < 4) test_bytes("epoch 0: nothing is kept", x, before, sizeof x);
         else test_true("epoch 1: embeddings are kept", apart(x, before, 80) > 1e-3);
@@ -440,13 +368,13 @@ static void clusters(void)
     training_run r;
     training_begin(&r, &c);
     test_true("begin", ctr_method_begin(r.method, r.loader));
-    ctr_tensor_read(r.ctx, state_of(r.method, "bank.rows"), bank, 2 * 24 * 8);
-    ctr_tensor_read(r.ctx, state_of(r.method, "bank.clusters"), of, 3 * 24);
+    ctr_tensor_read(r.ctx, model_tensor(r.method, "bank.rows"), bank, 2 * 24 * 8);
+    ctr_tensor_read(r.ctx, model_tensor(r.method, "bank.clusters"), of, 3 * 24);
     test_error("unit rows", length_error(bank, 48, 8), test_bound(1e-13, 1e-5));
     test_true("crops differ", apart(bank, bank + 192, 192) > 1e-3);
     for (h = 0; h < 3; h++) {
         snprintf(name, sizeof name, "prototypes%d.weight", h + 1);
-        ctr_tensor_read(r.ctx, state_of(r.method, name), w, 56);
+        ctr_tensor_read(r.ctx, model_tensor(r.method, name), w, 56);
         test_error("centroids of length 1", length_error(w, 7, 8), test_bound(1e-13, 1e-5));
         for (i = 0; i < 24; i++) labels[i] = (int32_t)of[h * 24 + i];
         test_true("assign", ctr_kmeans_assign(r.ctx, 24, 8, bank + h % 2 * 192, 7, w, 1, nearest,
@@ -459,7 +387,7 @@ static void clusters(void)
     }
     test_true("a batch", ctr_loader_next(r.ctx, r.loader, &batch));
     test_true("step", ctr_method_step(r.method, &batch, 0.04, NULL));
-    ctr_tensor_read(r.ctx, state_of(r.method, "bank.rows"), later, 2 * 24 * 8);
+    ctr_tensor_read(r.ctx, model_tensor(r.method, "bank.rows"), later, 2 * 24 * 8);
     for (v = 0; v < 2; v++)
         for (i = 0; i < 24; i++) {
             int in = 0, other = memcmp(bank + (v * 24 + i) * 8, later + (v * 24 + i) * 8,

@@ -111,71 +111,17 @@ static ctr_method *make(ctr_ctx *ctx, int kind, const sizes *s)
     return ctr_vicreg_create(ctx, &c);
 }
 
-/* One piece of a method's state by its name; value NULL if there is none. */
-typedef struct search {
-    const char *name;
-    ctr_var found;
-} search;
-
-static void search_tensor(void *user, const char *name, ctr_tensor *t, int conv)
-{
-    search *s = (search *)user;
-    if (strcmp(name, s->name)) return;
-    snprintf(s->found.name, sizeof s->found.name, "%s", name);
-    s->found.value = t;
-    s->found.conv = conv;
-}
-
-static void no_number(void *user, const char *name, int64_t *value)
-{
-    (void)user;
-    (void)name;
-    (void)value;
-}
-
-static ctr_var state_of(ctr_method *method, const char *name)
-{
-    search s;
-    ctr_visitor v;
-    memset(&s, 0, sizeof s);
-    s.name = name;
-    v.user = &s;
-    v.tensor_fn = search_tensor;
-    v.number_fn = no_number;
-    ctr_method_visit(method, &v);
-    return s.found;
-}
-
 /* ------------------------------------------------------------------------ PyTorch's three steps */
-
-typedef struct walk {
-    ctr_ctx *ctx;
-    golden_file *g;
-    const char *kind;
-    double worst, bound;
-    int compared;
-} walk;
-
-static int is_buffer(const char *name) { return strstr(name, ".running_") != NULL; }
 
 /* The golden weights: the target starts as a copy, the queue with unit rows. */
 static void fill_tensor(void *user, const char *name, ctr_tensor *t, int conv)
 {
-    ctr_ctx *ctx = ((walk *)user)->ctx;
-    ctr_var v;
-    memset(&v, 0, sizeof v);
-    snprintf(v.name, sizeof v.name, "%s", name);
-    v.value = t;
-    v.conv = conv;
+    ctr_ctx *ctx = ((model_walk *)user)->ctx;
+    ctr_var v = model_var(name, t, conv);
     if (strcmp(name, "queue.rows") == 0) {
         ctr_real *x = test_reals(t->size);
-        int64_t i, j, d = t->shape[1];
         test_fill_real(name, x, t->size, 1.0);
-        for (i = 0; i < t->shape[0]; i++) {
-            double norm = 0;
-            for (j = 0; j < d; j++) norm += (double)x[i * d + j] * (double)x[i * d + j];
-            for (j = 0; j < d; j++) x[i * d + j] = (ctr_real)((double)x[i * d + j] / sqrt(norm));
-        }
+        model_unit_rows(x, t->shape[0], t->shape[1]);
         ctr_tensor_write(ctx, t, x, t->size);
         free(x);
     } else if (strncmp(name, "optim.", 6) && strncmp(name, "queue.", 6)) {
@@ -185,27 +131,13 @@ static void fill_tensor(void *user, const char *name, ctr_tensor *t, int conv)
 
 static void compare_tensor(void *user, const char *name, ctr_tensor *t, int conv)
 {
-    walk *w = (walk *)user;
-    char key[192];
-    ctr_var v;
-    ctr_real *x;
-    double e;
-    if (strncmp(name, "optim.", 6) == 0 || strncmp(name, "queue.", 6) == 0) return;
-    memset(&v, 0, sizeof v);
-    v.value = t;
-    v.conv = conv;
-    snprintf(key, sizeof key, "%s:%s:%s", w->kind, is_buffer(name) ? "buffer" : "param", name);
-    x = model_read(w->ctx, &v, 0);
-    e = test_digest(w->g, key, x, t->size, TEST_DOUBLE ? 0 : 1e-3);
-    test_error(key, e, w->bound);
-    w->worst = e > w->worst ? e : w->worst;
-    w->compared++;
-    free(x);
+    if (strncmp(name, "optim.", 6) && strncmp(name, "queue.", 6))
+        model_compare((model_walk *)user, name, t, conv);
 }
 
-static void compare_queue(walk *w, ctr_method *method)
+static void compare_queue(model_walk *w, ctr_method *method)
 {
-    ctr_var rows = state_of(method, "queue.rows");
+    ctr_var rows = model_state(method, "queue.rows");
     const double *want;
     ctr_real *x;
     size_t n;
@@ -218,16 +150,6 @@ static void compare_queue(walk *w, ctr_method *method)
     ctr_tensor_read(w->ctx, rows.value, x, rows.value->size);
     test_near(key, x, want, rows.value->size, 0, test_bound(1e-8, 2e-2));
     free(x);
-}
-
-static void visit_with(ctr_method *method, walk *w,
-                       void (*fn)(void *, const char *, ctr_tensor *, int))
-{
-    ctr_visitor v;
-    v.user = w;
-    v.tensor_fn = fn;
-    v.number_fn = no_number;
-    ctr_method_visit(method, &v);
 }
 
 /* Rates fall from step to step; a fixed predictor keeps the first. */
@@ -245,7 +167,7 @@ static void golden_steps(golden_file *g, int kind)
     const double *losses;
     char name[64];
     ctr_report report;
-    walk w;
+    model_walk w;
     double worst = 0, e;
     int t;
     memset(&w, 0, sizeof w);
@@ -256,7 +178,7 @@ static void golden_steps(golden_file *g, int kind)
     snprintf(name, sizeof name, "%s:loss", kinds[kind]);
     losses = golden_get(g, name, NULL);
     if (!test_true("a method and golden losses", method && losses)) return;
-    visit_with(method, &w, fill_tensor);
+    model_visit(method, &w, fill_tensor);
     method->run.steps = 10;
     method->run.lr = golden_rate(kind, 0);
     for (t = 0; t < 3; t++) {
@@ -271,7 +193,7 @@ static void golden_steps(golden_file *g, int kind)
         worst = e > worst ? e : worst;
         model_batch_free(&batch);
     }
-    visit_with(method, &w, compare_tensor);
+    model_visit(method, &w, compare_tensor);
     test_true("all of the network was compared", w.compared >= 50);
     compare_queue(&w, method);
     printf("     %s: loss %.2g, %d parameters and buffers %.2g\n", kinds[kind], worst, w.compared,
@@ -384,7 +306,7 @@ static void queue_start(void)
 
 static double *values_of(ctr_method *method, const char *name, int64_t *n)
 {
-    ctr_var v = state_of(method, name);
+    ctr_var v = model_state(method, name);
     ctr_real *x;
     double *d;
     int64_t i;
@@ -486,12 +408,12 @@ static void gradients(int kind)
         const ctr_var *own = &m->encoder->list[i];
         missing += own->kind != CTR_KIND_BUFFER && !ctr_tensor_has_grad(ctx, own->value);
         snprintf(name, sizeof name, "target.%.80s", own->name);
-        v = state_of(m, name);
+        v = model_state(m, name);
         if (!v.value) continue;
         targets++;
         wrong += v.value->grad != NULL || ctr_tensor_has_grad(ctx, v.value);
     }
-    v = state_of(m, "predictor.0.weight");
+    v = model_state(m, "predictor.0.weight");
     test_true("the predictor learns", v.value ? ctr_tensor_has_grad(ctx, v.value)
                                               : kind < MOCO3 || kind >= BARLOW);
     test_equal("trained variables without a gradient", missing, 0);
@@ -538,7 +460,7 @@ static double shuffled(int split, int shuffle, int symmetric, uint64_t seed, ctr
     ctr_report report;
     ctr_method *m;
     ctr_ctx *ctx;
-    walk w;
+    model_walk w;
     config.seed = seed;
     ctx = ctr_ctx_create(&config);
     memset(&w, 0, sizeof w);
@@ -553,9 +475,9 @@ static double shuffled(int split, int shuffle, int symmetric, uint64_t seed, ctr
     m = ctr_moco_create(ctx, &c);
     report.loss = -1;
     if (m) {
-        visit_with(m, &w, fill_tensor);
+        model_visit(m, &w, fill_tensor);
         test_true("step", ctr_method_step(m, &batch, 0.1, &report));
-        ctr_tensor_read(ctx, state_of(m, "queue.rows").value, x, 16 * 8);
+        ctr_tensor_read(ctx, model_state(m, "queue.rows").value, x, 16 * 8);
     }
     test_fine(ctx, "shuffled");
     ctr_method_destroy(m);
