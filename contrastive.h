@@ -8,7 +8,7 @@
 
    WHAT IT DOES NOT DO (yet)
    - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg, NPID, FaceNet, SwAV,
-     DeepCluster v2. More are to come; so is the GPU.
+     DeepCluster v2, CLIP. More are to come; so is the GPU.
    - Numbers are float. No mixed precision, no quantisation, no more than four dimensions.
    - No second derivatives; the tape is spent after one backward pass.
    - Convolutions have odd kernels, zero padding, no groups, no dilation.
@@ -25,10 +25,12 @@
        VEC GEMM CONV WINO                           kernels: the scalar reference, then the fast one
        TAPE OPS NN OPTIM                            autograd, layers, networks, optimisers
        IMAGE AUG SAMPLE DATA LOADER                 pictures, augmentations, batches of views
+       TOKEN                                        texts as numbers, pictures with captions
        CLUSTER                                      k-means, whitening, Sinkhorn, NMI
        LOSS AGREE HEALTH METHOD TEACHER             losses; alive?; SimCLR, ...; MoCo, BYOL, ...
        BANK                                         memory bank, triplets: NPID, FaceNet
        PROTOTYPE                                    SwAV, DeepCluster: clusters on the way
+       CLIP                                         images and texts in one space
        EVAL MAP IO FIT                              k-NN, probe, maps; files; the training driver
    A section of the implementation calls only those above it. Each level can be used alone: the
    losses for embeddings of another framework (ctr_loss_nt_xent_flat), the augmentations
@@ -590,6 +592,9 @@ CTR_API ctr_tensor *ctr_softplus(ctr_ctx *ctx, ctr_tensor *x); /* ln(1 + exp(x))
 
 /* op(x) op(y): [m, k] x [k, n] -> [m, n]; tx, ty transpose the operands. */
 CTR_API ctr_tensor *ctr_matmul(ctr_ctx *ctx, ctr_tensor *x, int tx, ctr_tensor *y, int ty);
+/* The same for b pairs of matrices: [b, m, k] x [b, k, n] -> [b, m, n]. A product each: meant for
+   attention, whose matrices are small beside those of the linear layers. */
+CTR_API ctr_tensor *ctr_matmul_batch(ctr_ctx *ctx, ctr_tensor *x, int tx, ctr_tensor *y, int ty);
 /* [n, h, w, c] with weight [kh, kw, c, oc] -> [n, oh, ow, oc]; odd kernels, stride 1 or more. */
 CTR_API ctr_tensor *ctr_conv(ctr_ctx *ctx, ctr_tensor *x, ctr_tensor *weight, int stride, int pad);
 
@@ -783,6 +788,42 @@ CTR_API ctr_tensor *ctr_resnet_forward(ctr_ctx *ctx, const ctr_resnet *net, ctr_
                                        ctr_norm_mode mode, int groups);
 /* "resnet18 width=64 stem=small channels=3", what a checkpoint compares, into text[96]. */
 CTR_API const char *ctr_resnet_describe(const ctr_resnet *net, char *text);
+
+/* Text tower: a causal transformer whose output at the end token is the text's embedding (Radford
+   et al., 2021, after GPT-2; Vaswani et al., 2017).
+     x = token_embedding[tokens] + positional_embedding
+     x = x + attention(ln_1(x));  x = x + c_proj(gelu(c_fc(ln_2(x))))          each block
+     out = ln_final(x at the end token) text_projection
+   A position sees those before it and itself, never what follows, so whatever stands behind the end
+   token has no say: forward leaves out the columns that no text of the batch reaches.
+   Names and initial values are those of openai/CLIP. */
+#define CTR_TEXT_LAYERS 24
+typedef struct ctr_text_config {
+    int64_t vocab;         /* ids are 0..vocab - 1, the largest ends a text; default 49408 */
+    int64_t context;       /* the most tokens of a text, default 77 */
+    int64_t width;         /* default 512 */
+    int layers, heads;     /* default 12 (at most CTR_TEXT_LAYERS) and 8, which must divide width */
+    int64_t dim;           /* of the embedding, default 512 */
+    int exact_gelu;        /* default 0: x sigmoid(1.702 x), as theirs; 1: ctr_gelu */
+} ctr_text_config;
+typedef struct ctr_text_block {
+    ctr_tensor *gamma[2], *beta[2];    /* ln_1, ln_2 */
+    ctr_linear in, out, fc, proj;      /* in: queries, keys and values of all heads, [3 w, w] */
+} ctr_text_block;
+typedef struct ctr_text {
+    ctr_text_config config;
+    ctr_tensor *tokens, *positions, *gamma, *beta, *projection; /* [vocab, w] [context, w] .. */
+    ctr_text_block block[CTR_TEXT_LAYERS];
+} ctr_text;
+CTR_API ctr_text_config ctr_text_config_default(void);
+CTR_API void ctr_text_config_init(ctr_text_config *config);
+CTR_API void ctr_text_init(ctr_ctx *ctx, ctr_text *net, ctr_vars *vars, const char *prefix,
+                           const ctr_text_config *config);
+/* tokens [n, context], host memory, as ctr_tokenizer_encode writes them -> [n, dim]. A text ends at
+   the first of its largest ids. An id outside the vocabulary is an error. tokens may be NULL while
+   planning. */
+CTR_API ctr_tensor *ctr_text_forward(ctr_ctx *ctx, const ctr_text *net, int64_t n,
+                                     const int32_t *tokens);
 
 /* ------------------------------------------------------------------------------------------------
    >>OPTIM  optimisers and schedules
@@ -1243,6 +1284,10 @@ typedef struct ctr_loader_config {
     int shuffle;                  /* default 1 */
     int64_t per_class;            /* default 0; K: batches of classes with K images each, see
                                      ctr_class_sampler; last and shuffle have no say then */
+    const int32_t *tokens;        /* default NULL; or the text of every label, as the rows of
+                                     [classes, context]: the batch gets its images' rows. It must
+                                     outlive the loader */
+    int64_t context;              /* tokens of a text */
     int prefetch;                 /* prepare the next batch in the background; default 1 */
     uint64_t seed;                /* default 1 */
 } ctr_loader_config;
@@ -1267,6 +1312,8 @@ typedef struct ctr_batch {
     int64_t h, w, c;              /* of the views */
     const int64_t *index;         /* [n] in the dataset */
     const int32_t *labels;        /* [n], -1: none */
+    const int32_t *tokens;        /* [n, context], or NULL: no texts */
+    int64_t context;
     ctr_real *pixels;             /* [views * n, h, w, c]: all of view 1, then all of view 2, ... */
     int64_t epoch, batch;         /* which one this is */
     int groups;                   /* of views, in the order of augs */
@@ -1291,6 +1338,59 @@ CTR_API void ctr_loader_tell(const ctr_loader *loader, int64_t *epoch, int64_t *
 CTR_API int ctr_loader_seek(ctr_ctx *ctx, ctr_loader *loader, int64_t epoch, int64_t batch);
 /* Seconds that next has made its caller wait so far. */
 CTR_API double ctr_loader_seconds(const ctr_loader *loader);
+
+/* ------------------------------------------------------------------------------------------------
+   >>TOKEN  texts as numbers, and pictures with captions
+   ---------------------------------------------------------------------------------------------- */
+
+/* Byte-level byte-pair encoding (Sennrich et al., 2016; as in openai/CLIP). A text is put into
+   lower case, its blanks are made single, and it is cut into words: runs of letters, single digits,
+   runs of anything else, and the endings 's 't 're 've 'm 'll 'd. A word starts as its bytes, the
+   last one marked as the end of a word; then pairs are joined, the pair that stands first in the
+   list of merges first. Ids: 256 bytes, 256 bytes that end a word, the merges in their order,
+   start, end. Without merges it is a tokeniser of bytes.
+
+   With their bpe_simple_vocab_16e6.txt the ids are theirs (49,408 of them), but for what they do to
+   a text before (ftfy): HTML entities, curly quotes and broken encodings stay as they are here.
+   Letters, digits and lower case are Unicode's for today's Latin, Greek, Cyrillic, Armenian,
+   Hebrew, Arabic, Chinese, Japanese, Korean, punctuation, symbols and emoji (not: a final sigma,
+   phonetic and archaic capitals); in other scripts everything counts as a letter. Bytes that are no
+   UTF-8 are symbols. */
+#define CTR_TOKEN_TEXT 8192        /* the most bytes of a text */
+#define CTR_TOKEN_MERGES 48894     /* what CLIP takes of its file: 49152 - 256 - 2 */
+typedef struct ctr_tokenizer ctr_tokenizer;
+/* merges: a file's content of `size` bytes, a line "left right" each, in which a token is written
+   with printable characters as in GPT-2's files; a first line with "#version" is passed over. NULL:
+   none. limit: how many of them are used, 0: CTR_TOKEN_MERGES. NULL with an error that tells the
+   line: CTR_E_FORMAT, CTR_E_VALUE, CTR_E_MEMORY. The text stays the caller's. */
+CTR_API ctr_tokenizer *ctr_tokenizer_create(ctr_ctx *ctx, const char *merges, size_t size,
+                                            int64_t limit);
+/* The same from a file (.txt, not .gz); CTR_E_FILE as well. */
+CTR_API ctr_tokenizer *ctr_tokenizer_open(ctr_ctx *ctx, const char *path, int64_t limit);
+CTR_API void ctr_tokenizer_destroy(ctr_ctx *ctx, ctr_tokenizer *tokenizer); /* or NULL */
+CTR_API int64_t ctr_tokenizer_size(const ctr_tokenizer *tokenizer); /* ids; the last is the end's */
+/* ids [context]: start, the text, end, zeros. A text that does not fit is an error, or with
+   truncate its first tokens and the end. Returns how many there are with start and end, 2..context;
+   0 with CTR_E_VALUE. A context is at least 2. */
+CTR_API int64_t ctr_tokenizer_encode(ctr_ctx *ctx, ctr_tokenizer *tokenizer, const char *text,
+                                     int64_t context, int truncate, int32_t *ids);
+/* The text of n ids up to the end token, words with blanks between them, cut to size bytes with the
+   final zero; returns the length of the whole. */
+CTR_API size_t ctr_tokenizer_decode(const ctr_tokenizer *tokenizer, int64_t n, const int32_t *ids,
+                                    char *text, size_t size);
+
+/* Pictures with captions, from a text file with a line "path<TAB>caption" each (UTF-8; empty lines
+   do not count). Paths are relative to the file's folder, or absolute. Equal captions are one
+   label, numbered as they first occur, and the label's class name is the caption: so whatever asks
+   for labels can treat equal captions as one. A picture with five captions has five lines.
+   NULL with an error that tells the line: CTR_E_FILE, CTR_E_FORMAT, CTR_E_VALUE, CTR_E_MEMORY. */
+CTR_API ctr_dataset *ctr_dataset_open_pairs(ctr_ctx *ctx, const char *path,
+                                            const ctr_data_options *options);
+/* The tokens of every class name of a dataset, [classes, context]: what ctr_loader_config.tokens
+   takes. 1, or 0 with an error. */
+CTR_API int ctr_dataset_tokenize(ctr_ctx *ctx, const ctr_dataset *dataset,
+                                 ctr_tokenizer *tokenizer, int64_t context, int truncate,
+                                 int32_t *ids);
 
 /* ------------------------------------------------------------------------------------------------
    >>CLUSTER  k-means, whitening, balanced codes, and how well clusters agree with classes
@@ -2114,6 +2214,51 @@ CTR_API void ctr_deepcluster_v2_config_init(ctr_deepcluster_v2_config *config);
    ctr_method_begin() before each epoch. */
 CTR_API ctr_method *ctr_deepcluster_v2_create(ctr_ctx *ctx,
                                               const ctr_deepcluster_v2_config *config);
+
+/* ------------------------------------------------------------------------------------------------
+   >>CLIP  images and texts in one space
+   ---------------------------------------------------------------------------------------------- */
+
+/* CLIP (Radford et al., 2021): an image's embedding is to be nearest to that of its own caption
+   among the batch's, and a caption's to that of its own image. Batches bring tokens
+   (ctr_loader_config.tokens); what is kept after training are both towers: ctr_method_represent
+   returns unit embeddings of images, ctr_clip_texts those of texts. Each image must have a caption.
+   SigLIP (Zhai et al., 2023) asks every pair of the batch by itself whether it belongs together. */
+typedef struct ctr_clip_config {
+    ctr_resnet_config encoder;    /* default ResNet-50 (theirs has three stem convolutions, blurred
+                                     strides and attention pooling: not offered), then a linear
+                                     layer without bias */
+    ctr_text_config text;         /* default theirs; text.dim is ignored */
+    int64_t dim;                  /* of the shared space, default 1024 (theirs for ResNet-50) */
+    int siglip;                   /* default 0: ctr_loss_clip; 1: ctr_loss_siglip, and the method
+                                     is called "siglip" */
+    int equal;                    /* default 0; 1: images and texts of equal labels in a batch are
+                                     positives of each other (equal captions) */
+    double scale;                 /* start of the learnt scale exp(s); default 0: 1 / 0.07, SigLIP's
+                                     10. CLIP's s is clamped to 0..ln 100 after each step */
+    double bias;                  /* start of SigLIP's learnt bias, default -10 */
+    ctr_aug_config aug;           /* of the one view; default square crops of 0.9..1 of the area */
+    ctr_optim_config optim;       /* default AdamW, decay 0.2 on weights alone */
+    double lr;                    /* default 0.0005 (for batches of 32768) */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_FIXED */
+} ctr_clip_config;
+CTR_API ctr_clip_config ctr_clip_default(void);
+CTR_API void ctr_clip_config_init(ctr_clip_config *config);
+/* NULL on error. ctr_method_destroy() gives all of it back. */
+CTR_API ctr_method *ctr_clip_create(ctr_ctx *ctx, const ctr_clip_config *config);
+
+/* Unit embeddings of n texts, tokens [n, context] in host memory, `chunk` at a time: out [n, dim].
+   method: what ctr_clip_create made. 1, or 0 with an error. */
+CTR_API int ctr_clip_texts(ctr_method *method, int64_t n, const int32_t *tokens, int64_t chunk,
+                           ctr_real *out);
+/* A classifier made of names (zero-shot): each name is put into each template in place of "{}", and
+   a class's row is the mean of its texts' unit embeddings, at unit length again: out [classes,
+   dim]. An image belongs to its nearest row (ctr_neighbors_find). 1, or 0 with an error. */
+CTR_API int ctr_clip_classifier(ctr_method *method, ctr_tokenizer *tokenizer, int64_t classes,
+                                const char *const *names, int templates,
+                                const char *const *template_texts, ctr_real *out);
+/* exp(s): what cosines are multiplied by, 1 / temperature. */
+CTR_API double ctr_clip_scale(const ctr_method *method);
 
 /* ------------------------------------------------------------------------------------------------
    >>EVAL  what the embeddings are worth: k-NN, linear probe, retrieval, verification
@@ -8591,6 +8736,13 @@ CTR_PRIVATE_ void ctr_fail_shapes_(ctr_ctx *ctx, const char *name, const ctr_ten
    >>OPS  each operation: forward helper, backward, constructor
    ---------------------------------------------------------------------------------------------- */
 
+/* The last axis as columns; every other number of the shape as rows. */
+CTR_PRIVATE_ int64_t ctr_cols_(const ctr_tensor *x) { return x->rank ? x->shape[x->rank - 1] : 1; }
+CTR_PRIVATE_ int64_t ctr_rows_(const ctr_tensor *x)
+{
+    return ctr_cols_(x) ? x->size / ctr_cols_(x) : 0;
+}
+
 /* ---- x op y, with y broadcast over the leading dimensions
    -------------------------------------- */
 
@@ -8776,51 +8928,72 @@ CTR_API ctr_tensor *ctr_softplus(ctr_ctx *ctx, ctr_tensor *x)
 /* ---- matrix product
    ---------------------------------------------------------------------------- */
 
-/* C = op(A) op(B), [m, k] [k, n]:  d op(A) = dC op(B)^T,  d op(B) = op(A)^T dC */
+/* C = op(A) op(B), [m, k] [k, n]:  d op(A) = dC op(B)^T,  d op(B) = op(A)^T dC, for each pair of
+   matrices of a batch. i[0..5]: ta, tb, m, n, k, batch */
 CTR_PRIVATE_ void ctr_matmul_backward_(ctr_ctx *ctx, ctr_node *node)
 {
     ctr_tensor *a = node->in[0], *b = node->in[1];
     int ta = (int)node->i[0], tb = (int)node->i[1], acc;
-    int64_t m = node->i[2], n = node->i[3], k = node->i[4], lda = a->shape[1], ldb = b->shape[1];
-    ctr_real *grad, *dc = node->out->grad, one = CTR_R(1.0);
+    int64_t m = node->i[2], n = node->i[3], k = node->i[4], lda = ctr_cols_(a), ldb = ctr_cols_(b);
+    int64_t i, batch = node->i[5];
+    const ctr_real *x = ctr_f_(a), *y = ctr_f_(b), *dc = node->out->grad;
+    ctr_real *grad, one = CTR_R(1.0);
     if (ctr_grad_(ctx, a, &grad, &acc)) {
         ctr_real beta = acc ? one : 0;
-        if (!ta) ctr_k_gemm(ctx, 0, !tb, m, k, n, one, dc, n, ctr_f_(b), ldb, beta, grad, lda);
-        else ctr_k_gemm(ctx, tb, 1, k, m, n, one, ctr_f_(b), ldb, dc, n, beta, grad, lda);
+        for (i = 0; i < batch; i++, grad += m * k, y += k * n, dc += m * n)
+            if (!ta) ctr_k_gemm(ctx, 0, !tb, m, k, n, one, dc, n, y, ldb, beta, grad, lda);
+            else ctr_k_gemm(ctx, tb, 1, k, m, n, one, y, ldb, dc, n, beta, grad, lda);
     }
     if (ctr_grad_(ctx, b, &grad, &acc)) {
         ctr_real beta = acc ? one : 0;
-        if (!tb) ctr_k_gemm(ctx, !ta, 0, k, n, m, one, ctr_f_(a), lda, dc, n, beta, grad, ldb);
-        else ctr_k_gemm(ctx, 1, ta, n, k, m, one, dc, n, ctr_f_(a), lda, beta, grad, ldb);
+        for (i = 0, dc = node->out->grad; i < batch; i++, grad += k * n, x += m * k, dc += m * n)
+            if (!tb) ctr_k_gemm(ctx, !ta, 0, k, n, m, one, x, lda, dc, n, beta, grad, ldb);
+            else ctr_k_gemm(ctx, 1, ta, n, k, m, one, dc, n, x, lda, beta, grad, ldb);
     }
 }
 
-CTR_API ctr_tensor *ctr_matmul(ctr_ctx *ctx, ctr_tensor *x, int tx, ctr_tensor *y, int ty)
+/* rank 2: matrices; rank 3: batches of them */
+CTR_PRIVATE_ ctr_tensor *ctr_matmul_op_(ctr_ctx *ctx, const char *name, int rank, ctr_tensor *x,
+                                        int tx, ctr_tensor *y, int ty)
 {
     ctr_node *node;
-    int64_t m, n, k, shape[2];
-    if (!ctr_check_(ctx, "matmul", x, 2) || !ctr_check_(ctx, "matmul", y, 2)) return &ctx->poison;
+    int64_t m, n, k, i, batch, shape[3];
+    if (!ctr_check_(ctx, name, x, rank) || !ctr_check_(ctx, name, y, rank)) return &ctx->poison;
     tx = tx != 0;
     ty = ty != 0;
-    m = x->shape[tx];
-    k = x->shape[!tx];
-    n = y->shape[!ty];
-    if (y->shape[ty] != k) {
-        ctr_fail_shapes_(ctx, "matmul", x, y, "the inner dimensions must be equal");
+    m = x->shape[rank - 2 + tx];
+    k = x->shape[rank - 1 - tx];
+    n = y->shape[rank - 1 - ty];
+    batch = rank == 3 ? x->shape[0] : 1;
+    if (y->shape[rank - 2 + ty] != k || (rank == 3 && y->shape[0] != batch)) {
+        ctr_fail_shapes_(ctx, name, x, y, rank == 3 ? "batches and inner dimensions must be equal"
+                                                    : "the inner dimensions must be equal");
         return &ctx->poison;
     }
-    node = ctr_node_begin_(ctx, "matmul", ctr_matmul_backward_, x, y);
-    shape[0] = m;
-    shape[1] = n;
-    if (!ctr_node_out_(ctx, node, 2, shape)) return &ctx->poison;
+    node = ctr_node_begin_(ctx, name, ctr_matmul_backward_, x, y);
+    shape[0] = batch;
+    shape[rank - 2] = m;
+    shape[rank - 1] = n;
+    if (!ctr_node_out_(ctx, node, rank, shape)) return &ctx->poison;
     node->i[0] = tx;
     node->i[1] = ty;
     node->i[2] = m;
     node->i[3] = n;
     node->i[4] = k;
-    ctr_k_gemm(ctx, tx, ty, m, n, k, 1, ctr_f_(x), x->shape[1], ctr_f_(y), y->shape[1], 0,
-               ctr_f_(node->out), n);
+    node->i[5] = batch;
+    for (i = 0; i < batch; i++)
+        ctr_k_gemm(ctx, tx, ty, m, n, k, 1, ctr_f_(x) + i * m * k, ctr_cols_(x),
+                   ctr_f_(y) + i * k * n, ctr_cols_(y), 0, ctr_f_(node->out) + i * m * n, n);
     return ctr_node_done_(ctx, node);
+}
+
+CTR_API ctr_tensor *ctr_matmul(ctr_ctx *ctx, ctr_tensor *x, int tx, ctr_tensor *y, int ty)
+{
+    return ctr_matmul_op_(ctx, "matmul", 2, x, tx, y, ty);
+}
+CTR_API ctr_tensor *ctr_matmul_batch(ctr_ctx *ctx, ctr_tensor *x, int tx, ctr_tensor *y, int ty)
+{
+    return ctr_matmul_op_(ctx, "matmul_batch", 3, x, tx, y, ty);
 }
 
 /* ---- convolution
@@ -9161,13 +9334,6 @@ CTR_API ctr_tensor *ctr_gather(ctr_ctx *ctx, ctr_tensor *x, const ctr_tensor *in
 
 /* ---- rows: normalise, softmax, cross entropy
    --------------------------------------------------- */
-
-/* The last axis as columns; every other number of the shape as rows. */
-CTR_PRIVATE_ int64_t ctr_cols_(const ctr_tensor *x) { return x->rank ? x->shape[x->rank - 1] : 1; }
-CTR_PRIVATE_ int64_t ctr_rows_(const ctr_tensor *x)
-{
-    return ctr_cols_(x) ? x->size / ctr_cols_(x) : 0;
-}
 
 CTR_PRIVATE_ void ctr_normalize_backward_(ctr_ctx *ctx, ctr_node *n)
 {
@@ -10210,6 +10376,231 @@ CTR_API const char *ctr_resnet_describe(const ctr_resnet *net, char *text)
              (long)net->config.width, net->config.stem == CTR_STEM_SMALL ? "small" : "large",
              (long)net->config.channels);
     return text;
+}
+
+/* ---- the text tower -------------------------------------------------------------------------- */
+
+CTR_API void ctr_text_config_init(ctr_text_config *config)
+{
+    memset(config, 0, sizeof *config);
+    config->vocab = 49408;
+    config->context = 77;
+    config->width = 512;
+    config->layers = 12;
+    config->heads = 8;
+    config->dim = 512;
+}
+
+CTR_API ctr_text_config ctr_text_config_default(void)
+{
+    ctr_text_config config;
+    ctr_text_config_init(&config);
+    return config;
+}
+
+/* A variable that starts normal with that deviation; 0: at zero. */
+CTR_PRIVATE_ ctr_tensor *ctr_text_var_(ctr_ctx *ctx, ctr_vars *vars, const char *prefix,
+                                       const char *name, ctr_kind kind, int64_t rows, int64_t cols,
+                                       double std)
+{
+    int64_t shape[2];
+    ctr_tensor *t;
+    shape[0] = rows;
+    shape[1] = cols;
+    t = ctr_vars_add(ctx, vars, prefix, name, kind, cols ? 2 : 1, shape);
+    if (std > 0) ctr_init_random_(ctx, t, prefix, name, 1, std);
+    return t;
+}
+
+CTR_PRIVATE_ void ctr_text_norm_(ctr_ctx *ctx, ctr_vars *vars, const char *prefix,
+                                 const char *name, int64_t c, ctr_tensor **gamma, ctr_tensor **beta)
+{
+    char full[96];
+    ctr_name_(full, "%s%s", prefix, name);
+    *gamma = ctr_vars_add(ctx, vars, full, ".weight", CTR_KIND_NORM, 1, &c);
+    ctr_tensor_fill(ctx, *gamma, 1);
+    *beta = ctr_vars_add(ctx, vars, full, ".bias", CTR_KIND_NORM, 1, &c);
+}
+
+/* What adds to the residual stream starts smaller the more layers add to it. */
+CTR_PRIVATE_ void ctr_text_block_init_(ctr_ctx *ctx, ctr_text_block *b, ctr_vars *vars,
+                                       const char *prefix, int64_t w, int layers)
+{
+    double narrow = 1 / sqrt((double)w), last = narrow / sqrt(2.0 * layers);
+    char fc[96];
+    ctr_name_(fc, "%smlp.c_fc.", prefix);
+    b->in.weight = ctr_text_var_(ctx, vars, prefix, "attn.in_proj_weight", CTR_KIND_WEIGHT, 3 * w,
+                                 w, narrow);
+    b->in.bias = ctr_text_var_(ctx, vars, prefix, "attn.in_proj_bias", CTR_KIND_BIAS, 3 * w, 0, 0);
+    b->out.weight = ctr_text_var_(ctx, vars, prefix, "attn.out_proj.weight", CTR_KIND_WEIGHT, w, w,
+                                  last);
+    b->out.bias = ctr_text_var_(ctx, vars, prefix, "attn.out_proj.bias", CTR_KIND_BIAS, w, 0, 0);
+    ctr_text_norm_(ctx, vars, prefix, "ln_1", w, &b->gamma[0], &b->beta[0]);
+    ctr_linear_init(ctx, &b->fc, vars, fc, w, 4 * w, 1);
+    ctr_init_random_(ctx, b->fc.weight, fc, "weight", 1, 1 / sqrt(2.0 * (double)w));
+    ctr_name_(fc, "%smlp.c_proj.", prefix);
+    ctr_linear_init(ctx, &b->proj, vars, fc, 4 * w, w, 1);
+    ctr_init_random_(ctx, b->proj.weight, fc, "weight", 1, last);
+    ctr_text_norm_(ctx, vars, prefix, "ln_2", w, &b->gamma[1], &b->beta[1]);
+}
+
+CTR_API void ctr_text_init(ctr_ctx *ctx, ctr_text *net, ctr_vars *vars, const char *prefix,
+                           const ctr_text_config *config)
+{
+    const ctr_text_config *c = config;
+    char name[96];
+    int i;
+    memset(net, 0, sizeof *net);
+    net->config = *c;
+    if (c->vocab < 1 || c->vocab > INT32_MAX || c->context < 1 || c->context > 65536 ||
+        c->width < 1 || c->width > 65536 || c->dim < 1 || c->layers < 1 ||
+        c->layers > CTR_TEXT_LAYERS || c->heads < 1 || c->width % c->heads) {
+        ctr_fail_(ctx, CTR_E_VALUE, "text: needs a vocabulary, a context of 1..65536, a width that "
+                  "its heads divide, 1..%d layers; got %ld, %ld, %ld, %d heads, %d",
+                  CTR_TEXT_LAYERS, (long)c->vocab, (long)c->context, (long)c->width, c->heads,
+                  c->layers);
+        return;
+    }
+    net->tokens = ctr_text_var_(ctx, vars, prefix, "token_embedding.weight", CTR_KIND_WEIGHT,
+                                c->vocab, c->width, 0.02);
+    net->positions = ctr_text_var_(ctx, vars, prefix, "positional_embedding", CTR_KIND_WEIGHT,
+                                   c->context, c->width, 0.01);
+    for (i = 0; i < c->layers; i++) {
+        ctr_name_(name, "%stransformer.resblocks.%d.", prefix, i);
+        ctr_text_block_init_(ctx, &net->block[i], vars, name, c->width, c->layers);
+    }
+    ctr_text_norm_(ctx, vars, prefix, "ln_final", c->width, &net->gamma, &net->beta);
+    net->projection = ctr_text_var_(ctx, vars, prefix, "text_projection", CTR_KIND_WEIGHT, c->width,
+                                    c->dim, 1 / sqrt((double)c->width));
+}
+
+/* A host array as an index of the step, or the harmless tensor. */
+CTR_PRIVATE_ ctr_tensor *ctr_text_index_(ctr_ctx *ctx, int64_t n, const int32_t *ids)
+{
+    ctr_tensor *t = ctr_tensor_temp(ctx, CTR_I32, 1, &n);
+    if (ctx->status == CTR_OK) ctr_tensor_write_i32(ctx, t, ids, n);
+    return t;
+}
+
+/* Where each text ends, end [n]. Returns how many columns the longest has, 0 after an error. */
+CTR_PRIVATE_ int64_t ctr_text_ends_(ctr_ctx *ctx, const ctr_text *net, int64_t n,
+                                    const int32_t *tokens, int32_t *end)
+{
+    int64_t context = net->config.context, most = ctx->plan ? context : 0, i, j;
+    if (!tokens && !ctx->plan)
+        ctr_fail_(ctx, CTR_E_VALUE, "text: there are no tokens");
+    for (i = 0; i < n && ctx->status == CTR_OK && !ctx->plan; i++) {
+        const int32_t *row = tokens + i * context;
+        for (j = 0, end[i] = 0; j < context; j++) {
+            if (row[j] < 0 || row[j] >= net->config.vocab) {
+                ctr_fail_(ctx, CTR_E_VALUE, "text: token %ld of text %ld is %ld, the vocabulary "
+                          "has 0..%ld", (long)j, (long)i, (long)row[j],
+                          (long)net->config.vocab - 1);
+                return 0;
+            }
+            if (row[j] > row[end[i]]) end[i] = (int32_t)j;
+        }
+        most = CTR_MAX_(most, end[i] + 1);
+    }
+    return ctx->status == CTR_OK ? most : 0;
+}
+
+/* 0 where column j may see column k, k <= j, else -1e30: [length, length] */
+CTR_PRIVATE_ ctr_tensor *ctr_text_mask_(ctr_ctx *ctx, int64_t length)
+{
+    int64_t shape[2], i, j;
+    ctr_tensor *t;
+    ctr_real *mask;
+    shape[0] = shape[1] = length;
+    t = ctr_tensor_temp(ctx, CTR_F32, 2, shape);
+    mask = ctx->status != CTR_OK ? NULL
+           : (ctr_real *)ctr_arena_take_(ctx, &ctx->host, (size_t)t->size * sizeof *mask);
+    for (i = 0; mask && i < length; i++)
+        for (j = 0; j < length; j++) mask[i * length + j] = j > i ? CTR_R(-1e30) : 0;
+    if (mask) ctr_tensor_write(ctx, t, mask, t->size);
+    return t;
+}
+
+/* softmax(q k^T / sqrt(d) + mask) v for every head of d = w / heads numbers; x [n * l, w] */
+CTR_PRIVATE_ ctr_tensor *ctr_text_attention_(ctr_ctx *ctx, const ctr_text *net,
+                                             const ctr_text_block *b, ctr_tensor *x, int64_t n,
+                                             ctr_tensor *mask)
+{
+    static const int apart[4] = { 2, 0, 1, 3 }, together[4] = { 1, 2, 0, 3 };
+    int64_t heads = net->config.heads, l = mask->shape[0], d = net->config.width / heads;
+    int64_t shape[4], part[3];
+    ctr_tensor *qkv[3], *y;
+    int i;
+    shape[0] = n;
+    shape[1] = l;
+    shape[2] = 3 * heads;
+    shape[3] = d;
+    part[0] = heads * n;
+    part[1] = l;
+    part[2] = d;
+    y = ctr_reshape(ctx, ctr_linear_forward(ctx, &b->in, x), 4, shape);
+    y = ctr_permute(ctx, y, apart);                                     /* [3 heads, n, l, d] */
+    for (i = 0; i < 3; i++)
+        qkv[i] = ctr_reshape(ctx, ctr_slice(ctx, y, 0, i * heads, heads), 3, part);
+    y = ctr_scale(ctx, qkv[0], 1 / sqrt((double)d));
+    y = ctr_softmax(ctx, ctr_add(ctx, ctr_matmul_batch(ctx, y, 0, qkv[1], 1), mask));
+    y = ctr_matmul_batch(ctx, y, 0, qkv[2], 0);                         /* [heads * n, l, d] */
+    shape[0] = heads;
+    shape[1] = n;
+    shape[2] = l;
+    y = ctr_permute(ctx, ctr_reshape(ctx, y, 4, shape), together);      /* [n, l, heads, d] */
+    shape[0] = n * l;
+    shape[1] = net->config.width;
+    return ctr_linear_forward(ctx, &b->out, ctr_reshape(ctx, y, 2, shape));
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_text_block_(ctr_ctx *ctx, const ctr_text *net,
+                                         const ctr_text_block *b, ctr_tensor *x, int64_t n,
+                                         ctr_tensor *mask)
+{
+    ctr_tensor *y = ctr_layer_norm(ctx, x, b->gamma[0], b->beta[0], 1e-5);
+    x = ctr_add(ctx, x, ctr_text_attention_(ctx, net, b, y, n, mask));
+    y = ctr_layer_norm(ctx, x, b->gamma[1], b->beta[1], 1e-5);
+    y = ctr_linear_forward(ctx, &b->fc, y);
+    y = net->config.exact_gelu ? ctr_gelu(ctx, y)
+                               : ctr_mul(ctx, y, ctr_sigmoid(ctx, ctr_scale(ctx, y, 1.702)));
+    return ctr_add(ctx, x, ctr_linear_forward(ctx, &b->proj, y));
+}
+
+CTR_API ctr_tensor *ctr_text_forward(ctr_ctx *ctx, const ctr_text *net, int64_t n,
+                                     const int32_t *tokens)
+{
+    int64_t w = net->config.width, context = net->config.context, l, i, j, shape[3];
+    int32_t *ids, *end;
+    ctr_tensor *x, *mask;
+    size_t low, want_low;
+    if (ctx->status != CTR_OK) return &ctx->poison;
+    ids = (int32_t *)ctr_arena_take_(ctx, &ctx->host, (size_t)(n * context) * sizeof *ids);
+    end = (int32_t *)ctr_arena_take_(ctx, &ctx->host, (size_t)n * sizeof *end);
+    l = ids && end ? ctr_text_ends_(ctx, net, n, tokens, end) : 0;
+    if (!l) return &ctx->poison;
+    for (i = 0; i < n && !ctx->plan; i++) {
+        for (j = 0; j < l; j++) ids[i * l + j] = tokens[i * context + j];
+        end[i] += (int32_t)(i * l);
+    }
+    shape[0] = n;
+    shape[1] = l;
+    shape[2] = w;
+    mask = ctr_text_mask_(ctx, l);
+    x = ctr_gather(ctx, net->tokens, ctr_text_index_(ctx, n * l, ids));
+    x = ctr_add(ctx, ctr_reshape(ctx, x, 3, shape), ctr_slice(ctx, net->positions, 0, 0, l));
+    shape[0] = n * l;
+    shape[1] = w;
+    x = ctr_reshape(ctx, x, 2, shape);
+    for (i = 0; i < net->config.layers; i++) {
+        low = ctx->slab.low;
+        want_low = ctx->slab.want_low;
+        x = ctr_text_block_(ctx, net, &net->block[i], x, n, mask);
+        ctr_scope_end_(ctx, low, want_low, x);
+    }
+    x = ctr_gather(ctx, x, ctr_text_index_(ctx, n, end));
+    x = ctr_layer_norm(ctx, x, net->gamma, net->beta, 1e-5);
+    return ctr_matmul(ctx, x, 0, net->projection, 0);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -14260,33 +14651,33 @@ CTR_PRIVATE_ void ctr_data_open_mapped_(ctr_ctx *ctx, ctr_dataset *d)
     ctr_free_host_(ctx, p.bad, n);
 }
 
-CTR_PRIVATE_ void ctr_data_open_folder_(ctr_ctx *ctx, ctr_dataset *d, const ctr_data_source_ *s,
-                                        const ctr_data_options *o)
+/* The files that d lists: decoded, mapped, or left where they are, as d->options says. */
+CTR_PRIVATE_ void ctr_data_files_(ctr_ctx *ctx, ctr_dataset *d)
 {
+    const ctr_data_options *o = &d->options;
     ctr_data_pass_ p;
-    size_t n = strlen(s->path), room;
-    d->c = o->channels ? o->channels : 3;
-    d->root_size = n + 2;
-    d->root = (char *)ctr_alloc_(ctx, d->root_size);
-    if (!d->root) return;
-    memcpy(d->root, s->path, n);
-    memcpy(d->root + n, n && s->path[n - 1] == '/' ? "" : "/", n && s->path[n - 1] == '/' ? 1 : 2);
-    if (!ctr_data_list_(ctx, d, s)) return;
-    if (o->cache == CTR_CACHE_MAPPED) {
-        ctr_data_open_mapped_(ctx, d);
-        return;
-    }
-    if (o->cache == CTR_CACHE_NONE && o->corrupt == CTR_CORRUPT_FAIL) return;
+    size_t room = (size_t)d->n;
+    if (o->cache == CTR_CACHE_MAPPED) ctr_data_open_mapped_(ctx, d);
+    if (o->cache == CTR_CACHE_MAPPED || (o->cache && o->corrupt == CTR_CORRUPT_FAIL)) return;
     memset(&p, 0, sizeof p);
-    room = (size_t)d->n;
     p.bad = (uint8_t *)ctr_alloc_zero_(ctx, room);
     if (p.bad) ctr_data_pass_all_(ctx, d, &p);
     if (ctx->status == CTR_OK && p.full)
-        ctr_log_(ctx, CTR_LOG_INFO,
-                 "data: %ld of %ld images fit into the budget of %.0f bytes; the "
-                 "others are decoded each time", (long)d->cached, (long)d->n, (double)o->budget);
+        ctr_log_(ctx, CTR_LOG_INFO, "data: %ld of %ld images fit into the budget of %.0f bytes; "
+                 "the others are decoded each time", (long)d->cached, (long)d->n,
+                 (double)o->budget);
     if (ctx->status == CTR_OK) ctr_data_apply_(ctx, d, &p);
     ctr_free_host_(ctx, p.bad, room);
+}
+
+CTR_PRIVATE_ void ctr_data_open_folder_(ctr_ctx *ctx, ctr_dataset *d, const ctr_data_source_ *s)
+{
+    d->c = d->options.channels ? d->options.channels : 3;
+    d->root_size = strlen(s->path) + 2;
+    d->root = (char *)ctr_alloc_(ctx, d->root_size);
+    if (!d->root) return;
+    snprintf(d->root, d->root_size, "%s%s", s->path, ctr_data_ends_(s->path, "/") ? "" : "/");
+    if (ctr_data_list_(ctx, d, s)) ctr_data_files_(ctx, d);
 }
 
 /* ---- opening and asking ---------------------------------------------------------------------- */
@@ -14324,7 +14715,7 @@ CTR_API ctr_dataset *ctr_dataset_open(ctr_ctx *ctx, const char *path, const char
     if (d) {
         d->options = o;
         if (s->kind == CTR_DATA_IDX_) ctr_data_open_idx_(ctx, d, s, &o);
-        else if (s->kind == CTR_DATA_FOLDER_) ctr_data_open_folder_(ctx, d, s, &o);
+        else if (s->kind == CTR_DATA_FOLDER_) ctr_data_open_folder_(ctx, d, s);
         else ctr_data_open_cifar_(ctx, d, s, &o);
         d->options.cache_path = NULL; /* the caller's memory */
     }
@@ -14493,6 +14884,7 @@ typedef struct ctr_loader_slot_ {
     const int64_t *order;     /* [dataset's n] of its epoch */
     int64_t *index;           /* [batch] */
     int32_t *labels;          /* [batch] */
+    int32_t *tokens;          /* [batch, context], or NULL */
     ctr_real *pixels;         /* of all groups, one behind the other */
     ctr_view_group group[CTR_MAX_VIEWS];
     ctr_note_ *notes;         /* [batch]: one for each image */
@@ -14604,6 +14996,10 @@ CTR_PRIVATE_ void ctr_loader_job_(void *arg, int64_t i, int worker)
     int borrowed;
     s->index[i] = source;
     s->labels[i] = ctr_dataset_label(l->d, source);
+    if (s->tokens)
+        memcpy(s->tokens + i * l->config.context,
+               l->config.tokens + s->labels[i] * l->config.context,
+               (size_t)l->config.context * sizeof *s->tokens);
     note->status = CTR_OK;
     if (!ctr_dataset_fetch_(l->ctx, l->d, source, &image, &borrowed, note)) return;
     scratch = ctr_loader_scratch_(l, worker, image.h, image.w);
@@ -14684,6 +15080,8 @@ CTR_API int ctr_loader_next(ctr_ctx *ctx, ctr_loader *l, ctr_batch *out)
     out->c = l->d->c;
     out->index = s->index;
     out->labels = s->labels;
+    out->tokens = s->tokens;
+    out->context = l->config.context;
     out->pixels = s->group[0].pixels;
     out->epoch = s->epoch;
     out->batch = s->batch;
@@ -14729,6 +15127,7 @@ CTR_API void ctr_loader_destroy(ctr_ctx *ctx, ctr_loader *l)
         ctr_loader_slot_ *s = &l->slots[i];
         ctr_free_host_(ctx, s->index, batch * sizeof *s->index);
         ctr_free_host_(ctx, s->labels, batch * sizeof *s->labels);
+        ctr_free_host_(ctx, s->tokens, batch * (size_t)l->config.context * sizeof *s->tokens);
         ctr_free_host_(ctx, s->notes, batch * sizeof *s->notes);
         ctr_aligned_free_(ctx, s->pixels, l->bytes);
         ctr_free_host_(ctx, l->orders[i], order);
@@ -14745,6 +15144,7 @@ CTR_API void ctr_loader_destroy(ctr_ctx *ctx, ctr_loader *l)
 CTR_PRIVATE_ int ctr_loader_config_ok_(ctr_ctx *ctx, const ctr_dataset *d,
                                        const ctr_loader_config *c)
 {
+    int64_t i;
     int v, least = c->views > 1 ? 2 : 1;
     if (c->batch < least || c->batch > d->n) {
         if (d->n < least)
@@ -14764,6 +15164,17 @@ CTR_PRIVATE_ int ctr_loader_config_ok_(ctr_ctx *ctx, const ctr_dataset *d,
     }
     for (v = 0; v < c->views; v++)
         if (!ctr_aug_config_check(ctx, &c->augs[v])) return 0;
+    if (c->tokens && (c->context < 1 || c->context > 65536)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "loader: tokens need a context of 1..65536, got %ld",
+                  (long)c->context);
+        return 0;
+    }
+    for (i = 0; c->tokens && i < d->n; i++) {
+        if (ctr_dataset_label(d, i) >= 0) continue;
+        ctr_fail_(ctx, CTR_E_VALUE, "loader: tokens are those of the labels, image %ld has none",
+                  (long)i);
+        return 0;
+    }
     if (c->last == CTR_LAST_KEEP && d->n % c->batch == 1)
         ctr_log_(ctx, CTR_LOG_WARN,
                  "loader: the last batch of each epoch has a single image; batch norm "
@@ -14808,6 +15219,9 @@ CTR_PRIVATE_ int ctr_loader_memory_(ctr_ctx *ctx, ctr_loader *l)
         s->loader = l;
         s->index = (int64_t *)ctr_alloc_(ctx, batch * sizeof *s->index);
         s->labels = (int32_t *)ctr_alloc_(ctx, batch * sizeof *s->labels);
+        if (l->config.tokens)
+            s->tokens = (int32_t *)ctr_alloc_(ctx, batch * (size_t)l->config.context *
+                                                   sizeof *s->tokens);
         s->notes = (ctr_note_ *)ctr_alloc_zero_(ctx, batch * sizeof *s->notes);
         ctr_loader_pixels_(ctx, l, s);
         l->orders[k] = (int64_t *)ctr_alloc_(ctx, (size_t)l->d->n * sizeof *l->orders[k]);
@@ -14869,6 +15283,571 @@ CTR_PRIVATE_ void ctr_loader_run_(const ctr_loader *l, int64_t *images, int64_t 
     *images = l->d->n;
     *batch = l->config.batch;
     *seed = l->config.seed;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>TOKEN
+   ---------------------------------------------------------------------------------------------- */
+
+/* ---- a set of strings ------------------------------------------------------------------------ */
+
+/* Strings numbered in the order they were added, found by a hash of their bytes. */
+typedef struct ctr_token_set_ {
+    ctr_file_names_ names;
+    int32_t *slot;            /* [room] a string's number, or -1: free; room a power of two */
+    size_t room;
+} ctr_token_set_;
+
+CTR_PRIVATE_ void ctr_token_set_free_(ctr_ctx *ctx, ctr_token_set_ *set)
+{
+    ctr_file_names_free_(ctx, &set->names);
+    ctr_free_host_(ctx, set->slot, set->room * sizeof *set->slot);
+}
+
+/* The slot where that string is, or where it would be. */
+CTR_PRIVATE_ size_t ctr_token_slot_(const ctr_token_set_ *set, const char *text, size_t n)
+{
+    uint32_t h = 2166136261u;
+    size_t i, at;
+    for (i = 0; i < n; i++) h = (h ^ (unsigned char)text[i]) * 16777619u;
+    for (at = h ^ h >> 15;; at++) {
+        const char *name;
+        at &= set->room - 1;
+        if (set->slot[at] < 0) return at;
+        name = ctr_file_name_(&set->names, set->slot[at]);
+        if (!strncmp(name, text, n) && !name[n]) return at;
+    }
+}
+
+CTR_PRIVATE_ int32_t ctr_token_find_(const ctr_token_set_ *set, const char *text, size_t n)
+{
+    return set->room ? set->slot[ctr_token_slot_(set, text, n)] : -1;
+}
+
+/* Adds a string that is not there yet; at most half of the slots are taken. 1, or 0. */
+CTR_PRIVATE_ int ctr_token_add_(ctr_ctx *ctx, ctr_token_set_ *set, const char *text, size_t n)
+{
+    size_t room = set->room ? 2 * set->room : 1024, i;
+    if (set->names.count >= 0x3fffffff) {
+        ctr_fail_(ctx, CTR_E_VALUE, "token: more than %d strings", 0x3fffffff);
+        return 0;
+    }
+    if (2 * (set->names.count + 1) > set->room) {
+        int32_t *slot = (int32_t *)ctr_alloc_(ctx, room * sizeof *slot);
+        if (!slot) return 0;
+        for (i = 0; i < room; i++) slot[i] = -1;
+        ctr_free_host_(ctx, set->slot, set->room * sizeof *slot);
+        set->slot = slot;
+        set->room = room;
+        for (i = 0; i < set->names.count; i++) {
+            const char *name = ctr_file_name_(&set->names, (int64_t)i);
+            slot[ctr_token_slot_(set, name, strlen(name))] = (int32_t)i;
+        }
+    }
+    i = ctr_token_slot_(set, text, n);
+    if (!ctr_file_names_add_(ctx, &set->names, text, n)) return 0;
+    set->slot[i] = (int32_t)set->names.count - 1;
+    return 1;
+}
+
+/* ---- characters ------------------------------------------------------------------------------ */
+
+enum { CTR_TOKEN_BLANK_, CTR_TOKEN_LETTER_, CTR_TOKEN_DIGIT_, CTR_TOKEN_OTHER_ };
+
+/* One character of UTF-8 at p, of at most n >= 1 bytes; returns its length. A byte that begins none
+   is a character of its own, U+FFFD. */
+CTR_PRIVATE_ size_t ctr_token_char_(const char *text, size_t n, uint32_t *out)
+{
+    static const uint32_t least[5] = { 0, 0, 0x80, 0x800, 0x10000 };
+    const unsigned char *p = (const unsigned char *)text;
+    size_t length = p[0] < 0x80 ? 1 : p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : 2, i;
+    uint32_t c = length == 1 ? p[0] : p[0] & 0x7fu >> length;
+    for (i = 1; i < length && i < n && (p[i] & 0xc0) == 0x80; i++) c = c << 6 | (p[i] & 0x3fu);
+    *out = 0xfffd;
+    if (i < length || c < least[length] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return 1;
+    *out = c;
+    return length;
+}
+
+/* Writes a character as UTF-8, to[4]; returns its length. */
+CTR_PRIVATE_ size_t ctr_token_put_(char *to, uint32_t c)
+{
+    size_t n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4, i;
+    for (i = n - 1; i > 0; i--, c >>= 6) to[i] = (char)(0x80 | (c & 0x3f));
+    to[0] = (char)(n == 1 ? c : c | (0xf00u >> n & 0xffu));
+    return n;
+}
+
+/* Letter, digit, blank or other: from each of these characters on (4 times the character, plus its
+   kind), until the next. From Unicode's general categories L and N and its blanks. */
+CTR_PRIVATE_ int ctr_token_kind_(uint32_t c)
+{
+    static const uint32_t from[] = {
+        0x203, 0x203, 0x214, 0x21b, 0x280, 0x287, 0x2a9, 0x2af, 0x2ca, 0x2d3, 0x2d5, 0x2db, 0x2e6,
+        0x2e9, 0x2ef, 0x2f2, 0x2ff, 0x301, 0x35f, 0x361, 0x3df, 0x3e1, 0xb0b, 0xb19, 0xb4b, 0xb81,
+        0xb97, 0xbb1, 0xbb7, 0xbb9, 0xbbf, 0xdc1, 0xdd7, 0xdd9, 0xdfb, 0xdfd, 0xe13, 0xe19, 0xe1f,
+        0xe21, 0xfdb, 0xfdd, 0x120b, 0x1229, 0x156b, 0x1581, 0x1627, 0x1741, 0x17cf, 0x1881,
+        0x192f, 0x1982, 0x19ab, 0x19b9, 0x19c3, 0x19c5, 0x1b53, 0x1b55, 0x1b5b, 0x1b95, 0x1b9f,
+        0x1bb9, 0x1bc2, 0x1be9, 0x1bf7, 0x1bfd, 0x7ef7, 0x7ef9, 0x7eff, 0x7f09, 0x7f37, 0x7f41,
+        0x7f77, 0x7f81, 0x7fb7, 0x7fc9, 0x7ff7, 0x8000, 0x802f, 0x80a0, 0x80ab, 0x80bc, 0x80c3,
+        0x817c, 0x8183, 0x81c2, 0x81c5, 0x81d2, 0x81eb, 0x81fd, 0x8202, 0x822b, 0x8241, 0x8283,
+        0x8409, 0x840f, 0x841d, 0x8423, 0x8429, 0x8453, 0x8455, 0x845b, 0x8465, 0x847b, 0x8491,
+        0x8497, 0x8499, 0x849f, 0x84a1, 0x84a7, 0x84a9, 0x84bb, 0x84bd, 0x84eb, 0x84f1, 0x8503,
+        0x8515, 0x852b, 0x8539, 0x853f, 0x8542, 0x860d, 0x8616, 0x862b, 0x9182, 0x9273, 0x93aa,
+        0x9403, 0x9dda, 0x9e53, 0xb001, 0xb397, 0xb3ad, 0xb3bf, 0xb3c9, 0xb3e7, 0xb3f6, 0xb3fb,
+        0xb401, 0xb5c3, 0xb601, 0xb783, 0xb8bd, 0xb8c3, 0xc000, 0xc007, 0xc015, 0xc01e, 0xc023,
+        0xc086, 0xc0ab, 0xc0c5, 0xc0db, 0xc0e2, 0xc0ed, 0xc0f7, 0xc105, 0xc267, 0xc275, 0xc283,
+        0xc285, 0xc3ef, 0xc3f1, 0xc643, 0xc64a, 0xc65b, 0xc681, 0xc703, 0xc7c1, 0xc803, 0xc882,
+        0xc8ab, 0xc922, 0xc943, 0xc946, 0xc983, 0xca02, 0xca2b, 0xcac6, 0xcb03, 0xd001, 0x3ec7b,
+        0x3ec7d, 0x3eca7, 0x3eca9, 0x3eecb, 0x3ef4d, 0x3f4fb, 0x3f541, 0x3f73f, 0x3f7c1, 0x3f7f3,
+        0x3f9c1, 0x3fbff, 0x3fc42, 0x3fc6b, 0x3fc85, 0x3fcef, 0x3fd05, 0x3fd6f, 0x3fd99, 0x3ff83,
+        0x40001, 0x7c003, 0x7c402, 0x7c437, 0x7efc2, 0x80001, 0x380007
+    };
+    size_t low = 0, high = sizeof from / sizeof *from, mid;
+    if (c < 0x80) {
+        if (c == ' ' || (c >= 9 && c <= 13) || (c >= 28 && c <= 31)) return CTR_TOKEN_BLANK_;
+        if (c >= '0' && c <= '9') return CTR_TOKEN_DIGIT_;
+        return (c | 32) >= 'a' && (c | 32) <= 'z' ? CTR_TOKEN_LETTER_ : CTR_TOKEN_OTHER_;
+    }
+    while (high - low > 1) {
+        mid = low + (high - low) / 2;
+        if (from[mid] >> 2 <= c) low = mid;
+        else high = mid;
+    }
+    return (int)(from[low] & 3);
+}
+
+/* Capital letters: first, last, one in how many, and how far the small one is. */
+CTR_PRIVATE_ uint32_t ctr_token_lower_(uint32_t c)
+{
+    static const int32_t capitals[][4] = {
+        { 0x41, 0x5a, 1, 32 }, { 0xc0, 0xd6, 1, 32 }, { 0xd8, 0xde, 1, 32 },
+        { 0x100, 0x12e, 2, 1 }, { 0x132, 0x136, 2, 1 }, { 0x139, 0x147, 2, 1 },
+        { 0x14a, 0x176, 2, 1 }, { 0x178, 0x178, 1, -121 }, { 0x179, 0x17d, 2, 1 },
+        { 0x1a0, 0x1a4, 2, 1 }, { 0x1af, 0x1af, 1, 1 }, { 0x1cd, 0x1db, 2, 1 },
+        { 0x1de, 0x1ee, 2, 1 }, { 0x1f8, 0x21e, 2, 1 }, { 0x222, 0x232, 2, 1 },
+        { 0x246, 0x24e, 2, 1 }, { 0x370, 0x372, 2, 1 }, { 0x386, 0x386, 1, 38 },
+        { 0x388, 0x38a, 1, 37 }, { 0x38c, 0x38c, 1, 64 }, { 0x38e, 0x38f, 1, 63 },
+        { 0x391, 0x3a1, 1, 32 }, { 0x3a3, 0x3ab, 1, 32 }, { 0x3d8, 0x3ee, 2, 1 },
+        { 0x400, 0x40f, 1, 80 },
+        { 0x410, 0x42f, 1, 32 }, { 0x460, 0x480, 2, 1 }, { 0x48a, 0x4be, 2, 1 },
+        { 0x4c0, 0x4c0, 1, 15 }, { 0x4c1, 0x4cd, 2, 1 }, { 0x4d0, 0x52e, 2, 1 },
+        { 0x531, 0x556, 1, 48 }, { 0x1e00, 0x1e94, 2, 1 }, { 0x1e9e, 0x1e9e, 1, -7615 },
+        { 0x1ea0, 0x1efe, 2, 1 }, { 0x2160, 0x216f, 1, 16 }, { 0x24b6, 0x24cf, 1, 26 },
+        { 0xff21, 0xff3a, 1, 32 }
+    };
+    int32_t x = (int32_t)c;
+    size_t i;
+    for (i = 0; i < sizeof capitals / sizeof *capitals && x >= capitals[i][0]; i++)
+        if (x <= capitals[i][1] && (x - capitals[i][0]) % capitals[i][2] == 0)
+            return (uint32_t)(x + capitals[i][3]);
+    return c;
+}
+
+/* ---- byte-pair encoding ---------------------------------------------------------------------- */
+
+struct ctr_tokenizer {
+    ctr_token_set_ tokens;    /* as the file writes them; start and end are not among them */
+    int32_t *left, *right;    /* [limit]: the pair that merge i joins, into token 512 + i */
+    int32_t *pair;            /* [room]: merges by a hash of their pair; -1: free */
+    size_t limit, merges, room;
+    int32_t byte_id[256];
+    uint8_t id_byte[256];
+    char clean[CTR_TOKEN_TEXT];
+    int32_t word[CTR_TOKEN_TEXT];
+};
+
+/* The slot of that pair in the table of merges, or a free one. */
+CTR_PRIVATE_ size_t ctr_token_pair_(const ctr_tokenizer *t, int32_t left, int32_t right)
+{
+    uint32_t h = (uint32_t)left * 0x9e3779b1u ^ (uint32_t)right * 0x85ebca77u;
+    size_t at;
+    for (at = (h ^ h >> 15) & (t->room - 1); t->pair[at] >= 0; at = (at + 1) & (t->room - 1))
+        if (t->left[t->pair[at]] == left && t->right[t->pair[at]] == right) break;
+    return at;
+}
+
+/* The bytes in the order of their ids, each under a printable character: its own, or for those that
+   have none U+0100 and up (Radford et al., 2019). Then the same as ends of words. */
+CTR_PRIVATE_ int ctr_token_bytes_(ctr_ctx *ctx, ctr_tokenizer *t)
+{
+    static const int printable[3][2] = { { 33, 126 }, { 161, 172 }, { 174, 255 } };
+    char name[16];
+    int id = 0, b, i;
+    for (b = 0; b < 256; b++) t->byte_id[b] = -1;
+    for (i = 0; i < 3; i++)
+        for (b = printable[i][0]; b <= printable[i][1]; b++, id++) {
+            t->byte_id[b] = id;
+            t->id_byte[id] = (uint8_t)b;
+        }
+    for (b = 0; b < 256; b++) {
+        if (t->byte_id[b] >= 0) continue;
+        t->byte_id[b] = id;
+        t->id_byte[id++] = (uint8_t)b;
+    }
+    for (i = 0; i < 512; i++) {
+        id = i % 256;
+        b = (int)ctr_token_put_(name, id < 188 ? t->id_byte[id] : (uint32_t)(256 + id - 188));
+        memcpy(name + b, "</w>", 4);
+        if (!ctr_token_add_(ctx, &t->tokens, name, (size_t)(i < 256 ? b : b + 4))) return 0;
+    }
+    return 1;
+}
+
+/* One line of the merges. */
+CTR_PRIVATE_ int ctr_token_line_(ctr_ctx *ctx, ctr_tokenizer *t, long number, const char *line,
+                                 size_t n)
+{
+    const char *blank = (const char *)memchr(line, ' ', n), *wrong = NULL;
+    size_t first = blank ? (size_t)(blank - line) : 0, second = blank ? n - first - 1 : 0, at;
+    char joined[1024];
+    int32_t left = -1, right = -1;
+    if (!first || !second || memchr(blank + 1, ' ', second)) {
+        wrong = "must be two tokens with a blank between";
+    } else if (n > sizeof joined) {
+        wrong = "is too long";
+    } else {
+        memcpy(joined, line, first);
+        memcpy(joined + first, blank + 1, second);
+        left = ctr_token_find_(&t->tokens, line, first);
+        right = ctr_token_find_(&t->tokens, blank + 1, second);
+        if (left < 0 || right < 0) wrong = "has a token that no line before it makes";
+        else if (ctr_token_find_(&t->tokens, joined, n - 1) >= 0) wrong = "makes a token again";
+    }
+    if (wrong) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "tokenizer: line %ld of the merges %s", number, wrong);
+        return 0;
+    }
+    at = ctr_token_pair_(t, left, right);
+    t->left[t->merges] = left;
+    t->right[t->merges] = right;
+    t->pair[at] = (int32_t)t->merges++;
+    return ctr_token_add_(ctx, &t->tokens, joined, n - 1);
+}
+
+/* The next line from *at on without its end; 0 when there is none. */
+CTR_PRIVATE_ int ctr_token_next_(const char *text, size_t size, size_t *at, const char **line,
+                                 size_t *n)
+{
+    const char *end;
+    if (*at >= size) return 0;
+    *line = text + *at;
+    end = (const char *)memchr(*line, '\n', size - *at);
+    *n = end ? (size_t)(end - *line) : size - *at;
+    *at += *n + 1;
+    if (*n && (*line)[*n - 1] == '\r') --*n;
+    return 1;
+}
+
+CTR_PRIVATE_ int ctr_token_read_(ctr_ctx *ctx, ctr_tokenizer *t, const char *text, size_t size)
+{
+    const char *line;
+    size_t at = 0, n, i;
+    long number = 0;
+    if (!ctr_token_bytes_(ctx, t)) return 0;
+    while (t->merges < t->limit && ctr_token_next_(text, size, &at, &line, &n)) {
+        number++;
+        if (!n && at >= size) break;
+        if (memchr(line, 0, n)) {
+            ctr_fail_(ctx, CTR_E_FORMAT, "tokenizer: line %ld of the merges holds a byte 0",
+                      number);
+            return 0;
+        }
+        for (i = 0; number == 1 && i + 8 <= n && memcmp(line + i, "#version", 8); i++) { }
+        if (number == 1 && i + 8 <= n) continue;
+        if (!ctr_token_line_(ctx, t, number, line, n)) return 0;
+    }
+    return 1;
+}
+
+CTR_API void ctr_tokenizer_destroy(ctr_ctx *ctx, ctr_tokenizer *t)
+{
+    if (!t) return;
+    ctr_token_set_free_(ctx, &t->tokens);
+    ctr_free_host_(ctx, t->left, t->limit * sizeof *t->left);
+    ctr_free_host_(ctx, t->right, t->limit * sizeof *t->right);
+    ctr_free_host_(ctx, t->pair, t->room * sizeof *t->pair);
+    ctr_free_host_(ctx, t, sizeof *t);
+}
+
+CTR_API ctr_tokenizer *ctr_tokenizer_create(ctr_ctx *ctx, const char *merges, size_t size,
+                                            int64_t limit)
+{
+    ctr_tokenizer *t;
+    size_t i;
+    if (ctx->status != CTR_OK) return NULL;
+    if (limit < 0 || limit > 0xffffff) {
+        ctr_fail_(ctx, CTR_E_VALUE, "tokenizer: limit must be 0..%d, got %ld", 0xffffff,
+                  (long)limit);
+        return NULL;
+    }
+    t = (ctr_tokenizer *)ctr_alloc_zero_(ctx, sizeof *t);
+    if (!t) return NULL;
+    if (!merges) size = 0;
+    t->limit = limit ? (size_t)limit : CTR_TOKEN_MERGES;
+    t->limit = CTR_MIN_(t->limit, size / 4 + 1);      /* a line has at least four bytes */
+    for (t->room = 16; t->room < 2 * t->limit; t->room *= 2) { }
+    t->left = (int32_t *)ctr_alloc_(ctx, t->limit * sizeof *t->left);
+    t->right = (int32_t *)ctr_alloc_(ctx, t->limit * sizeof *t->right);
+    t->pair = (int32_t *)ctr_alloc_(ctx, t->room * sizeof *t->pair);
+    for (i = 0; t->pair && i < t->room; i++) t->pair[i] = -1;
+    if (t->left && t->right && t->pair && ctr_token_read_(ctx, t, merges, size)) return t;
+    ctr_tokenizer_destroy(ctx, t);
+    return NULL;
+}
+
+CTR_API ctr_tokenizer *ctr_tokenizer_open(ctr_ctx *ctx, const char *path, int64_t limit)
+{
+    ctr_tokenizer *t;
+    ctr_file_bytes_ b;
+    ctr_note_ note;
+    if (ctx->status != CTR_OK) return NULL;
+    memset(&note, 0, sizeof note);
+    if (!ctr_file_read_(ctx, path, (uint64_t)1 << 28, &b, &note)) {
+        ctr_note_report_(ctx, &note);
+        return NULL;
+    }
+    t = ctr_tokenizer_create(ctx, (const char *)b.bytes, b.size, limit);
+    ctr_file_bytes_free_(ctx, &b);
+    return t;
+}
+
+CTR_API int64_t ctr_tokenizer_size(const ctr_tokenizer *t)
+{
+    return t ? (int64_t)t->merges + 514 : 0;
+}
+
+/* Lower case, single blanks, none at the ends, into t->clean. Returns its length: what is small is
+   never longer than its capital. */
+CTR_PRIVATE_ size_t ctr_token_clean_(ctr_tokenizer *t, const char *text, size_t size)
+{
+    size_t at, n, out = 0;
+    uint32_t c;
+    int blank = 0;
+    for (at = 0; at < size; at += n) {
+        n = ctr_token_char_(text + at, size - at, &c);
+        if (ctr_token_kind_(c) == CTR_TOKEN_BLANK_) {
+            blank = out > 0;
+            continue;
+        }
+        if (blank) t->clean[out++] = ' ';
+        blank = 0;
+        if (n == 1 && c == 0xfffd) t->clean[out++] = text[at];
+        else out += ctr_token_put_(t->clean + out, ctr_token_lower_(c));
+    }
+    return out;
+}
+
+/* The word at p, of at most n >= 1 bytes and not a blank: its length. */
+CTR_PRIVATE_ size_t ctr_token_word_(const char *p, size_t n)
+{
+    static const char *const special[9] = { "<|startoftext|>", "<|endoftext|>", "'s", "'t", "'re",
+                                            "'ve", "'m", "'ll", "'d" };
+    size_t length, more, i;
+    uint32_t c;
+    int kind;
+    for (i = 0; i < 9; i++)
+        if (strlen(special[i]) <= n && !memcmp(p, special[i], strlen(special[i])))
+            return strlen(special[i]);
+    length = ctr_token_char_(p, n, &c);
+    kind = ctr_token_kind_(c);
+    while (kind != CTR_TOKEN_DIGIT_ && length < n) {
+        more = ctr_token_char_(p + length, n - length, &c);
+        if (ctr_token_kind_(c) != kind) break;
+        length += more;
+    }
+    return length;
+}
+
+/* Joins pairs in t->word [n], the earliest merge first and all its occurrences at once, until there
+   is none. Returns how many tokens are left. */
+CTR_PRIVATE_ size_t ctr_token_join_(ctr_tokenizer *t, size_t n)
+{
+    size_t i, out;
+    for (;;) {
+        int32_t best = -1, rank;
+        for (i = 0; i + 1 < n; i++) {
+            rank = t->pair[ctr_token_pair_(t, t->word[i], t->word[i + 1])];
+            if (rank >= 0 && (best < 0 || rank < best)) best = rank;
+        }
+        if (best < 0) return n;
+        for (i = out = 0; i < n; i++) {
+            int both = i + 1 < n && t->word[i] == t->left[best] && t->word[i + 1] == t->right[best];
+            t->word[out++] = both ? 512 + best : t->word[i];
+            i += (size_t)both;
+        }
+        n = out;
+    }
+}
+
+/* The tokens of a word into t->word; returns their number. */
+CTR_PRIVATE_ size_t ctr_token_encode_(ctr_tokenizer *t, const char *word, size_t n)
+{
+    size_t i;
+    if (n >= 13 && word[0] == '<' && word[1] == '|' && word[n - 1] == '>') {
+        int end = word[2] == 'e' && n == 13 && !memcmp(word, "<|endoftext|>", n);
+        if (end || (n == 15 && !memcmp(word, "<|startoftext|>", n))) {
+            t->word[0] = (int32_t)ctr_tokenizer_size(t) - 2 + end;
+            return 1;
+        }
+    }
+    for (i = 0; i < n; i++) t->word[i] = t->byte_id[(uint8_t)word[i]] + (i + 1 == n ? 256 : 0);
+    return ctr_token_join_(t, n);
+}
+
+CTR_API int64_t ctr_tokenizer_encode(ctr_ctx *ctx, ctr_tokenizer *t, const char *text,
+                                     int64_t context, int truncate, int32_t *ids)
+{
+    size_t size = strlen(text), n, at, count, i;
+    int64_t used = 1, start = ctr_tokenizer_size(t) - 2;
+    if (ctx->status != CTR_OK || !t) return 0;
+    if (context < 2 || size > CTR_TOKEN_TEXT) {
+        ctr_fail_(ctx, CTR_E_VALUE, "tokenizer: takes a context of 2 or more and texts of %d bytes "
+                  "at most, got %ld and %lu", CTR_TOKEN_TEXT, (long)context, (unsigned long)size);
+        return 0;
+    }
+    n = ctr_token_clean_(t, text, size);
+    memset(ids, 0, (size_t)context * sizeof *ids);
+    ids[0] = (int32_t)start;
+    for (at = 0; at < n && used < context; at += size) {
+        if (t->clean[at] == ' ') at++;
+        size = ctr_token_word_(t->clean + at, n - at);
+        count = ctr_token_encode_(t, t->clean + at, size);
+        for (i = 0; i < count && used < context; i++) ids[used++] = t->word[i];
+    }
+    if (used == context && !truncate) {
+        ctr_fail_(ctx, CTR_E_VALUE, "tokenizer: '%.60s' has more than %ld tokens", text,
+                  (long)context - 2);
+        return 0;
+    }
+    used = CTR_MIN_(used, context - 1);
+    ids[used] = (int32_t)start + 1;
+    return used + 1;
+}
+
+CTR_API size_t ctr_tokenizer_decode(const ctr_tokenizer *t, int64_t n, const int32_t *ids,
+                                    char *text, size_t size)
+{
+    size_t length = 0, at, room;
+    uint32_t c;
+    int64_t i;
+    int blank = 0;                                /* owed before the next word */
+    for (i = 0; t && i < n && ids[i] >= 0 && ids[i] <= (int32_t)t->merges + 512; i++) {
+        const char *name, *end;
+        if (ids[i] == (int32_t)t->merges + 512) continue;                 /* start */
+        name = ctr_file_name_(&t->tokens.names, ids[i]);
+        room = strlen(name);
+        end = room > 4 && !strcmp(name + room - 4, "</w>") ? name + room - 4 : name + room;
+        if (blank && length + 1 < size) text[length] = ' ';
+        length += (size_t)blank;
+        for (; name < end; name += at, length++) {
+            at = ctr_token_char_(name, (size_t)(end - name), &c);
+            if (length + 1 < size) text[length] = (char)(c < 256 ? c : t->id_byte[c - 256 + 188]);
+        }
+        blank = *end != 0;
+    }
+    if (size) text[CTR_MIN_(length, size - 1)] = 0;
+    return length;
+}
+
+/* ---- pictures with captions ------------------------------------------------------------------ */
+
+/* One line of pairs. set: the captions so far. */
+CTR_PRIVATE_ int ctr_pairs_line_(ctr_ctx *ctx, ctr_dataset *d, ctr_token_set_ *set,
+                                 const char *folder, const char *line, size_t n, size_t *room)
+{
+    const char *tab = (const char *)memchr(line, '\t', n), *caption = tab ? tab + 1 : line;
+    size_t first = (size_t)(caption - line), rest = n - first, size = *room;
+    char path[CTR_DATA_PATH_], name[CTR_DATA_PATH_];
+    void *block = d->items;
+    ctr_data_item_ *item;
+    while (rest && caption[rest - 1] == ' ') rest--;
+    if (first < 2 || first > CTR_DATA_PATH_ || !rest || memchr(line, 0, n) ||
+        memchr(caption, '\t', rest)) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "pairs: expected path<TAB>caption");
+        return 0;
+    }
+    memcpy(name, line, first - 1);
+    name[first - 1] = 0;
+    if (!ctr_data_join_(ctx, path, name[0] == '/' ? "" : folder, name)) return 0;
+    if (!ctr_file_names_add_(ctx, &d->names, path, strlen(path)) ||
+        !ctr_file_grow_(ctx, &block, &size, sizeof *d->items, d->names.count))
+        return 0;
+    d->items = (ctr_data_item_ *)block;
+    *room = size;
+    d->items_size = size * sizeof *d->items;
+    item = &d->items[d->n++];
+    memset(item, 0, sizeof *item);
+    item->file = d->n - 1;
+    item->label = ctr_token_find_(set, caption, rest);
+    if (item->label >= 0) return 1;
+    item->label = (int32_t)set->names.count;
+    return ctr_token_add_(ctx, set, caption, rest);
+}
+
+/* The file's lines; an error of format tells the file's name and the line. */
+CTR_PRIVATE_ int ctr_pairs_read_(ctr_ctx *ctx, ctr_dataset *d, ctr_token_set_ *set,
+                                 const char *path, const ctr_file_bytes_ *b)
+{
+    const char *slash = strrchr(path, '/'), *line, *text = (const char *)b->bytes;
+    char folder[CTR_DATA_PATH_];
+    size_t at = b->size >= 3 && !memcmp(text, "\xef\xbb\xbf", 3) ? 3 : 0, n, room = 0;
+    long number = 0;
+    memset(folder, 0, sizeof folder);
+    if (slash && slash - path < CTR_DATA_PATH_ - 1)
+        memcpy(folder, path, (size_t)(slash - path) + 1);
+    while (ctr_token_next_(text, b->size, &at, &line, &n)) {
+        number++;
+        if (!n || ctr_pairs_line_(ctx, d, set, folder, line, n, &room)) continue;
+        if (ctx->status != CTR_E_FORMAT) return 0;
+        ctr_error_clear(ctx);
+        ctr_fail_(ctx, CTR_E_FORMAT, "pairs: '%s' line %ld: expected path<TAB>caption",
+                  ctr_file_tail_(path), number);
+        return 0;
+    }
+    if (!d->n) ctr_fail_(ctx, CTR_E_FORMAT, "pairs: '%s' is empty", ctr_file_tail_(path));
+    return d->n > 0;
+}
+
+CTR_API ctr_dataset *ctr_dataset_open_pairs(ctr_ctx *ctx, const char *path,
+                                            const ctr_data_options *options)
+{
+    ctr_data_options o = options ? *options : ctr_data_options_default();
+    ctr_token_set_ set;
+    ctr_file_bytes_ b;
+    ctr_dataset *d;
+    memset(&set, 0, sizeof set);
+    if (ctx->status != CTR_OK || !ctr_data_options_ok_(ctx, &o)) return NULL;
+    d = ctr_data_new_(ctx, "pairs");
+    if (!d) return NULL;
+    d->options = o;
+    d->c = o.channels ? o.channels : 3;
+    d->root_size = 1;
+    d->root = (char *)ctr_alloc_zero_(ctx, d->root_size);
+    if (d->root && ctr_data_read_(ctx, path, o.budget, &b)) {
+        if (ctr_pairs_read_(ctx, d, &set, path, &b)) {
+            d->class_names = set.names;           /* the names are the dataset's from here on */
+            memset(&set.names, 0, sizeof set.names);
+            d->classes = (int64_t)d->class_names.count;
+            ctr_data_files_(ctx, d);
+        }
+        ctr_file_bytes_free_(ctx, &b);
+    }
+    d->options.cache_path = NULL; /* the caller's memory */
+    ctr_token_set_free_(ctx, &set);
+    if (ctx->status == CTR_OK) return d;
+    ctr_dataset_destroy(ctx, d);
+    return NULL;
+}
+
+CTR_API int ctr_dataset_tokenize(ctr_ctx *ctx, const ctr_dataset *d, ctr_tokenizer *t,
+                                 int64_t context, int truncate, int32_t *ids)
+{
+    int64_t i, n = ctr_dataset_classes(d);
+    for (i = 0; i < n && ctx->status == CTR_OK; i++)
+        ctr_tokenizer_encode(ctx, t, ctr_dataset_class_name(d, i), context, truncate,
+                             ids + i * context);
+    return ctx->status == CTR_OK;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -21370,6 +22349,268 @@ CTR_API ctr_method *ctr_deepcluster_v2_create(ctr_ctx *ctx, const ctr_deepcluste
     if (ctx->status == CTR_OK) return &m->crops.base;
     ctr_crops_destroy_(&m->crops.base);
     return NULL;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>CLIP
+
+        image --> encoder --> linear -----------------> z --+
+                                                            +--> exp(s) cos(z_i, t_j), both ways
+        text --> tokens --> transformer --> linear ---> t --+
+
+   The text tower runs where the loss is computed: its batch comes with the images'.
+   ---------------------------------------------------------------------------------------------- */
+
+typedef struct ctr_clip_ {
+    ctr_twin_ twin;                /* encoder.* projector.* text.*, logit_scale, logit_bias */
+    ctr_clip_config config;
+    ctr_text text;
+    ctr_tensor *scale, *bias;      /* [1]; bias NULL: CLIP */
+} ctr_clip_;
+
+CTR_API void ctr_clip_config_init(ctr_clip_config *config)
+{
+    memset(config, 0, sizeof *config);
+    ctr_resnet_config_init(&config->encoder, 50);
+    ctr_text_config_init(&config->text);
+    config->dim = 1024;
+    config->bias = -10;
+    ctr_aug_none_config_init(&config->aug, 32);
+    config->aug.center_crop = 0;
+    config->aug.crop_min = 0.9;
+    ctr_optim_config_init(&config->optim, CTR_OPTIM_ADAMW);
+    config->optim.decay = 0.2;
+    config->lr = 0.0005;
+    config->lr_rule = CTR_LR_FIXED;
+}
+
+CTR_API ctr_clip_config ctr_clip_default(void)
+{
+    ctr_clip_config config;
+    ctr_clip_config_init(&config);
+    return config;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_clip_represent_(ctr_method *method, ctr_tensor *x, ctr_norm_mode mode)
+{
+    ctr_clip_ *m = (ctr_clip_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    x = ctr_resnet_forward(ctx, &m->twin.encoder, x, mode, 1);
+    return ctr_normalize(ctx, ctr_mlp_forward(ctx, &m->twin.projector, x, mode, 1)); /* [n, dim] */
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_clip_embed_(ctr_method *method, ctr_tensor *x)
+{
+    return ctr_clip_represent_(method, x, CTR_NORM_TRAIN);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_clip_method_loss_(ctr_method *method, ctr_tensor *z,
+                                               const ctr_batch *batch, ctr_report *report)
+{
+    ctr_clip_ *m = (ctr_clip_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    const int32_t *ids = m->config.equal ? batch->labels : NULL;
+    ctr_tensor *t;
+    int64_t context = m->text.config.context, got = batch->tokens ? batch->context : 0;
+    if (ctx->status == CTR_OK && !ctx->plan && got != context)
+        ctr_fail_(ctx, CTR_E_SHAPE, "clip: takes texts of %ld tokens (ctr_loader_config.tokens), "
+                  "the batch has %s%ld", (long)context, got ? "" : "none: ", (long)got);
+    if (ctx->status == CTR_OK && !ctx->plan && m->config.equal && !ids)
+        ctr_fail_(ctx, CTR_E_VALUE, "clip: config.equal asks for labels, the batch has none");
+    t = ctr_text_forward(ctx, &m->text, batch->n, batch->tokens);              /* [n, dim] */
+    if (ctx->status != CTR_OK) return &ctx->poison;
+    if (ctx->plan && m->config.equal) ids = ctr_loss_count_(ctx, batch->n, 1);
+    report->false_negatives = ids ? 0 : ctr_loss_false_negatives_(batch->n, batch->labels);
+    if (!m->bias) {
+        report->chance = ctr_loss_infonce_chance(batch->n - 1);
+        return ctr_loss_clip_(ctx, z, t, m->scale, ids, report);
+    }
+    if (!ctx->plan)
+        report->chance = ctr_loss_siglip_chance(batch->n, (double)ctr_tensor_item(ctx, m->bias));
+    return ctr_loss_siglip_(ctx, z, t, m->scale, m->bias, ids, report);
+}
+
+/* The optimiser, then the scale back into its range, as the authors do. */
+CTR_PRIVATE_ void ctr_clip_commit_(ctr_method *method, double lr)
+{
+    ctr_clip_ *m = (ctr_clip_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    ctr_real s, most = (ctr_real)log(100.0);
+    ctr_twin_step_(&m->twin, lr, lr);
+    if (m->bias) return;
+    s = ctr_tensor_item(ctx, m->scale);
+    if (s < 0 || s > most) ctr_k_fill(ctx, 1, s < 0 ? 0 : most, ctr_f_(m->scale));
+}
+
+/* "clip resnet50 ... head=1x2048-1024 text=12x512 heads=8 tokens=77/49408 gelu=quick" */
+CTR_PRIVATE_ void ctr_clip_describe_(ctr_method *method, char *text, size_t size)
+{
+    const ctr_text_config *c = &((ctr_clip_ *)method)->text.config;
+    size_t n;
+    ctr_twin_describe_(method, text, size);
+    n = strlen(text);
+    snprintf(text + n, size - n, " text=%dx%ld heads=%d tokens=%ld/%ld gelu=%s", c->layers,
+             (long)c->width, c->heads, (long)c->context, (long)c->vocab,
+             c->exact_gelu ? "exact" : "quick");
+}
+
+/* The text tower and what the loss learns join the twin's variables; the optimiser is for all. */
+CTR_PRIVATE_ void ctr_clip_build_(ctr_ctx *ctx, ctr_clip_ *m)
+{
+    int64_t one = 1;
+    double start = m->config.scale > 0 ? m->config.scale : m->config.siglip ? 10 : 1 / 0.07;
+    ctr_vars *vars = &m->twin.vars;
+    ctr_text_config text = m->config.text;
+    text.dim = m->config.dim;
+    ctr_text_init(ctx, &m->text, vars, "text.", &text);
+    m->scale = ctr_vars_add(ctx, vars, "", "logit_scale", CTR_KIND_SCALE, 1, &one);
+    ctr_tensor_fill(ctx, m->scale, (ctr_real)log(start));
+    if (m->config.siglip) {
+        m->bias = ctr_vars_add(ctx, vars, "", "logit_bias", CTR_KIND_SCALE, 1, &one);
+        ctr_tensor_fill(ctx, m->bias, (ctr_real)m->config.bias);
+    }
+    ctr_optim_destroy(ctx, m->twin.optim);
+    m->twin.optim = NULL;
+    if (ctx->status == CTR_OK) m->twin.optim = ctr_optim_create(ctx, &m->config.optim, vars);
+}
+
+CTR_API ctr_method *ctr_clip_create(ctr_ctx *ctx, const ctr_clip_config *config)
+{
+    ctr_twin_config_ c;
+    ctr_clip_ *m;
+    if (ctx->status != CTR_OK) return NULL;
+    if (!ctr_real_finite_((ctr_real)config->scale) || config->scale > 100 ||
+        (config->scale != 0 && config->scale < 1) || !ctr_real_finite_((ctr_real)config->bias)) {
+        ctr_fail_(ctx, CTR_E_VALUE, "clip: the scale must be 0 or 1..100 and the bias finite, got "
+                  "%g and %g", config->scale, config->bias);
+        return NULL;
+    }
+    memset(&c, 0, sizeof c);
+    c.encoder = &config->encoder;
+    c.projector = ctr_mlp_config_default(0, 0, config->dim);
+    c.projector.layers = 1;
+    c.projector.out_norm = 0;
+    c.split_norm = 1;
+    c.optim = &config->optim;
+    c.lr = config->lr;
+    c.lr_rule = config->lr_rule;
+    c.aug[0] = c.aug[1] = &config->aug;
+    m = (ctr_clip_ *)ctr_twin_create_(ctx, config->siglip ? "siglip" : "clip", sizeof *m, &c);
+    if (!m) return NULL;
+    m->config = *config;
+    snprintf(m->twin.base.settings, sizeof m->twin.base.settings, "equal=%d", config->equal);
+    m->twin.base.views = 1;
+    m->twin.base.features = config->dim;
+    m->twin.base.represent_fn = ctr_clip_represent_;
+    m->twin.base.embed_fn = ctr_clip_embed_;
+    m->twin.base.loss_fn = ctr_clip_method_loss_;
+    m->twin.base.commit_fn = ctr_clip_commit_;
+    m->twin.base.describe_fn = ctr_clip_describe_;
+    ctr_clip_build_(ctx, m);
+    if (ctx->status == CTR_OK) return &m->twin.base;
+    ctr_twin_destroy_(&m->twin.base);
+    return NULL;
+}
+
+/* ---- texts and zero-shot classifiers --------------------------------------------------------- */
+
+/* The block behind a method, or NULL with an error if it is another one. */
+CTR_PRIVATE_ const ctr_clip_ *ctr_clip_of_(const ctr_method *method)
+{
+    if (!method || method->ctx->status != CTR_OK) return NULL;
+    if (method->loss_fn == ctr_clip_method_loss_) return (const ctr_clip_ *)method;
+    ctr_fail_(method->ctx, CTR_E_STATE, "clip: %s has no text tower", method->name);
+    return NULL;
+}
+
+CTR_API double ctr_clip_scale(const ctr_method *method)
+{
+    const ctr_clip_ *m = ctr_clip_of_(method);
+    return m ? exp((double)ctr_tensor_item(method->ctx, m->scale)) : 0;
+}
+
+CTR_API int ctr_clip_texts(ctr_method *method, int64_t n, const int32_t *tokens, int64_t chunk,
+                           ctr_real *out)
+{
+    const ctr_clip_ *m = ctr_clip_of_(method);
+    ctr_ctx *ctx = method ? method->ctx : NULL;
+    int64_t i, count;
+    if (!m) return 0;
+    if (chunk < 1) chunk = 64;
+    for (i = 0; i < n && ctx->status == CTR_OK; i += count) {
+        ctr_tensor *t;
+        count = CTR_MIN_(n - i, chunk);
+        ctr_step_begin(ctx);
+        ctr_nograd_begin(ctx);
+        t = ctr_text_forward(ctx, &m->text, count, tokens + i * m->text.config.context);
+        t = ctr_normalize(ctx, t);
+        ctr_tensor_read(ctx, t, out + i * m->config.dim, count * m->config.dim);
+        ctr_step_end(ctx);
+    }
+    return ctx->status == CTR_OK;
+}
+
+/* name in place of the first "{}", as tokens. */
+CTR_PRIVATE_ void ctr_clip_prompt_(ctr_ctx *ctx, ctr_tokenizer *t, const char *name,
+                                   const char *form, int64_t context, int32_t *ids)
+{
+    const char *hole = strstr(form, "{}");
+    size_t head = hole ? (size_t)(hole - form) : 0, n = strlen(name);
+    char text[CTR_TOKEN_TEXT + 1];
+    if (ctx->status != CTR_OK) return;
+    if (!hole || strlen(form) + n > sizeof text) {
+        ctr_fail_(ctx, CTR_E_VALUE, "clip: a template is a short text with {} in it, got '%.60s'",
+                  form);
+        return;
+    }
+    memcpy(text, form, head);
+    memcpy(text + head, name, n);
+    memcpy(text + head + n, hole + 2, strlen(hole + 2) + 1);
+    ctr_tokenizer_encode(ctx, t, text, context, 1, ids);
+}
+
+CTR_API int ctr_clip_classifier(ctr_method *method, ctr_tokenizer *tokenizer, int64_t classes,
+                                const char *const *names, int templates,
+                                const char *const *template_texts, ctr_real *out)
+{
+    const ctr_clip_ *m = ctr_clip_of_(method);
+    int64_t context, dim, k, j;
+    size_t ids_bytes, rows_bytes;
+    int32_t *ids;
+    ctr_real *rows;
+    ctr_ctx *ctx = method ? method->ctx : NULL;
+    int i;
+    if (!m) return 0;
+    if (templates < 1 || templates > 65536 || !tokenizer ||
+        ctr_tokenizer_size(tokenizer) > m->text.config.vocab) {
+        ctr_fail_(ctx, CTR_E_VALUE, "clip: needs a template and a tokenizer of at most %ld ids",
+                  (long)m->text.config.vocab);
+        return 0;
+    }
+    context = m->text.config.context;
+    dim = m->config.dim;
+    ids_bytes = (size_t)(templates * context) * sizeof *ids;
+    rows_bytes = (size_t)(templates * dim) * sizeof *rows;
+    ids = (int32_t *)ctr_alloc_(ctx, ids_bytes);
+    rows = (ctr_real *)ctr_alloc_(ctx, rows_bytes);
+    for (k = 0; ids && rows && k < classes && ctx->status == CTR_OK; k++, out += dim) {
+        double norm = 0;
+        for (i = 0; i < templates; i++)
+            ctr_clip_prompt_(ctx, tokenizer, names[k], template_texts[i], context,
+                             ids + i * context);
+        if (!ctr_clip_texts(method, templates, ids, 64, rows)) break;
+        for (j = 0; j < dim; j++) {
+            double sum = 0;
+            for (i = 0; i < templates; i++) sum += (double)rows[i * dim + j];
+            out[j] = (ctr_real)sum;
+            norm += sum * sum;
+        }
+        norm = norm > 0 ? 1 / sqrt(norm) : 0;
+        for (j = 0; j < dim; j++) out[j] = (ctr_real)((double)out[j] * norm);
+    }
+    ctr_free_host_(ctx, ids, ids_bytes);
+    ctr_free_host_(ctx, rows, rows_bytes);
+    return ctx->status == CTR_OK;
 }
 
 /* ------------------------------------------------------------------------------------------------

@@ -122,6 +122,24 @@ static void ref_matmul(const op_case *c, double *const *in, double *out)
         }
 }
 
+static ctr_tensor *op_batch(ctr_ctx *ctx, ctr_tensor **in, const op_case *c)
+{
+    return ctr_matmul_batch(ctx, in[0], c->p[0], in[1], c->p[1]);
+}
+static void ref_batch(const op_case *c, double *const *in, double *out)
+{
+    int64_t m = c->out_shape[1], n = c->out_shape[2], k = c->shape[0][2 - c->p[0]], b, i, j, l;
+    for (b = 0; b < c->out_shape[0]; b++)
+        for (i = 0; i < m; i++)
+            for (j = 0; j < n; j++) {
+                double s = 0;
+                for (l = 0; l < k; l++)
+                    s += in[0][b * m * k + (c->p[0] ? l * m + i : i * k + l)] *
+                         in[1][b * k * n + (c->p[1] ? j * k + l : l * n + j)];
+                out[(b * m + i) * n + j] = s;
+            }
+}
+
 static ctr_tensor *op_conv(ctr_ctx *ctx, ctr_tensor **in, const op_case *c)
 {
     return ctr_conv(ctx, in[0], in[1], c->p[0], c->p[1]);
@@ -467,6 +485,12 @@ static op_case cases[] = {
     C_("matmul", "1x1|1x1", "nn", "1x1", op_matmul, ref_matmul), P_(0, 0),
     C_("matmul", "17x19|19x18", "nn", "17x18", op_matmul, ref_matmul), P_(0, 0),
     C_("matmul", "9x18|17x18", "nN", "9x17", op_matmul, ref_matmul), P_(0, 1),
+    C_("matmul_batch", "3x5x7|3x7x2", "nn", "3x5x2", op_batch, ref_batch), P_(0, 0),
+    C_("matmul_batch", "2x7x5|2x7x3", "nn", "2x5x3", op_batch, ref_batch), P_(1, 0),
+    C_("matmul_batch", "4x5x7|4x3x7", "nn", "4x5x3", op_batch, ref_batch), P_(0, 1),
+    C_("matmul_batch", "1x7x5|1x3x7", "nn", "1x5x3", op_batch, ref_batch), P_(1, 1),
+    C_("matmul_batch", "3x9x18|3x17x18", "nN", "3x9x17", op_batch, ref_batch), P_(0, 1),
+    C_("matmul_batch", "3x9x18|3x18x4", "Nn", "3x9x4", op_batch, ref_batch), P_(0, 0),
     C_("conv", "2x5x6x3|3x3x3x4", "nn", "2x5x6x4", op_conv, ref_conv), P_(1, 1),
     C_("conv", "2x7x6x3|3x3x3x5", "nn", "2x4x3x5", op_conv, ref_conv), P_(2, 1),
     C_("conv", "1x5x7x2|5x5x2x3", "nn", "1x3x5x3", op_conv, ref_conv), P_(1, 1),
@@ -1177,6 +1201,12 @@ static void test_refusals_shapes(ctr_ctx *ctx)
     refused(ctx, "bias", ctr_bias(ctx, zeros(ctx, "2x5"), zeros(ctx, "4")), CTR_E_SHAPE, "bias");
     refused(ctx, "matmul, rank", ctr_matmul(ctx, zeros(ctx, "6"), 0, zeros(ctx, "2x3"), 0),
             CTR_E_SHAPE, "matmul");
+    refused(ctx, "matmul_batch, rank",
+            ctr_matmul_batch(ctx, zeros(ctx, "2x3"), 0, zeros(ctx, "3x2"), 0), CTR_E_SHAPE,
+            "matmul_batch");
+    refused(ctx, "matmul_batch, batches",
+            ctr_matmul_batch(ctx, zeros(ctx, "2x3x4"), 0, zeros(ctx, "3x4x2"), 0), CTR_E_SHAPE,
+            "matmul_batch");
     refused(ctx, "matmul, inner", ctr_matmul(ctx, zeros(ctx, "2x3"), 0, zeros(ctx, "2x3"), 0),
             CTR_E_SHAPE, "matmul");
     refused(ctx, "conv, channels",

@@ -36,6 +36,7 @@ same text stands at the top of the file it writes.
 import math
 import os
 import sys
+import unicodedata
 
 import numpy as np
 import torch
@@ -1705,6 +1706,238 @@ def make_bank():
     return g
 
 
+# --------------------------------------------------------------------------------------------- CLIP
+CLIP = """
+golden_clip.txt: three steps of CLIP and SigLIP in float64, and the text tower by itself.
+
+Weights: the formula at the head of golden_net.txt by the variable's name (no prefix cut off); the
+learnt scale and bias start at ln(1 / 0.07), or ln 10 and -10.
+Images: fill("views:T", 6 * 16 * 16 * 3) as [6, 16, 16, 3]. Texts of step T (from 1), i = 0..5:
+L = 3 + (5 i + 2 T) mod 10 tokens of 12: 38 (start), (7 i + 3 j + 5 T) mod 38 for j = 1..L-2, 39 (end),
+then zeros. Labels 0 1 0 2 -1 2, for "equal" alone.
+Image tower: resnet8 (width 16), a linear layer to 16 without bias, unit rows; text tower: vocabulary
+40, context 12, width 16, 2 layers, 4 heads, to 16. As openai/CLIP: nn.MultiheadAttention with a causal
+mask, quick GELU ("exact": GELU), the row of the largest id, ln_final, text_projection.
+AdamW, rates 0.01, 0.008, 0.005, decay 0.2 on what has two dimensions or more; s <= ln 100 after it.
+  KIND:loss            3 losses, KIND = clip, equal (labels are ids, shares of a target), siglip
+  KIND:param:NAME  KIND:buffer:NAME   digests after step 3
+  text:quick  text:exact   digests of the text tower's output for the texts of step 1, [6, 16]
+"""
+
+
+class TextBlock(nn.Module):
+    def __init__(self, w, heads, exact):
+        super().__init__()
+        self.attn, self.ln_1, self.ln_2 = nn.MultiheadAttention(w, heads), nn.LayerNorm(w), nn.LayerNorm(w)
+        self.mlp = nn.Module()
+        self.mlp.c_fc, self.mlp.c_proj, self.exact = nn.Linear(w, 4 * w), nn.Linear(4 * w, w), exact
+
+    def forward(self, x, mask):
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        y = self.mlp.c_fc(self.ln_2(x))
+        return x + self.mlp.c_proj(F.gelu(y) if self.exact else y * torch.sigmoid(1.702 * y))
+
+
+class TextTower(nn.Module):
+    def __init__(self, exact=False, vocab=40, context=12, w=16, layers=2, heads=4, dim=16):
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab, w)
+        self.positional_embedding = nn.Parameter(torch.empty(context, w))
+        self.transformer = nn.Module()
+        self.transformer.resblocks = nn.ModuleList([TextBlock(w, heads, exact) for _ in range(layers)])
+        self.ln_final = nn.LayerNorm(w)
+        self.text_projection = nn.Parameter(torch.empty(w, dim))
+
+    def forward(self, ids):
+        x = (self.token_embedding(ids) + self.positional_embedding).permute(1, 0, 2)
+        mask = torch.full((ids.shape[1], ids.shape[1]), float("-inf")).triu(1)
+        for block in self.transformer.resblocks:
+            x = block(x, mask)
+        x = self.ln_final(x.permute(1, 0, 2))
+        return x[torch.arange(len(ids)), ids.argmax(-1)] @ self.text_projection
+
+
+def clip_tokens(t):
+    rows = []
+    for i in range(6):
+        n = 3 + (5 * i + 2 * t) % 10
+        row = [38] + [(7 * i + 3 * j + 5 * t) % 38 for j in range(1, n - 1)] + [39]
+        rows.append(row + [0] * (12 - n))
+    return torch.tensor(rows)
+
+
+def clip_loss(kind, z, t, net):
+    logits = net.logit_scale.exp() * z @ unit_rows(t).t()
+    if kind == "siglip":
+        return -F.logsigmoid((2 * torch.eye(6) - 1) * (logits + net.logit_bias)).sum() / 6
+    ids = [0, 1, 0, 2, -1, 2] if kind == "equal" else list(range(6))
+    y = torch.tensor([[float(i == j or (ids[i] >= 0 and ids[i] == ids[j])) for j in range(6)]
+                      for i in range(6)])
+    y = y / y.sum(1, keepdim=True)
+    return -((y * logits.log_softmax(1)).sum() + (y * logits.t().log_softmax(1)).sum()) / 12
+
+
+def clip_steps(kind, g):
+    net = nn.Module()
+    net.encoder, net.text = build_net("resnet8"), TextTower()
+    net.projector = mlp([64, 16], False, False, False)
+    fill_module(net).train()
+    net.logit_scale = nn.Parameter(torch.tensor(math.log(10 if kind == "siglip" else 1 / .07)))
+    if kind == "siglip":
+        net.logit_bias = nn.Parameter(torch.tensor(-10.0))
+    heavy = [q for q in net.parameters() if q.dim() > 1]
+    light = [q for q in net.parameters() if q.dim() < 2]
+    optim = torch.optim.AdamW([{"params": heavy, "weight_decay": .2},
+                               {"params": light, "weight_decay": 0.0}], eps=1e-8)
+    losses = []
+    for t in range(1, 4):
+        x = tfill("views:%d" % t, (6, 16, 16, 3))
+        optim.zero_grad()
+        z = unit_rows(net.projector(run_net(net.encoder, x)))
+        loss = clip_loss(kind, z, net.text(clip_tokens(t)), net)
+        loss.backward()
+        for group in optim.param_groups:
+            group["lr"] = (.01, .008, .005)[t - 1]
+        optim.step()
+        if kind != "siglip":
+            net.logit_scale.data.clamp_(0, math.log(100))
+        losses.append(loss.item())
+    g.put(kind + ":loss", losses)
+    for k, q in net.named_parameters():
+        g.digest("%s:param:%s" % (kind, k), q)
+    for k, b in net.named_buffers():
+        if "running" in k:
+            g.digest("%s:buffer:%s" % (kind, k), b)
+
+
+def make_clip():
+    g = Golden("golden_clip.txt", CLIP)
+    for exact in (False, True):
+        tower = fill_module(TextTower(exact), "text.")
+        g.digest("text:exact" if exact else "text:quick", tower(clip_tokens(1)))
+    for kind in ("clip", "equal", "siglip"):
+        clip_steps(kind, g)
+    return g
+
+
+# ------------------------------------------------------------------------------------------- tokens
+TOKEN = """
+golden_token.txt: ids of byte-pair encoding as openai/CLIP's SimpleTokenizer gives them, without its
+repair of encodings and HTML. Texts: the lines of token_texts.txt.
+  own:I     ids of line I with token_merges.txt (merges learnt from a few sentences, our own file)
+  bytes:I   without merges
+  clip:I    with bpe_simple_vocab_16e6.txt, when the file lay in this folder (it is not part of the
+            project); the test looks at these only where it does
+"""
+
+
+def token_characters():
+    """The printable character of every byte, in the order of ids (GPT-2's bytes_to_unicode)."""
+    shown = list(range(33, 127)) + list(range(161, 173)) + list(range(174, 256))
+    rest = [b for b in range(256) if b not in shown]
+    return dict(list(zip(shown, map(chr, shown))) + [(b, chr(256 + i)) for i, b in enumerate(rest)])
+
+
+def token_kind(c):
+    k = unicodedata.category(c)[0]
+    return "space" if c.isspace() else k if k in "LN" else "other"
+
+
+def token_words(text):
+    text, words, i = " ".join(text.lower().split()), [], 0
+    while i < len(text):
+        special = [w for w in ("<|startoftext|>", "<|endoftext|>", "'s", "'t", "'re", "'ve", "'m", "'ll",
+                               "'d") if text.startswith(w, i)]
+        n, kind = 1, token_kind(text[i])
+        if special:
+            n = len(special[0])
+        elif kind != "N":
+            while i + n < len(text) and token_kind(text[i + n]) == kind:
+                n += 1
+        if special or kind != "space":
+            words.append(text[i:i + n])
+        i += n
+    return words
+
+
+class Tokens:
+    def __init__(self, merges):
+        self.shown = token_characters()
+        names = list(self.shown.values())
+        names += [c + "</w>" for c in names] + ["".join(m) for m in merges]
+        self.id = {name: i for i, name in enumerate(names)}
+        self.rank = {m: i for i, m in enumerate(merges)}
+        self.start = len(names)
+
+    def word(self, text):
+        parts = [self.shown[b] for b in text.encode("utf-8")]
+        parts[-1] += "</w>"
+        while len(parts) > 1:
+            best = min(zip(parts, parts[1:]), key=lambda m: self.rank.get(m, 1 << 30))
+            if best not in self.rank:
+                break
+            parts = token_join(parts, best)
+        return [self.id[x] for x in parts]
+
+    def encode(self, text):
+        ids = [self.start]
+        for w in token_words(text):
+            special = ("<|startoftext|>", "<|endoftext|>")
+            ids += [self.start + special.index(w)] if w in special else self.word(w)
+        return ids + [self.start + 1]
+
+
+def token_join(parts, pair):
+    out = []
+    for x in parts:
+        if out and out[-1] == pair[0] and x == pair[1]:
+            out[-1] += x
+        else:
+            out.append(x)
+    return out
+
+
+def token_learn(texts, count):
+    """The merges that the texts' words suggest: the most frequent pair, of equals the first by name."""
+    t, words, merges = Tokens([]), {}, []
+    for w in [w for text in texts for w in token_words(text)]:
+        parts = [t.shown[b] for b in w.encode("utf-8")]
+        parts[-1] += "</w>"
+        words.setdefault(w, [parts, 0])[1] += 1
+    while len(merges) < count:
+        seen = {}
+        for parts, n in words.values():
+            for pair in zip(parts, parts[1:]):
+                seen[pair] = seen.get(pair, 0) + n
+        known = {"".join(m) for m in merges}
+        pairs = [(-n, m) for m, n in seen.items() if n > 1 and "".join(m) not in known]
+        if not pairs:
+            break
+        merges.append(min(pairs)[1])
+        for w in words.values():
+            w[0] = token_join(w[0], merges[-1])
+    return merges
+
+
+def make_token():
+    folder, g = os.path.dirname(os.path.abspath(__file__)), Golden("golden_token.txt", TOKEN, "%.0f")
+    texts = open(os.path.join(folder, "token_texts.txt"), encoding="utf-8").read().split("\n")[:-1]
+    merges = token_learn(texts[:20], 200)
+    with open(os.path.join(folder, "token_merges.txt"), "w", encoding="utf-8", newline="\n") as f:
+        f.write("#version: 0.1, merges learnt by make_golden.py\n" + "".join("%s %s\n" % m for m in merges))
+    sets = [("own", merges), ("bytes", [])]
+    path = os.path.join(folder, "bpe_simple_vocab_16e6.txt")
+    if os.path.exists(path):
+        lines = open(path, encoding="utf-8").read().split("\n")[1:48895]
+        sets.append(("clip", [tuple(line.split()) for line in lines]))
+    for name, m in sets:
+        t = Tokens(m)
+        for i, text in enumerate(texts):
+            g.put("%s:%d" % (name, i), t.encode(text))
+    return g
+
+
 # --------------------------------------------------------------------------------------- evaluation
 EVAL = """
 golden_eval.txt: weighted k-NN and PCA.
@@ -1878,7 +2111,7 @@ def main(argv):
         else:
             names.append(a)
     for name in names or ["loss", "losses", "aug", "ops", "optim", "net", "step", "teacher", "prototype",
-                          "bank", "eval", "cluster"]:
+                          "bank", "clip", "token", "eval", "cluster"]:
         globals()["make_" + name]().write(folder)
 
 
