@@ -58,9 +58,9 @@ typedef struct ex_option {
 
 typedef struct ex_options {
     const char *method, *summary, *source;
-    const char *data;         /* never NULL after parsing, unless "--data" was dropped */
+    const char *data;         /* not NULL after parsing, unless it was dropped or has no default */
     const char *test;         /* NULL: not given */
-    const char *default_data; /* below examples/data, "" for the folder itself */
+    const char *default_data; /* below examples/data, "" for the folder itself; NULL: none */
     const char *arch, *device, *out;
     int epochs, batch, threads, save_every, resume, smoke;
     double lr, temperature;
@@ -382,11 +382,12 @@ EX_FN void ex_options_parse(ex_options *o, int argc, char **argv)
         }
     }
     if (ex_options_find(o, "--data", 6)) {
-        if (!o->data && ex_find_data(argv[0], o->source, o->default_data, o->data_path) != 0)
+        int search = !o->data && o->default_data;
+        if (search && ex_find_data(argv[0], o->source, o->default_data, o->data_path) != 0)
             ex_die(o, 2, "--data: not given, and no examples/data here, beside the program or "
                    "beside its source");
-        if (!o->data) o->data = o->data_path;
-        ex_check_readable(o, "--data", o->data);
+        if (search) o->data = o->data_path;
+        if (o->data) ex_check_readable(o, "--data", o->data);
     }
     if (o->test) ex_check_readable(o, "--test", o->test);
     ex_check_writable(o, "--out", o->out);

@@ -73,13 +73,10 @@ EX_FN void ex_run_shrink(ex_run *run)
     ex_run_check(run);
 }
 
-/* Context and data. size: of the views in pixels; 0: the images' own, up to 32 small and 96
-   large. */
-EX_FN void ex_run_open(ex_run *run, ex_options *o, int size)
+/* The context alone, for data of the example's own. */
+EX_FN void ex_run_start(ex_run *run, ex_options *o)
 {
     ctr_config config = ctr_config_default();
-    ctr_data_options data = ctr_data_options_default();
-    ctr_image first;
     memset(run, 0, sizeof *run);
     run->o = o;
     run->started = ex_seconds();
@@ -92,6 +89,29 @@ EX_FN void ex_run_open(ex_run *run, ex_options *o, int size)
     run->ctx = ctr_ctx_create(&config);
     if (!run->ctx)
         ex_die(o, 1, "no context: out of memory, or --threads %d is not 0..64", o->threads);
+}
+
+/* How the evaluation sees run->train. size: of its views in pixels; 0: the images' own, up to 32
+   small and 96 large. */
+EX_FN void ex_run_size(ex_run *run, int size)
+{
+    ctr_image first;
+    if (!size && ctr_dataset_image(run->ctx, run->train, 0, &first)) {
+        int64_t side = first.h < first.w ? first.h : first.w;
+        size = side <= 96 ? (int)side : 96;
+        ctr_image_free(run->ctx, &first);
+    }
+    ex_run_check(run);
+    run->clean = ctr_aug_none_default(size);
+    run->view = ctr_aug_simclr_default(size);
+}
+
+/* Context and data. size: of the views in pixels; 0: the images' own, up to 32 small and 96
+   large. */
+EX_FN void ex_run_open(ex_run *run, ex_options *o, int size)
+{
+    ctr_data_options data = ctr_data_options_default();
+    ex_run_start(run, o);
     data.short_side = 256;
     run->train = ctr_dataset_open(run->ctx, o->data, o->test ? NULL : "train", &data);
     ex_run_check(run);
@@ -103,14 +123,7 @@ EX_FN void ex_run_open(ex_run *run, ex_options *o, int size)
     }
     ex_run_check(run);
     if (o->smoke) ex_run_shrink(run);
-    if (!size && ctr_dataset_image(run->ctx, run->train, 0, &first)) {
-        int64_t side = first.h < first.w ? first.h : first.w;
-        size = side <= 96 ? (int)side : 96;
-        ctr_image_free(run->ctx, &first);
-    }
-    ex_run_check(run);
-    run->clean = ctr_aug_none_default(size);
-    run->view = ctr_aug_simclr_default(size);
+    ex_run_size(run, size);
 }
 
 /* What --smoke makes smaller, unless the command line says otherwise. */

@@ -143,5 +143,33 @@ for version in 1 3; do
         bad "moco --version $version: $(cat stderr)"
     fi
 done
+# CLIP: drawn pictures, and pairs of the user's
+if $CC -O2 -o "$work/clip" "$here/examples/clip.c" -lm -lpthread >log 2>&1 && [ ! -s log ]; then
+    prog=$work/clip
+    refuse "clip: unknown option" "--epoch" --epoch 3
+    for i in 1 2 3 4 5 6 7; do printf 'pnm/%d.pgm\tnumber %d\n' $i $((i % 3)); done >pairs.tsv
+    for i in 0 1 2 3 4 5 6; do printf 'pnm/%d.pgm\tanother %d\n' $i $((i % 3)); done >>pairs.tsv
+    { cat pairs.tsv; echo no tab; } >broken.tsv
+    refuse "clip: a line without a caption" "line 15" --data broken.tsv
+    refuse "clip: merges that are none" "line 1 of the merges" --merges pairs.tsv
+    if "$prog" --smoke --epochs 1 --out done_clip >stdout 2>stderr &&
+        grep -q 'by hand .*by the library' stdout &&
+        tail -n 1 stdout | grep -q '^result method=clip epochs=1 loss=[0-9.]* zeroshot='; then
+        ok "$(tail -n 1 stdout | cut -c1-100)"
+    else
+        bad "clip: $(tail -n 1 stdout) $(cat stderr)"
+    fi
+    for f in checkpoint.safetensors embeddings.npy loss.svg retrieval.png zeroshot.png; do
+        [ -s "done_clip/$f" ] || bad "done_clip/$f is missing"
+    done
+    if "$prog" --smoke --siglip --data pairs.tsv --batch 4 --out done_pairs >stdout 2>stderr &&
+        [ -s done_pairs/retrieval.png ]; then
+        ok "clip --data pairs.tsv: $(grep '^retrieval' stdout | cut -c1-80)"
+    else
+        bad "clip --data pairs.tsv: $(cat stderr)"
+    fi
+else
+    bad "examples/clip.c: $(head -n 3 log)"
+fi
 echo "cli: $passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]
