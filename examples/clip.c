@@ -31,8 +31,9 @@
  *
  * Build and run, from the folder of contrastive.h:
  *     cc -O2 -o clip examples/clip.c -lm -lpthread && ./clip
- * Last line, by default:
- *     result method=clip epochs=... loss=... zeroshot=... (percent, see the lines above it)
+ * Last line, by default (percent; chance is 2.1 for zeroshot, 50 for colour, binding, relation):
+ *     result method=clip epochs=16 loss=0.3545 zeroshot=96.25 zeroshot_seen=100.00 colour=100.00
+ *     binding=72.08 relation=51.88 caption_r1=80.62 picture_r1=79.96 images_per_s=... (one line)
  */
 
 #define CONTRASTIVE_IMPLEMENTATION
@@ -48,7 +49,7 @@
 #define CONTEXT     64        /* bytes                          77 pieces of words */
 #define DIM         64        /*                                1024 */
 #define IMAGES      12000     /* drawn                          400 million pairs from the web */
-#define EPOCHS      12        /*                                32 */
+#define EPOCHS      16        /*                                32 */
 #define BATCH       128       /*                                32768 */
 #define RATE        0.002     /* AdamW, cosine                  0.0005 */
 #define DECAY       0.05      /*                                0.2 */
