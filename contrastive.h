@@ -2223,6 +2223,7 @@ CTR_API ctr_method *ctr_deepcluster_v2_create(ctr_ctx *ctx,
    among the batch's, and a caption's to that of its own image. Batches bring tokens
    (ctr_loader_config.tokens); what is kept after training are both towers: ctr_method_represent
    returns unit embeddings of images, ctr_clip_texts those of texts. Each image must have a caption.
+   A step in chunks (ctr_method_step_chunked) cuts the images; the texts stay together.
    SigLIP (Zhai et al., 2023) asks every pair of the batch by itself whether it belongs together. */
 typedef struct ctr_clip_config {
     ctr_resnet_config encoder;    /* default ResNet-50 (theirs has three stem convolutions, blurred
