@@ -608,16 +608,16 @@ int main(int argc, char **argv)
         training_resumes(&t);
         other_loss(i);
         chunked(i);
-        if (test_quick() && i != EQUAL) continue;
+        if (test_quick() && i != SIGLIP) continue;
         training_same_bytes(&t);
         training_same_on_device(&t);
-        training_failing_allocations(&t, 0, test_quick() || MODEL_SLOW ? 41 : 3);
+        training_failing_allocations(&t, 0, test_quick() || MODEL_SLOW ? 61 : 3);
     }
     test_group("as PyTorch has it");
     if (test_golden_open(&g, "golden_clip.txt")) {
         golden_towers(&g);
         for (i = 0; i < KINDS; i++)
-            if (!MODEL_SLOW || i == CLIP) golden_steps(&g, i);
+            if ((!MODEL_SLOW && !test_quick()) || i == CLIP) golden_steps(&g, i);
         golden_close(&g);
     }
     return test_end();
