@@ -1,5 +1,5 @@
 /* test_clip.c - the text tower, CLIP and SigLIP.
- * run: float double asan tsan valgrind smoke
+ * run: float double asan tsan smoke
  *
  * 1. Three steps of each loss against PyTorch in float64 (tests/golden/golden_clip.txt): losses,
  *    parameters, running statistics; the text tower's output with either GELU.
