@@ -2594,6 +2594,118 @@ CTR_API int ctr_weights_save(ctr_ctx *ctx, const char *path, const ctr_vars *var
                              const char *prefix);
 
 /* ------------------------------------------------------------------------------------------------
+   >>TRANSFER  what a trained encoder is good for: its file, fine-tuning, few shots, clusters
+   ---------------------------------------------------------------------------------------------- */
+
+/* The residual network that a safetensors file holds, told from the names and shapes of its
+   tensors: a checkpoint of any method here, a file of ctr_weights_save, a torchvision state dict.
+   prefix: what its names begin with, "encoder." in checkpoints; NULL: the shortest one that fits
+   (so MoCo's trained network, not its target). image_size becomes 32 with a small stem, 224 with a
+   large one. 1, or 0 with an error: CTR_E_FILE, CTR_E_FORMAT (no such network), CTR_E_MEMORY. */
+CTR_API int ctr_encoder_inspect(ctr_ctx *ctx, const char *path, const char *prefix,
+                                ctr_resnet_config *config);
+/* The weights of that network into the variables to.* of vars ("encoder." in every method's
+   table, method->encoder), which must have its architecture, else nothing changes. 1, or 0. */
+CTR_API int ctr_encoder_load(ctr_ctx *ctx, const char *path, const char *prefix, ctr_vars *vars,
+                             const char *to);
+/* A method that only represents: the file's network without any head, whatever trained it. Images
+   go in as they did in training: torchvision's weights want the mean and std of ImageNet. NULL on
+   error. ctr_method_destroy() gives all of it back. */
+CTR_API ctr_method *ctr_encoder_create(ctr_ctx *ctx, const char *path, const char *prefix);
+
+/* Cuts a dataset in two by chance, class by class: part gets share (above 0, below 1) of the images
+   of each class, rounded, at least one; rest (NULL allowed) the others, or is NULL if there are
+   none. Both keep the order of the whole, which must outlive them. Images without a label count as
+   one more class. By (seed, CTR_STREAM_EVAL, label) alone, and a smaller share is a part of a
+   larger one: 1 % of the labels are among the 10 %. 1, or 0 with CTR_E_VALUE, CTR_E_MEMORY. */
+CTR_API int ctr_dataset_split(ctr_ctx *ctx, const ctr_dataset *whole, double share, uint64_t seed,
+                              ctr_dataset **part, ctr_dataset **rest);
+
+/* Supervised training: encoder, linear classifier, cross entropy with the labels. From random
+   weights it is what self-supervised encoders are measured against; from a checkpoint it is
+   fine-tuning, or, frozen, linear evaluation through augmented images. */
+typedef struct ctr_supervised_config {
+    ctr_resnet_config encoder;    /* default ResNet-18; the file's with weights */
+    const char *weights;          /* the file to start from (ctr_encoder_load); default NULL: none */
+    const char *prefix;           /* of its names, default NULL: found out */
+    int64_t classes;              /* no default; labels are 0..classes - 1, -1 is left out */
+    int frozen;                   /* 1: the encoder stays as it is and normalises by its running
+                                     statistics; the classifier alone learns. Default 0 */
+    double smoothing;             /* label smoothing (Szegedy et al., 2016), 0..1, default 0: the
+                                     label's target is 1 - smoothing + smoothing / classes */
+    double head_rate;             /* the classifier's rate: lr times this, at least 0, default 1 */
+    /* Soft targets in place of labels (distillation, mixed images): fills target [n, classes] in
+       for a batch, each row of sum 1, or 0 to leave the image out. Default NULL */
+    void (*target_fn)(void *user, const ctr_batch *batch, ctr_real *target);
+    void *user;
+    ctr_aug_config aug;           /* of the one view; default: crops of 0.08..1 and flips, the rest
+                                     of SimCLR's off, as its authors fine-tune */
+    ctr_optim_config optim;       /* default SGD with Nesterov momentum, decay 1e-4 */
+    double lr;                    /* for a batch of 256, default 0.05 (theirs) */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_LINEAR */
+} ctr_supervised_config;
+CTR_API ctr_supervised_config ctr_supervised_default(void);
+CTR_API void ctr_supervised_config_init(ctr_supervised_config *config);
+/* NULL on error. ctr_method_destroy() gives all of it back. The report's accuracy is the share of
+   the batch's labelled images that are classified right, active their share of the batch. */
+CTR_API ctr_method *ctr_supervised_create(ctr_ctx *ctx, const ctr_supervised_config *config);
+/* The classifier on features [n, features] of ctr_method_represent: logits [n, classes], in host
+   memory. 1, or 0 with an error: CTR_E_VALUE if the method is another one. */
+CTR_API int ctr_supervised_logits(ctr_method *method, int64_t n, const ctr_real *features,
+                                  ctr_real *logits);
+/* Classifies a dataset through one augmentation (usually ctr_aug_none_default). predicted [count]
+   or NULL. top1: share of the labelled images that are right, 0..1, or -1 if there is none. */
+CTR_API int ctr_supervised_classify(ctr_method *method, const ctr_dataset *dataset,
+                                    const ctr_aug_config *aug, int32_t *predicted, double *top1);
+
+/* Few-shot classification: in each episode a few classes are drawn, of each a few labelled points
+   (shots) and some to be told apart (queries); a query gets the class whose centroid is nearest.
+   CENTROID: the mean of the shots, by Euclidean distance (Snell et al., 2017). COSINE: the mean of
+   the shots at unit length, by cosine. */
+typedef enum ctr_fewshot_kind { CTR_FEWSHOT_CENTROID = 0, CTR_FEWSHOT_COSINE } ctr_fewshot_kind;
+
+typedef struct ctr_fewshot_config {
+    ctr_fewshot_kind kind; /* default CENTROID */
+    int ways;              /* classes in an episode, at least 2, default 5 */
+    int shots, queries;    /* points of each, at least 1, default 1 and 15 */
+    int episodes;          /* at least 1, default 600 */
+    uint64_t seed;         /* default 1 */
+} ctr_fewshot_config;
+
+typedef struct ctr_fewshot_result {
+    double accuracy;       /* mean over the episodes, 0..1; chance is 1 / ways */
+    double interval;       /* half of the mean's 95 % interval: 1.96 std / sqrt(episodes) */
+    double std;            /* of an episode's accuracy, divisor episodes - 1; 0 for a single one */
+    int64_t classes;       /* that have enough points to take part */
+    char text[160];        /* all this in one line */
+} ctr_fewshot_result;
+
+/* The defaults: by value, and into a struct of the caller's (for other languages). */
+CTR_API ctr_fewshot_config ctr_fewshot_config_default(void);
+CTR_API void ctr_fewshot_config_init(ctr_fewshot_config *config);
+/* config NULL: the defaults. Classes with fewer than shots + queries points have no part. Episode e
+   draws from (seed, CTR_STREAM_EVAL, 0, e, 1): ways classes, then the points of each, all as sets
+   by Floyd's algorithm (1987), which are then shuffled; the first ones are the shots. Of equal
+   distances the class drawn first wins. 1, or 0 with an error: CTR_E_VALUE (too few classes, a
+   number out of range), CTR_E_NUMBER (NaN or infinity), CTR_E_MEMORY. */
+CTR_API int ctr_fewshot_measure(ctr_ctx *ctx, const ctr_points *points,
+                                const ctr_fewshot_config *config, ctr_fewshot_result *out);
+
+/* How well k-means clusters of the embeddings agree with their classes. */
+typedef struct ctr_clustering {
+    int64_t k;                /* clusters asked for */
+    double accuracy;          /* of the best one-to-one match of clusters and labels */
+    ctr_agreement agreement;  /* NMI, ARI, purity */
+    double inertia;
+    char text[160];           /* all this in one line */
+} ctr_clustering;
+
+/* config NULL: as many clusters as there are classes, spherical, the best of five runs from
+   PLUSPLUS starts. All points are clustered, the labelled ones judged. 1, or 0 with an error. */
+CTR_API int ctr_clustering_measure(ctr_ctx *ctx, const ctr_points *points,
+                                   const ctr_kmeans_config *config, ctr_clustering *out);
+
+/* ------------------------------------------------------------------------------------------------
    >>FIT  the training driver: loader, method, schedule, checkpoint, callbacks
    ---------------------------------------------------------------------------------------------- */
 
@@ -25959,6 +26071,808 @@ CTR_API int ctr_weights_save(ctr_ctx *ctx, const char *path, const ctr_vars *var
         done = ctr_safetensors_save(ctx, path, c->table, c->count, NULL, 0);
     ctr_ckpt_free_(c);
     return done;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>TRANSFER
+   ---------------------------------------------------------------------------------------------- */
+
+/* ---- the network in a file ------------------------------------------------------------------- */
+
+CTR_PRIVATE_ int ctr_encoder_has_(const ctr_safetensors *file, const char *prefix, int stage,
+                                  int block, int conv)
+{
+    char name[160];
+    snprintf(name, sizeof name, "%slayer%d.%d.conv%d.weight", prefix, stage, block, conv);
+    return ctr_safetensors_find(file, name) >= 0;
+}
+
+/* The shortest text that stands before "layer1.0.conv1.weight" in a name of the file. */
+CTR_PRIVATE_ int ctr_encoder_prefix_(const ctr_safetensors *file, char found[96])
+{
+    static const char mark[] = "layer1.0.conv1.weight";
+    size_t n, best = 96;
+    int64_t i;
+    for (i = 0; i < ctr_safetensors_count(file); i++) {
+        const char *name = ctr_safetensors_info(file, i).name;
+        n = strlen(name);
+        if (n < sizeof mark - 1 || strcmp(name + n - (sizeof mark - 1), mark)) continue;
+        n -= sizeof mark - 1;
+        if (n >= best) continue;
+        memcpy(found, name, n);
+        found[n] = 0;
+        best = n;
+    }
+    return best < 96;
+}
+
+/* The depth whose stages have these blocks, with two or three convolutions each; 0: none. */
+CTR_PRIVATE_ int ctr_encoder_depth_(const int64_t blocks[4], int convs)
+{
+    int depth, plan[4], stages, i;
+    for (depth = 8; depth <= 101; depth++) {
+        stages = ctr_resnet_plan_(depth, plan);
+        if (!stages || convs != (stages == 4 && depth >= 50 ? 3 : 2)) continue;
+        for (i = 0; i < 4 && blocks[i] == (i < stages ? plan[i] : 0); i++) { }
+        if (i == 4) return depth;
+    }
+    return 0;
+}
+
+/* Fills config and found (the prefix) in; what does not fit is an error that says so. */
+CTR_PRIVATE_ int ctr_encoder_read_(ctr_ctx *ctx, const ctr_safetensors *file, const char *path,
+                                   const char *prefix, ctr_resnet_config *config, char found[96])
+{
+    char name[128];
+    int64_t blocks[4] = { 0, 0, 0, 0 };
+    ctr_file_tensor stem;
+    int i;
+    memset(&stem, 0, sizeof stem);
+    if (ctx->status != CTR_OK) return 0;
+    if (prefix) snprintf(found, 96, "%s", prefix);
+    if ((prefix ? !ctr_encoder_has_(file, found, 1, 0, 1) : !ctr_encoder_prefix_(file, found))) {
+        ctr_fail_(ctx, CTR_E_FORMAT, "%s: holds no residual network (no tensor %s"
+                  "layer1.0.conv1.weight)", ctr_file_tail_(path), prefix ? found : "...");
+        return 0;
+    }
+    for (i = 0; i < 4; i++)
+        while (blocks[i] < 100 && ctr_encoder_has_(file, found, i + 1, (int)blocks[i], 1))
+            blocks[i]++;
+    snprintf(name, sizeof name, "%sconv1.weight", found);
+    if (ctr_safetensors_find(file, name) >= 0)
+        stem = ctr_safetensors_info(file, ctr_safetensors_find(file, name));
+    memset(config, 0, sizeof *config);
+    config->depth = ctr_encoder_depth_(blocks, ctr_encoder_has_(file, found, 1, 0, 3) ? 3 : 2);
+    config->width = stem.shape[0];
+    config->channels = stem.shape[1];
+    config->stem = stem.shape[2] == 3 ? CTR_STEM_SMALL : CTR_STEM_LARGE;
+    config->image_size = stem.shape[2] == 3 ? 32 : 224;
+    if (config->depth && stem.rank == 4 && (stem.shape[2] == 3 || stem.shape[2] == 7)) return 1;
+    ctr_fail_(ctx, CTR_E_FORMAT, "%s: %s is no residual network of this library: blocks %ld, %ld, "
+              "%ld, %ld, first convolution of %ld pixels", ctr_file_tail_(path), found,
+              (long)blocks[0], (long)blocks[1], (long)blocks[2], (long)blocks[3],
+              (long)stem.shape[2]);
+    return 0;
+}
+
+CTR_API int ctr_encoder_inspect(ctr_ctx *ctx, const char *path, const char *prefix,
+                                ctr_resnet_config *config)
+{
+    ctr_safetensors *file = ctr_safetensors_open(ctx, path);
+    char found[96];
+    if (file) ctr_encoder_read_(ctx, file, path, prefix, config, found);
+    ctr_safetensors_close(ctx, file);
+    return ctx->status == CTR_OK;
+}
+
+/* Copies found.* of the file to to.* of vars, after a look at all of them. */
+CTR_PRIVATE_ void ctr_encoder_take_(ctr_ctx *ctx, const ctr_safetensors *file, const char *path,
+                                    const char *found, ctr_vars *vars, const char *to)
+{
+    ctr_ckpt_ *c = ctr_ckpt_create_(ctx, path);
+    size_t skip = strlen(to), bytes = 0;
+    char name[224];
+    int i, pass;
+    for (pass = 0; c && pass < 2 && ctx->status == CTR_OK; pass++) {
+        c->file = file;
+        c->write = pass;
+        for (i = 0; i < vars->count; i++) {
+            const ctr_var *v = &vars->list[i];
+            if (strncmp(v->name, to, skip)) continue;
+            snprintf(name, sizeof name, "%s%s", found, v->name + skip);
+            ctr_ckpt_take_(c, name, v->value, v->conv);
+        }
+        if (!c->found)
+            ctr_fail_(ctx, CTR_E_VALUE, "encoder: no variable's name begins with %s", to);
+        if (pass || ctx->status != CTR_OK) break;
+        bytes = ctr_round_(c->bytes) * 2;
+        c->data = (char *)ctr_aligned_alloc_(ctx, bytes);
+    }
+    if (c) ctr_aligned_free_(ctx, c->data, bytes);
+    ctr_free_host_(ctx, c, sizeof *c);
+}
+
+/* Is the network of that name in vars the file's? Blocks that only one of them has are found here,
+   what else differs by the tensors' shapes. */
+CTR_PRIVATE_ void ctr_encoder_same_(ctr_ctx *ctx, const ctr_safetensors *file, const char *path,
+                                    const char *found, const ctr_vars *vars, const char *to)
+{
+    char name[224];
+    size_t skip = strlen(found);
+    int64_t i;
+    for (i = 0; i < ctr_safetensors_count(file) && ctx->status == CTR_OK; i++) {
+        const char *from = ctr_safetensors_info(file, i).name;
+        if (strncmp(from, found, skip) || strncmp(from + skip, "layer", 5)) continue;
+        if (strstr(from, "num_batches_tracked")) continue;
+        snprintf(name, sizeof name, "%s%s", to, from + skip);
+        if (!ctr_vars_find(vars, name))
+            ctr_fail_(ctx, CTR_E_FORMAT, "%s: holds %s, which this network does not have",
+                      ctr_file_tail_(path), from);
+    }
+}
+
+CTR_API int ctr_encoder_load(ctr_ctx *ctx, const char *path, const char *prefix, ctr_vars *vars,
+                             const char *to)
+{
+    ctr_safetensors *file = ctr_safetensors_open(ctx, path);
+    ctr_resnet_config config;
+    char found[96];
+    if (file && ctr_encoder_read_(ctx, file, path, prefix, &config, found)) {
+        ctr_encoder_same_(ctx, file, path, found, vars, to);
+        if (ctx->status == CTR_OK) ctr_encoder_take_(ctx, file, path, found, vars, to);
+    }
+    ctr_safetensors_close(ctx, file);
+    return ctx->status == CTR_OK;
+}
+
+/* ---- supervised training ------------------------------------------------------------------------
+
+        image --> view --> encoder --> linear --> cross entropy <-- label, or a soft target
+
+   Frozen, the encoder runs as in evaluation and unrecorded. A method made by ctr_encoder_create is
+   the same without a classifier.                                                                 */
+
+typedef struct ctr_supervised_ {
+    ctr_method base;
+    ctr_supervised_config config;
+    ctr_vars vars, head;           /* encoder.*; fc.* */
+    ctr_resnet encoder;
+    ctr_linear classifier;
+    ctr_optim *optim, *head_optim; /* apart, for their rates; NULL: frozen, or no classifier */
+} ctr_supervised_;
+
+CTR_API void ctr_supervised_config_init(ctr_supervised_config *config)
+{
+    memset(config, 0, sizeof *config);
+    ctr_resnet_config_init(&config->encoder, 18);
+    config->head_rate = 1;
+    ctr_aug_simclr_config_init(&config->aug, 32);
+    config->aug.jitter_p = config->aug.gray_p = config->aug.blur_p = 0;
+    ctr_optim_config_init(&config->optim, CTR_OPTIM_SGD);
+    config->optim.nesterov = 1;
+    config->lr = 0.05;
+    config->lr_rule = CTR_LR_LINEAR;
+}
+
+CTR_API ctr_supervised_config ctr_supervised_default(void)
+{
+    ctr_supervised_config config;
+    ctr_supervised_config_init(&config);
+    return config;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_supervised_represent_(ctr_method *method, ctr_tensor *x,
+                                                   ctr_norm_mode mode)
+{
+    return ctr_resnet_forward(method->ctx, &((ctr_supervised_ *)method)->encoder, x, mode, 1);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_supervised_embed_(ctr_method *method, ctr_tensor *x)
+{
+    ctr_supervised_ *m = (ctr_supervised_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    ctr_tensor *h;
+    if (!m->config.frozen) {
+        h = ctr_supervised_represent_(method, x, CTR_NORM_TRAIN);
+    } else {
+        ctr_nograd_begin(ctx);
+        h = ctr_supervised_represent_(method, x, CTR_NORM_EVAL);
+        ctr_nograd_end(ctx);
+    }
+    return ctr_linear_forward(ctx, &m->classifier, h);                        /* [n, classes] */
+}
+
+/* Target rows [n, classes] of a batch into host memory of the step; counts the rows that are not
+   zero. An image without a label has a row of zeros. */
+CTR_PRIVATE_ ctr_real *ctr_supervised_targets_(ctr_supervised_ *m, const ctr_batch *batch,
+                                               int64_t *counted)
+{
+    ctr_ctx *ctx = m->base.ctx;
+    int64_t n = batch->n, k = m->config.classes, i, j;
+    ctr_real rest = (ctr_real)(m->config.smoothing / (double)k);
+    ctr_real *target = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, (size_t)(n * k) *
+                                                                        sizeof *target);
+    *counted = 0;
+    if (!target) return NULL;
+    memset(target, 0, (size_t)(n * k) * sizeof *target);
+    if (m->config.target_fn) m->config.target_fn(m->config.user, batch, target);
+    else if (!batch->labels)
+        ctr_fail_(ctx, CTR_E_VALUE, "supervised: the batch has no labels");
+    for (i = 0; i < n && ctx->status == CTR_OK; i++) {
+        int32_t label = m->config.target_fn ? -1 : batch->labels[i];
+        double sum = 0;
+        if (label >= k) {
+            ctr_fail_(ctx, CTR_E_VALUE, "supervised: label %ld of image %ld of the batch is not "
+                      "below classes, %ld", (long)label, (long)i, (long)k);
+            break;
+        }
+        for (j = 0; label >= 0 && j < k; j++) target[i * k + j] = rest;
+        if (label >= 0) target[i * k + label] += (ctr_real)(1 - m->config.smoothing);
+        for (j = 0; j < k; j++) sum += (double)target[i * k + j];
+        *counted += sum > 0;
+    }
+    return target;
+}
+
+/* How many labelled images have their label's logit largest. */
+CTR_PRIVATE_ void ctr_supervised_hits_(ctr_ctx *ctx, const ctr_tensor *logits,
+                                       const int32_t *labels, ctr_report *report)
+{
+    int64_t n = logits->shape[0], k = logits->shape[1], i, j, labelled = 0, right = 0;
+    ctr_real *row;
+    if (ctx->status != CTR_OK || ctx->plan || !labels) return;
+    row = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, (size_t)(n * k) * sizeof *row);
+    if (!row) return;
+    ctr_tensor_read(ctx, logits, row, n * k);
+    for (i = 0; i < n; i++, row += k) {
+        int64_t best = 0;
+        if (labels[i] < 0) continue;
+        for (j = 1; j < k; j++)
+            if (row[j] > row[best]) best = j;
+        labelled++;
+        right += best == labels[i];
+    }
+    report->active = (double)labelled / (double)CTR_MAX_(n, 1);
+    if (labelled) report->accuracy = (double)right / (double)labelled;
+}
+
+/* Mean over the images that have a target of -sum_k target_k log softmax(logits)_k. */
+CTR_PRIVATE_ ctr_tensor *ctr_supervised_loss_(ctr_method *method, ctr_tensor *z,
+                                              const ctr_batch *batch, ctr_report *report)
+{
+    ctr_supervised_ *m = (ctr_supervised_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    int64_t shape[2], counted = 0;
+    ctr_tensor *target;
+    ctr_real *rows;
+    shape[0] = batch->n;
+    shape[1] = m->config.classes;
+    target = ctr_tensor_temp(ctx, CTR_F32, 2, shape);
+    report->chance = log((double)m->config.classes);
+    if (ctx->status == CTR_OK && !ctx->plan) {
+        rows = ctr_supervised_targets_(m, batch, &counted);
+        if (rows) ctr_tensor_write(ctx, target, rows, target->size);
+    }
+    ctr_supervised_hits_(ctx, z, batch->labels, report);
+    z = ctr_cross_entropy_soft(ctx, z, target);                        /* a mean over all n */
+    return ctr_scale(ctx, z, counted ? (double)batch->n / (double)counted : 0);
+}
+
+CTR_PRIVATE_ void ctr_supervised_check_(ctr_method *method)
+{
+    ctr_supervised_ *m = (ctr_supervised_ *)method;
+    if (m->optim) ctr_vars_check_gradients(method->ctx, &m->vars);
+    ctr_vars_check_gradients(method->ctx, &m->head);
+}
+
+CTR_PRIVATE_ void ctr_supervised_commit_(ctr_method *method, double lr)
+{
+    ctr_supervised_ *m = (ctr_supervised_ *)method;
+    if (m->optim) ctr_optim_step(method->ctx, m->optim, lr);
+    ctr_optim_step(method->ctx, m->head_optim, lr * m->config.head_rate);
+}
+
+CTR_PRIVATE_ void ctr_supervised_visit_(ctr_method *method, const ctr_visitor *visitor)
+{
+    ctr_supervised_ *m = (ctr_supervised_ *)method;
+    ctr_visit_vars_(visitor, "", &m->vars);
+    ctr_visit_vars_(visitor, "", &m->head);
+    if (m->optim) {
+        ctr_visit_vars_(visitor, "optim.", ctr_optim_state(m->optim));
+        visitor->number_fn(visitor->user, "optim.steps", ctr_optim_steps(m->optim));
+    }
+    if (!m->head_optim) return;
+    ctr_visit_vars_(visitor, "optim.", ctr_optim_state(m->head_optim));
+    visitor->number_fn(visitor->user, "optim.fc.steps", ctr_optim_steps(m->head_optim));
+}
+
+CTR_PRIVATE_ void ctr_supervised_describe_(ctr_method *method, char *text, size_t size)
+{
+    ctr_supervised_ *m = (ctr_supervised_ *)method;
+    char net[96], head[48] = "";
+    if (m->head_optim)
+        snprintf(head, sizeof head, " classes=%ld%s", (long)m->config.classes,
+                 m->config.frozen ? " frozen" : "");
+    snprintf(text, size, "%s %s%s", method->name, ctr_resnet_describe(&m->encoder, net), head);
+}
+
+CTR_PRIVATE_ void ctr_supervised_destroy_(ctr_method *method)
+{
+    ctr_supervised_ *m = (ctr_supervised_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    ctr_optim_destroy(ctx, m->head_optim);
+    ctr_optim_destroy(ctx, m->optim);
+    ctr_vars_destroy(ctx, &m->head);
+    ctr_vars_destroy(ctx, &m->vars);
+    ctr_free_host_(ctx, m, sizeof *m);
+}
+
+CTR_PRIVATE_ void ctr_supervised_methods_(ctr_method *base)
+{
+    base->views = 1;
+    base->represent_fn = ctr_supervised_represent_;
+    base->embed_fn = ctr_supervised_embed_;
+    base->loss_fn = ctr_supervised_loss_;
+    base->commit_fn = ctr_supervised_commit_;
+    base->check_fn = ctr_supervised_check_;
+    base->visit_fn = ctr_supervised_visit_;
+    base->describe_fn = ctr_supervised_describe_;
+    base->destroy_fn = ctr_supervised_destroy_;
+}
+
+/* The network of the config, with the file's weights and architecture if there is a file. */
+CTR_PRIVATE_ void ctr_supervised_network_(ctr_ctx *ctx, ctr_supervised_ *m)
+{
+    ctr_supervised_config *c = &m->config;
+    ctr_safetensors *file = c->weights ? ctr_safetensors_open(ctx, c->weights) : NULL;
+    char found[96];
+    if (file) ctr_encoder_read_(ctx, file, c->weights, c->prefix, &c->encoder, found);
+    if (ctx->status == CTR_OK)
+        ctr_resnet_init(ctx, &m->encoder, &m->vars, "encoder.", &c->encoder);
+    if (file && ctx->status == CTR_OK)
+        ctr_encoder_take_(ctx, file, c->weights, found, &m->vars, "encoder.");
+    ctr_safetensors_close(ctx, file);
+    c->weights = c->prefix = NULL;                 /* the caller's texts end with this call */
+    m->base.features = m->base.dim = m->encoder.features;
+    m->base.encoder = &m->vars;
+}
+
+CTR_PRIVATE_ ctr_supervised_ *ctr_supervised_build_(ctr_ctx *ctx, const char *name,
+                                                    const ctr_supervised_config *config)
+{
+    ctr_supervised_ *m = (ctr_supervised_ *)ctr_alloc_zero_(ctx, sizeof *m);
+    if (!m) return NULL;
+    m->config = *config;
+    ctr_supervised_methods_(&m->base);
+    m->base.name = name;
+    m->base.ctx = ctx;
+    m->base.augs = &m->config.aug;
+    m->base.lr = config->lr;
+    m->base.lr_rule = config->lr_rule;
+    m->vars.frozen = config->frozen;
+    ctr_supervised_network_(ctx, m);
+    return m;
+}
+
+CTR_PRIVATE_ int ctr_supervised_config_check_(ctr_ctx *ctx, const ctr_supervised_config *c)
+{
+    if (ctx->status != CTR_OK) return 0;
+    if (c->classes < 2 || c->classes > CTR_MAX_CLASSES)
+        ctr_fail_(ctx, CTR_E_VALUE, "supervised: classes must be 2..%d, got %ld", CTR_MAX_CLASSES,
+                  (long)c->classes);
+    else if (!(c->smoothing >= 0 && c->smoothing <= 1))
+        ctr_fail_(ctx, CTR_E_VALUE, "supervised: smoothing must be in 0..1, got %g", c->smoothing);
+    return ctr_loss_weight_(ctx, "supervised", "head_rate", c->head_rate) &&
+           ctr_aug_config_check(ctx, &c->aug);
+}
+
+CTR_API ctr_method *ctr_supervised_create(ctr_ctx *ctx, const ctr_supervised_config *config)
+{
+    ctr_supervised_ *m;
+    if (!ctr_supervised_config_check_(ctx, config)) return NULL;
+    m = ctr_supervised_build_(ctx, "supervised", config);
+    if (!m) return NULL;
+    m->base.dim = config->classes;
+    if (ctx->status == CTR_OK)
+        ctr_linear_init(ctx, &m->classifier, &m->head, "fc.", m->encoder.features, config->classes,
+                        1);
+    if (ctx->status == CTR_OK && !config->frozen)
+        m->optim = ctr_optim_create(ctx, &config->optim, &m->vars);
+    if (ctx->status == CTR_OK) m->head_optim = ctr_optim_create(ctx, &config->optim, &m->head);
+    if (ctx->status == CTR_OK) return &m->base;
+    ctr_supervised_destroy_(&m->base);
+    return NULL;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_encoder_loss_(ctr_method *method, ctr_tensor *z,
+                                           const ctr_batch *batch, ctr_report *report)
+{
+    (void)z;
+    (void)batch;
+    (void)report;
+    ctr_fail_(method->ctx, CTR_E_STATE, "encoder: it has nothing to train with; "
+              "ctr_supervised_create starts from the same file");
+    return &method->ctx->poison;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_encoder_embed_(ctr_method *method, ctr_tensor *x)
+{
+    return ctr_supervised_represent_(method, x, CTR_NORM_EVAL);
+}
+
+CTR_API ctr_method *ctr_encoder_create(ctr_ctx *ctx, const char *path, const char *prefix)
+{
+    ctr_supervised_config config;
+    ctr_supervised_ *m;
+    if (ctx->status != CTR_OK) return NULL;
+    ctr_supervised_config_init(&config);
+    config.weights = path;
+    config.prefix = prefix;
+    config.frozen = 1;
+    m = ctr_supervised_build_(ctx, "encoder", &config);
+    if (!m) return NULL;
+    m->base.embed_fn = ctr_encoder_embed_;
+    m->base.loss_fn = ctr_encoder_loss_;
+    ctr_aug_none_config_init(&m->config.aug, m->encoder.config.image_size);
+    if (ctx->status == CTR_OK) return &m->base;
+    ctr_supervised_destroy_(&m->base);
+    return NULL;
+}
+
+CTR_API int ctr_supervised_logits(ctr_method *method, int64_t n, const ctr_real *features,
+                                  ctr_real *logits)
+{
+    ctr_ctx *ctx = method ? method->ctx : NULL;
+    ctr_supervised_ *m = (ctr_supervised_ *)method;
+    int64_t i, shape[2];
+    ctr_tensor *x;
+    if (!ctx || ctx->status != CTR_OK) return 0;
+    if (method->loss_fn != ctr_supervised_loss_) {
+        ctr_fail_(ctx, CTR_E_VALUE, "supervised: %s has no classifier", method->name);
+        return 0;
+    }
+    for (i = 0; i < n && ctx->status == CTR_OK; i += shape[0]) {
+        shape[0] = CTR_MIN_(n - i, 256);
+        shape[1] = method->features;
+        ctr_step_begin(ctx);
+        ctr_nograd_begin(ctx);
+        x = ctr_tensor_temp(ctx, CTR_F32, 2, shape);
+        ctr_tensor_write(ctx, x, features + i * shape[1], x->size);
+        x = ctr_linear_forward(ctx, &m->classifier, x);
+        ctr_tensor_read(ctx, x, logits + i * method->dim, shape[0] * method->dim);
+        ctr_step_end(ctx);
+    }
+    return ctx->status == CTR_OK;
+}
+
+CTR_API int ctr_supervised_classify(ctr_method *method, const ctr_dataset *dataset,
+                                    const ctr_aug_config *aug, int32_t *predicted, double *top1)
+{
+    ctr_ctx *ctx = method ? method->ctx : NULL;
+    int64_t n = ctr_dataset_count(dataset), labelled = 0, right = 0, i, j, best;
+    ctr_real *x, *logits;
+    int32_t *labels;
+    ctr_bag_ bag;
+    if (!ctx || ctx->status != CTR_OK) return 0;
+    ctr_bag_open_(&bag, ctx);
+    x = ctr_bag_real_(&bag, n, method->features);
+    logits = ctr_bag_real_(&bag, n, method->dim);
+    labels = ctr_bag_i32_(&bag, n, 1);
+    if (labels && ctr_method_represent_dataset(ctx, method, dataset, aug, 0, x, labels) &&
+        ctr_supervised_logits(method, n, x, logits)) {
+        for (i = 0; i < n; i++) {
+            const ctr_real *row = logits + i * method->dim;
+            for (j = 1, best = 0; j < method->dim; j++)
+                if (row[j] > row[best]) best = j;
+            if (predicted) predicted[i] = (int32_t)best;
+            labelled += labels[i] >= 0;
+            right += labels[i] == best;
+        }
+        if (top1) *top1 = labelled ? (double)right / (double)labelled : -1;
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+/* ---- a share of every class ------------------------------------------------------------------ */
+
+/* chosen[i] = 1 for the first images of each class in the class's random order. */
+CTR_PRIVATE_ int64_t ctr_split_choose_(int64_t classes, const int64_t *sorted,
+                                       const int64_t *first, const int32_t *labels, double share,
+                                       uint64_t seed, int64_t *order, int32_t *chosen)
+{
+    int64_t c, i, size, take, total = 0;
+    ctr_rng rng;
+    for (c = 0; c < classes; c++) {
+        size = first[c + 1] - first[c];
+        take = (int64_t)(share * (double)size + 0.5);
+        take = CTR_MIN_(CTR_MAX_(take, 1), size);
+        ctr_rng_init(&rng, seed, CTR_STREAM_EVAL, labels[sorted[first[c]]], 0, 2);
+        ctr_rng_permutation(&rng, size, order);
+        for (i = 0; i < take; i++) chosen[sorted[first[c] + order[i]]] = 1;
+        total += take;
+    }
+    return total;
+}
+
+CTR_API int ctr_dataset_split(ctr_ctx *ctx, const ctr_dataset *whole, double share, uint64_t seed,
+                              ctr_dataset **part, ctr_dataset **rest)
+{
+    int64_t n = ctr_dataset_count(whole), *sorted, *first, *order, *index, classes, taken, i, a, b;
+    int32_t *labels, *chosen;
+    double *key;
+    ctr_bag_ bag;
+    *part = NULL;
+    if (rest) *rest = NULL;
+    if (ctx->status == CTR_OK && !(share > 0 && share < 1))
+        ctr_fail_(ctx, CTR_E_VALUE, "split: the share must be above 0 and below 1, got %g", share);
+    if (ctx->status != CTR_OK) return 0;
+    ctr_bag_open_(&bag, ctx);
+    sorted = ctr_bag_i64_(&bag, n, 1);
+    first = ctr_bag_i64_(&bag, n + 1, 1);
+    order = ctr_bag_i64_(&bag, n, 1);
+    index = ctr_bag_i64_(&bag, n, 1);
+    labels = ctr_bag_i32_(&bag, n, 1);
+    chosen = ctr_bag_i32_(&bag, n, 1);
+    key = ctr_bag_double_(&bag, n, 1);
+    if (key) {
+        for (i = 0; i < n; i++) { /* from 0: no label is a class as well */
+            labels[i] = CTR_MAX_(ctr_dataset_label(whole, i), -1) + 1;
+            chosen[i] = 0;
+        }
+        classes = ctr_class_table_(n, labels, sorted, first, key, order);
+        taken = ctr_split_choose_(classes, sorted, first, labels, share, seed, order, chosen);
+        for (i = a = 0, b = taken; i < n; i++) index[chosen[i] ? a++ : b++] = i;
+        *part = ctr_dataset_select(ctx, whole, taken, index);
+        if (rest && taken < n) *rest = ctr_dataset_select(ctx, whole, n - taken, index + taken);
+    }
+    ctr_bag_close_(&bag);
+    if (ctx->status == CTR_OK) return 1;
+    ctr_dataset_destroy(ctx, *part);
+    *part = NULL;
+    return 0;
+}
+
+/* ---- few shots -------------------------------------------------------------------------------
+
+   centroid_c = 1 / shots sum of its shots (COSINE: of their unit rows)
+   score_c(q) = q . centroid_c - |centroid_c|^2 / 2, the largest where |q - centroid_c| is least
+   COSINE: q . centroid_c / |centroid_c|                                                          */
+
+#define CTR_FEWSHOT_CHUNKS_ 32 /* episodes are cut into so many runs, each with its own memory */
+
+typedef struct ctr_fewshot_ {
+    const ctr_points *points;
+    ctr_fewshot_config config;
+    int64_t classes, *sorted;      /* [points], the labelled ones class by class */
+    int64_t *start, *size;         /* [classes] in sorted, of the classes with enough points */
+    double *inverse;               /* [points] of the rows' lengths */
+    double *centroid;              /* [chunks, ways, d + 2] with the score's factor and summand */
+    int64_t *drawn;                /* [chunks, ways + ways * (shots + queries)] */
+    double *accuracy;              /* [episodes] */
+} ctr_fewshot_;
+
+CTR_API void ctr_fewshot_config_init(ctr_fewshot_config *config)
+{
+    memset(config, 0, sizeof *config);
+    config->ways = 5;
+    config->shots = 1;
+    config->queries = 15;
+    config->episodes = 600;
+    config->seed = 1;
+}
+
+CTR_API ctr_fewshot_config ctr_fewshot_config_default(void)
+{
+    ctr_fewshot_config config;
+    ctr_fewshot_config_init(&config);
+    return config;
+}
+
+/* k different ones of 0..n-1 in random order: a set by Floyd's algorithm, then a shuffle. */
+CTR_PRIVATE_ void ctr_fewshot_draw_(ctr_rng *rng, int64_t n, int64_t k, int64_t *out)
+{
+    int64_t count = 0, i, j, t;
+    for (j = n - k; j < n; j++) {
+        t = ctr_rng_below(rng, j + 1);
+        for (i = 0; i < count && out[i] != t; i++) { }
+        out[count] = i < count ? j : t;
+        count++;
+    }
+    for (i = k - 1; i > 0; i--) {
+        j = ctr_rng_below(rng, i + 1);
+        t = out[i];
+        out[i] = out[j];
+        out[j] = t;
+    }
+}
+
+/* The mean of a class's shots, and what turns a product with it into a score. */
+CTR_PRIVATE_ void ctr_fewshot_centroid_(const ctr_fewshot_ *f, const int64_t *shot, double *mean)
+{
+    int64_t d = f->points->d, i, j;
+    int cosine = f->config.kind == CTR_FEWSHOT_COSINE;
+    double square = 0;
+    for (j = 0; j < d; j++) mean[j] = 0;
+    for (i = 0; i < f->config.shots; i++) {
+        const ctr_real *x = f->points->x + shot[i] * d;
+        double scale = (cosine ? f->inverse[shot[i]] : 1) / f->config.shots;
+        for (j = 0; j < d; j++) mean[j] += scale * (double)x[j];
+    }
+    for (j = 0; j < d; j++) square += mean[j] * mean[j];
+    mean[d] = !cosine ? 1 : square > 0 ? 1 / sqrt(square) : 0;
+    mean[d + 1] = cosine ? 0 : -square / 2;
+}
+
+/* The class, 0..ways-1, whose score is largest; of equals the first. */
+CTR_PRIVATE_ int ctr_fewshot_nearest_(const ctr_fewshot_ *f, const ctr_real *x,
+                                      const double *centroid)
+{
+    int64_t d = f->points->d, j;
+    double best = 0, score;
+    int c, nearest = 0;
+    for (c = 0; c < f->config.ways; c++, centroid += d + 2) {
+        for (j = 0, score = 0; j < d; j++) score += (double)x[j] * centroid[j];
+        score = score * centroid[d] + centroid[d + 1];
+        if (c && score <= best) continue;
+        best = score;
+        nearest = c;
+    }
+    return nearest;
+}
+
+CTR_PRIVATE_ double ctr_fewshot_episode_(const ctr_fewshot_ *f, int64_t episode, double *centroid,
+                                         int64_t *drawn)
+{
+    const ctr_fewshot_config *c = &f->config;
+    int64_t *point = drawn + c->ways, each = c->shots + c->queries, i, w, right = 0;
+    ctr_rng rng;
+    ctr_rng_init(&rng, c->seed, CTR_STREAM_EVAL, 0, episode, 1);
+    ctr_fewshot_draw_(&rng, f->classes, c->ways, drawn);
+    for (w = 0; w < c->ways; w++) {
+        ctr_fewshot_draw_(&rng, f->size[drawn[w]], each, point + w * each);
+        for (i = w * each; i < (w + 1) * each; i++)
+            point[i] = f->sorted[f->start[drawn[w]] + point[i]];
+        ctr_fewshot_centroid_(f, point + w * each, centroid + w * (f->points->d + 2));
+    }
+    for (w = 0; w < c->ways; w++)
+        for (i = w * each + c->shots; i < (w + 1) * each; i++)
+            right += ctr_fewshot_nearest_(f, f->points->x + point[i] * f->points->d, centroid) == w;
+    return (double)right / (double)(c->ways * (int64_t)c->queries);
+}
+
+CTR_PRIVATE_ void ctr_fewshot_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_fewshot_ *f = (ctr_fewshot_ *)arg;
+    const ctr_fewshot_config *c = &f->config;
+    int64_t each = c->ways + c->ways * ((int64_t)c->shots + c->queries), e;
+    (void)worker;
+    for (e = chunk; e < c->episodes; e += CTR_FEWSHOT_CHUNKS_)
+        f->accuracy[e] = ctr_fewshot_episode_(f, e,
+                                              f->centroid + chunk * c->ways * (f->points->d + 2),
+                                              f->drawn + chunk * each);
+}
+
+CTR_PRIVATE_ void ctr_fewshot_sum_up_(const ctr_fewshot_ *f, ctr_fewshot_result *out)
+{
+    int64_t n = f->config.episodes, e;
+    double sum = 0, square = 0;
+    for (e = 0; e < n; e++) sum += f->accuracy[e];
+    out->accuracy = sum / (double)n;
+    for (e = 0; e < n; e++) square += (f->accuracy[e] - out->accuracy) *
+                                      (f->accuracy[e] - out->accuracy);
+    out->std = n > 1 ? sqrt(square / (double)(n - 1)) : 0;
+    out->interval = 1.96 * out->std / sqrt((double)n);
+    out->classes = f->classes;
+    snprintf(out->text, sizeof out->text, "%d-way %d-shot by %s: %.2f +- %.2f %% over %d episodes "
+             "of %d queries a class, drawn from %ld classes", f->config.ways, f->config.shots,
+             f->config.kind == CTR_FEWSHOT_COSINE ? "cosine" : "centroid", 100 * out->accuracy,
+             100 * out->interval, f->config.episodes, f->config.queries, (long)f->classes);
+}
+
+/* The classes with enough points. 0 with an error if they are too few. */
+CTR_PRIVATE_ int ctr_fewshot_classes_(ctr_bag_ *bag, ctr_fewshot_ *f)
+{
+    int64_t n = f->points->n, each = (int64_t)f->config.shots + f->config.queries, classes, c;
+    int64_t *spare = ctr_bag_i64_(bag, n, 1);
+    double *key = ctr_bag_double_(bag, n, 1);
+    f->sorted = ctr_bag_i64_(bag, n, 1);
+    f->start = ctr_bag_i64_(bag, n + 1, 1);
+    f->size = ctr_bag_i64_(bag, n + 1, 1);
+    f->inverse = ctr_bag_double_(bag, n, 1);
+    if (!f->inverse || !ctr_eval_rows_scan_(bag->ctx, "fewshot", "points", n, f->points->d,
+                                            f->points->x, f->inverse))
+        return 0;
+    classes = f->points->labels ? ctr_class_table_(n, f->points->labels, f->sorted, f->start, key,
+                                                   spare) : 0;
+    for (c = 0; c < classes; c++) { /* start[c + 1] is read before anything overtakes it */
+        int64_t first = f->start[c], size = f->start[c + 1] - first;
+        if (size < each) continue;
+        f->start[f->classes] = first;
+        f->size[f->classes++] = size;
+    }
+    if (f->classes >= f->config.ways) return 1;
+    ctr_fail_(bag->ctx, CTR_E_VALUE, "fewshot: %d ways need as many classes of at least %ld "
+              "labelled points, there are %ld", f->config.ways, (long)each, (long)f->classes);
+    return 0;
+}
+
+CTR_API int ctr_fewshot_measure(ctr_ctx *ctx, const ctr_points *points,
+                                const ctr_fewshot_config *config, ctr_fewshot_result *out)
+{
+    ctr_fewshot_ f;
+    ctr_bag_ bag;
+    int64_t each, chunks;
+    memset(&f, 0, sizeof f);
+    memset(out, 0, sizeof *out);
+    ctr_fewshot_config_init(&f.config);
+    if (config) f.config = *config;
+    f.points = points;
+    if (!ctr_points_check_(ctx, "fewshot", "points", points, NULL, NULL)) return 0;
+    if (f.config.ways < 2 || f.config.shots < 1 || f.config.queries < 1 || f.config.episodes < 1 ||
+        (unsigned)f.config.kind > CTR_FEWSHOT_COSINE) {
+        ctr_fail_(ctx, CTR_E_VALUE, "fewshot: needs 2 ways and 1 shot, query and episode at least, "
+                  "kind 0 or 1, got %d, %d, %d, %d and %d", f.config.ways, f.config.shots,
+                  f.config.queries, f.config.episodes, (int)f.config.kind);
+        return 0;
+    }
+    ctr_bag_open_(&bag, ctx);
+    if (ctr_fewshot_classes_(&bag, &f)) {
+        chunks = CTR_MIN_(f.config.episodes, CTR_FEWSHOT_CHUNKS_);
+        each = f.config.ways + f.config.ways * ((int64_t)f.config.shots + f.config.queries);
+        f.centroid = ctr_bag_double_(&bag, chunks * f.config.ways, points->d + 2);
+        f.drawn = ctr_bag_i64_(&bag, chunks, each);
+        f.accuracy = ctr_bag_double_(&bag, f.config.episodes, 1);
+        if (f.accuracy) {
+            ctr_parallel_(ctx, chunks, ctr_fewshot_job_, &f);
+            ctr_fewshot_sum_up_(&f, out);
+        }
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+/* ---- clusters -------------------------------------------------------------------------------- */
+
+CTR_API int ctr_clustering_measure(ctr_ctx *ctx, const ctr_points *points,
+                                   const ctr_kmeans_config *config, ctr_clustering *out)
+{
+    ctr_kmeans_config c;
+    ctr_kmeans_result r;
+    ctr_agreement known;
+    ctr_bag_ bag;
+    ctr_real *centroids;
+    int32_t *assignment;
+    memset(out, 0, sizeof *out);
+    if (!ctr_points_check_(ctx, "clustering", "points", points, NULL, NULL)) return 0;
+    if (!points->labels) {
+        ctr_fail_(ctx, CTR_E_VALUE, "clustering: needs labels to compare with");
+        return 0;
+    }
+    ctr_agreement_measure(ctx, points->n, points->labels, points->labels, &known);
+    ctr_kmeans_config_init(&c);
+    c.k = CTR_MAX_(known.classes, 1);
+    c.restarts = 5;
+    c.spherical = 1;
+    c.init = CTR_KMEANS_PLUSPLUS;
+    c.min_points = 0;
+    if (config) c = *config;
+    ctr_bag_open_(&bag, ctx);
+    centroids = ctr_bag_real_(&bag, CTR_MAX_(CTR_MIN_(c.k, points->n), 1), points->d);
+    assignment = ctr_bag_i32_(&bag, points->n, 1);
+    if (assignment && ctr_kmeans_run(ctx, points->n, points->d, points->x, &c, centroids,
+                                     assignment, NULL, &r) &&
+        ctr_agreement_measure(ctx, points->n, assignment, points->labels, &out->agreement) &&
+        ctr_agreement_match(ctx, points->n, assignment, points->labels, NULL, &out->accuracy)) {
+        out->k = c.k;
+        out->inertia = r.inertia;
+        snprintf(out->text, sizeof out->text, "k-means with %ld clusters, %ld points of %ld "
+                 "classes: accuracy %.2f %%, NMI %.4f, ARI %.4f", (long)c.k,
+                 (long)out->agreement.points, (long)out->agreement.classes, 100 * out->accuracy,
+                 out->agreement.nmi, out->agreement.ari);
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
 }
 
 /* ------------------------------------------------------------------------------------------------
