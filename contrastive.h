@@ -26473,6 +26473,8 @@ CTR_API ctr_method *ctr_supervised_create(ctr_ctx *ctx, const ctr_supervised_con
     m = ctr_supervised_build_(ctx, "supervised", config);
     if (!m) return NULL;
     m->base.dim = config->classes;
+    snprintf(m->base.settings, sizeof m->base.settings, "smoothing=%g head_rate=%g soft=%d",
+             config->smoothing, config->head_rate, config->target_fn != NULL);
     if (ctx->status == CTR_OK)
         ctr_linear_init(ctx, &m->classifier, &m->head, "fc.", m->encoder.features, config->classes,
                         1);

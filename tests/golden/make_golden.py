@@ -2102,6 +2102,128 @@ def make_cluster():
     return g
 
 
+# ----------------------------------------------------------------------- transfer: labels, few shots
+TRANSFER = """
+golden_transfer.txt: three supervised training steps, and few-shot episodes.
+
+resnet8 of golden_net.txt seeded by "encoder.conv1.weight" ..., a linear layer of 5 classes seeded
+by "fc.weight" [5, 64] and "fc.bias" (weights as in golden_net.txt). SGD with Nesterov momentum 0.9,
+decay 1e-4 on weights, rates 0.05, 0.04, 0.03 in steps t = 1 .. 3. One view of six images:
+views:t [6, 16, 16, 3], labels (2 i + t) mod 5.
+  plain    cross entropy with the labels; image 3 has none
+  smooth   label smoothing 0.1, the linear layer's rate 10 times the encoder's
+  soft     targets: rows of softmax(2 fill("target:t")) [6, 5], the last row zero: left out
+  frozen   the encoder in evaluation mode and unchanged
+  KIND:loss               losses of the three steps
+  KIND:param:NAME  KIND:buffer:NAME   digests after them
+
+Few shots: 90 points [90, 7] = fill("shot.x") + 0.4 fill("shot.c") [6, 7] of the class; classes
+i * i mod 6 of which 0, 1, 3, 4 occur; points 7 and 20 have no label. Draws from Philox as
+ctr_fewshot_measure says.
+  fewshot:KIND:WAYS:SHOTS:QUERIES:EPISODES:SEED   accuracy, std, interval
+"""
+
+
+def supervised_steps(g, kind):
+    net = nn.Module()
+    net.encoder, net.fc = build_net("resnet8"), nn.Linear(64, 5)
+    fill_module(net).train(kind != "frozen")
+    parts, scale = [], 10 if kind == "smooth" else 1
+    for part, rate in ((net.encoder, 1), (net.fc, scale)):
+        for heavy in (True, False):
+            parts.append({"params": [q for q in part.parameters() if (q.dim() > 1) == heavy],
+                          "weight_decay": 1e-4 if heavy else 0.0, "rate": rate})
+    if kind == "frozen":
+        parts = parts[2:]
+    optim = torch.optim.SGD(parts, lr=1, momentum=.9, nesterov=True)
+    losses = []
+    for t in (1, 2, 3):
+        y = torch.tensor([(2 * i + t) % 5 for i in range(6)])
+        with torch.set_grad_enabled(kind != "frozen"):
+            h = run_net(net.encoder, tfill("views:%d" % t, (6, 16, 16, 3)))
+        out = net.fc(h)
+        if kind == "soft":
+            target = torch.softmax(2 * tfill("target:%d" % t, (6, 5)), 1)[:5]
+            loss = F.cross_entropy(out[:5], target)
+        else:
+            if kind == "plain":
+                y[3] = -100
+            loss = F.cross_entropy(out, y, label_smoothing=.1 if kind == "smooth" else 0.0)
+        optim.zero_grad()
+        loss.backward()
+        for group in optim.param_groups:
+            group["lr"] = (.05, .04, .03)[t - 1] * group["rate"]
+        optim.step()
+        losses.append(loss.item())
+    g.put(kind + ":loss", losses)
+    for k, q in net.named_parameters():
+        g.digest("%s:param:%s" % (kind, k), q)
+    for k, b in net.named_buffers():
+        if "running" in k:
+            g.digest("%s:buffer:%s" % (kind, k), b)
+
+
+class Draws:
+    """ctr_rng_below of one (seed, stream, epoch 0, position, view)."""
+
+    def __init__(self, seed, stream, position, view):
+        self.key = (seed & 0xFFFFFFFF, seed >> 32)
+        self.at, self.words = [0, position, 0, stream << 16 | view], []
+
+    def below(self, n):
+        if not self.words:
+            self.words = philox(self.at, self.key)
+            self.at[0] += 1
+        high, low = self.words[:2]
+        self.words = self.words[2:]
+        return (high << 32 | low) % n
+
+    def some(self, n, k):
+        out = []
+        for j in range(n - k, n):
+            t = self.below(j + 1)
+            out.append(j if t in out else t)
+        for i in range(k - 1, 0, -1):
+            j = self.below(i + 1)
+            out[i], out[j] = out[j], out[i]
+        return out
+
+
+def few_shots(x, y, kind, ways, shots, queries, episodes, seed):
+    groups = [np.flatnonzero(y == c) for c in range(6)]
+    groups = [p for p in groups if len(p) >= shots + queries]
+    if kind == "cosine":
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    shares = []
+    for e in range(episodes):
+        rng, centroids, asked = Draws(seed, 8, e, 1), [], []
+        chosen = rng.some(len(groups), ways)
+        for c in chosen:
+            rows = x[groups[c][rng.some(len(groups[c]), shots + queries)]]
+            mean = rows[:shots].mean(0)
+            centroids.append(mean / np.linalg.norm(mean) if kind == "cosine" else mean)
+            asked.append(rows[shots:])
+        distance = ((np.stack(asked)[:, :, None] - np.stack(centroids)) ** 2).sum(3)
+        shares.append((distance.argmin(2) == np.arange(ways)[:, None]).mean())
+    return [np.mean(shares), np.std(shares, ddof=1),
+            1.96 * np.std(shares, ddof=1) / math.sqrt(episodes)]
+
+
+def make_transfer():
+    g = Golden("golden_transfer.txt", TRANSFER)
+    for kind in ("plain", "smooth", "soft", "frozen"):
+        supervised_steps(g, kind)
+    y = np.array([-1 if i in (7, 20) else i * i % 6 for i in range(90)])
+    x = np.stack([fill("shot.x", 630).reshape(90, 7)[i] +
+                  .4 * fill("shot.c", 42).reshape(6, 7)[max(y[i], 0)] for i in range(90)])
+    for case in (("centroid", 3, 1, 5, 40, 1), ("cosine", 3, 1, 5, 40, 1),
+                 ("centroid", 2, 5, 8, 100, 7), ("cosine", 4, 3, 2, 33, 12345678901)):
+        key = "fewshot:%s:%d:%d:%d:%d:%d" % case
+        seed = case[5]
+        g.put(key, few_shots(x, y, case[0], *case[1:5], seed))
+    return g
+
+
 def main(argv):
     folder, names = os.path.dirname(os.path.abspath(__file__)), []
     while argv:
@@ -2111,7 +2233,7 @@ def main(argv):
         else:
             names.append(a)
     for name in names or ["loss", "losses", "aug", "ops", "optim", "net", "step", "teacher", "prototype",
-                          "bank", "clip", "token", "eval", "cluster"]:
+                          "bank", "clip", "token", "transfer", "eval", "cluster"]:
         globals()["make_" + name]().write(folder)
 
 
