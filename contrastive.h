@@ -8,7 +8,7 @@
 
    WHAT IT DOES NOT DO (yet)
    - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg, NPID, FaceNet, SwAV,
-     DeepCluster v2, CLIP. More are to come; so is the GPU.
+     DeepCluster v2, CLIP, supervised. More are to come; so is the GPU.
    - Numbers are float. No mixed precision, no quantisation, no more than four dimensions.
    - No second derivatives; the tape is spent after one backward pass.
    - Convolutions have odd kernels, zero padding, no groups, no dilation.
@@ -31,7 +31,8 @@
        BANK                                         memory bank, triplets: NPID, FaceNet
        PROTOTYPE                                    SwAV, DeepCluster: clusters on the way
        CLIP                                         images and texts in one space
-       EVAL MAP IO FIT                              k-NN, probe, maps; files; the training driver
+       EVAL MAP IO                                  k-NN, probe, retrieval; maps; files
+       TRANSFER FIT                                 fine-tuning, few shots; the training driver
    A section of the implementation calls only those above it. Each level can be used alone: the
    losses for embeddings of another framework (ctr_loss_nt_xent_flat), the augmentations
    (ctr_aug_batch), the k-NN classifier (ctr_knn_classify), or ctr_fit for everything.
@@ -2626,7 +2627,7 @@ CTR_API int ctr_dataset_split(ctr_ctx *ctx, const ctr_dataset *whole, double sha
    fine-tuning, or, frozen, linear evaluation through augmented images. */
 typedef struct ctr_supervised_config {
     ctr_resnet_config encoder;    /* default ResNet-18; the file's with weights */
-    const char *weights;          /* the file to start from (ctr_encoder_load); default NULL: none */
+    const char *weights;          /* the file to start from, as for ctr_encoder_load; default NULL */
     const char *prefix;           /* of its names, default NULL: found out */
     int64_t classes;              /* no default; labels are 0..classes - 1, -1 is left out */
     int frozen;                   /* 1: the encoder stays as it is and normalises by its running

@@ -8,8 +8,10 @@
  *     paths.txt        a line for each image: its path below --data, or its number
  *     labels.npy       [images], int32, if there are classes: their numbers
  *
- *     python3:  x = numpy.load("out/embed/embeddings.npy"); x /= numpy.linalg.norm(x, axis=1)[:, None]
- *               print((x @ x[0]).argsort()[::-1][:5])     the images most like the first
+ *     import numpy
+ *     x = numpy.load("out/embed/embeddings.npy")
+ *     x /= numpy.linalg.norm(x, axis=1, keepdims=True)
+ *     print((x @ x[0]).argsort()[::-1][:5])              the images most like the first
  *
  *        image --> largest square in the middle, resized --> encoder --> mean over places --> row
  *

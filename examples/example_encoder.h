@@ -122,8 +122,8 @@ EX_FN ctr_dataset *ex_encoder_data(ex_run *run, const ex_encoder *e, const char 
     return data;
 }
 
-/* What the encoder sees of an image: how many pixels, and their mean and std. No file tells the size
- * that it was trained with. */
+/* What the encoder sees of an image: how many pixels, and their mean and std. No file tells the
+ * size that it was trained with. */
 EX_FN ctr_aug_config ex_encoder_view(ex_run *run, const ex_encoder *e, const ctr_dataset *data)
 {
     static const double mean[3] = { 0.485, 0.456, 0.406 }, std[3] = { 0.229, 0.224, 0.225 };

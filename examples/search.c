@@ -34,11 +34,25 @@ typedef struct query_set {
     int count;
 } query_set;
 
+/* Everything twice: with the channels that the encoder takes, and (0) as a person would see it. */
+static ctr_dataset *open_images(ex_run *run, const char *path, const char *split, int channels)
+{
+    ctr_data_options options = ctr_data_options_default();
+    ctr_dataset *data;
+    options.channels = channels;
+    options.short_side = 256;
+    if (!channels) options.cache = CTR_CACHE_NONE;          /* a few of them will be looked at */
+    data = ctr_dataset_open(run->ctx, path, split, &options);
+    ex_run_check(run);
+    return data;
+}
+
 /* The queries: an image file, a folder of them, an image of the gallery by its number, or (text
    NULL) a few of the test images, of the gallery where there are none. */
-static query_set find_queries(ex_run *run, const ex_encoder *e, const char *text)
+static query_set find_queries(ex_run *run, const ctr_dataset *gallery, const char *text,
+                              int channels)
 {
-    int64_t n = ctr_dataset_count(run->train), index[1];
+    int64_t n = ctr_dataset_count(gallery), index[1];
     int i, test = !text && ctr_dataset_has_split(run->ctx, run->o->data, "test");
     DIR *folder = text ? opendir(text) : NULL;
     query_set q;
@@ -46,17 +60,18 @@ static query_set find_queries(ex_run *run, const ex_encoder *e, const char *text
     q.self = -1;
     if (folder) closedir(folder);
     if (folder || test) {
-        q.from = ex_encoder_data(run, e, folder ? text : run->o->data, test ? "test" : NULL);
+        q.from = open_images(run, folder ? text : run->o->data, test ? "test" : NULL, channels);
         n = ctr_dataset_count(q.from);
-        q.images = ctr_dataset_part(run->ctx, q.from, n < 8 ? n : folder && n < ROWS ? n : 8);
+        i = folder ? ROWS : 8;
+        q.images = ctr_dataset_part(run->ctx, q.from, n < i ? n : i);
     } else if (!text || strspn(text, "0123456789") == strlen(text)) {
         index[0] = text ? strtol(text, NULL, 10) : 0;
         if (index[0] >= n)
             ex_die(run->o, 2, "--query: there are %ld images, expected a number from 0 to %ld or "
                    "a path, got '%s'", (long)n, (long)n - 1, text);
-        q.images = ctr_dataset_select(run->ctx, run->train, 1, index);
+        q.images = ctr_dataset_select(run->ctx, gallery, 1, index);
         q.self = index[0];
-    } else if (ctr_image_load(run->ctx, text, (int)e->net.channels, NULL, &q.file)) {
+    } else if (ctr_image_load(run->ctx, text, channels, NULL, &q.file)) {
         q.images = ctr_dataset_from_memory(run->ctx, q.file.pixels, 1, q.file.h, q.file.w,
                                            q.file.c, NULL);
     }
@@ -71,6 +86,13 @@ static query_set find_queries(ex_run *run, const ex_encoder *e, const char *text
                      q.self >= 0 ? (int)q.self : i + 1);
     }
     return q;
+}
+
+static void close_queries(ex_run *run, query_set *q)
+{
+    ctr_dataset_destroy(run->ctx, q->images);
+    ctr_dataset_destroy(run->ctx, q->from);
+    ctr_image_free(run->ctx, &q->file);
 }
 
 /* The gallery's vectors: computed, or read from what ./embed wrote. */
@@ -125,48 +147,62 @@ static int write_table(ex_run *run, const query_set *q, int k, const int64_t *in
     return same;
 }
 
-/* nearest.png: each query and its neighbours, as the encoder sees them; frames tell the class. */
-static void draw_sheet(ex_run *run, const query_set *q, int k, const int64_t *index,
+/* nearest.png: each query and its neighbours in their own colours; frames tell the class. */
+static void draw_sheet(ex_run *run, const char *text, int k, const int64_t *index,
                        const ctr_real *cosine, const char **names, int classes)
 {
-    ctr_aug_config view = run->clean;
+    ctr_dataset *all = open_images(run, run->o->data, NULL, 0), *shown = all;
+    ctr_aug_config view = ctr_aug_none_default(96);
     int32_t query[ROWS], nearest[ROWS * K_MOST], own[ROWS], labels[ROWS * K_MOST];
     float close[ROWS * K_MOST];
-    int i, known = ctr_dataset_classes(q->images) > 0;
     char path[EX_PATH], title[96];
     ex_images left, right;
     ex_neighbours sheet;
-    if (view.height > 96) view.height = view.width = 96;
-    left = ex_images_make(run, q->images, &view, q->count);
-    right = ex_images_make(run, run->train, &view, q->count * k);
-    for (i = 0; i < q->count; i++) {
-        query[i] = i;
-        own[i] = ctr_dataset_label(q->images, i);
-        ex_render(run, q->images, i, &view, 0, ex_image_at(left, i));
+    ctr_image first;
+    query_set q;
+    int i;
+    if (run->o->smoke)
+        shown = ctr_dataset_part(run->ctx, all, ctr_dataset_count(run->train));
+    q = find_queries(run, shown, text, 0);
+    if (ctr_dataset_image(run->ctx, shown, index[0], &first)) { /* small images stay as they are */
+        view.height = first.h < first.w ? first.h : first.w;
+        view.height = view.width = view.height < 96 ? view.height : 96;
+        ctr_image_free(run->ctx, &first);
     }
-    for (i = 0; i < q->count * k; i++) {
+    ex_run_check(run);
+    left = ex_images_make(run, q.images, &view, q.count);
+    right = ex_images_make(run, shown, &view, q.count * k);
+    for (i = 0; i < q.count; i++) {
+        query[i] = i;
+        own[i] = ctr_dataset_label(q.images, i);
+        ex_render(run, q.images, i, &view, 0, ex_image_at(left, i));
+    }
+    for (i = 0; i < q.count * k; i++) {
         nearest[i] = i;
         close[i] = (float)cosine[i];
-        labels[i] = ctr_dataset_label(run->train, index[i]);
-        ex_render(run, run->train, index[i], &view, 0, ex_image_at(right, i));
+        labels[i] = ctr_dataset_label(shown, index[i]);
+        ex_render(run, shown, index[i], &view, 0, ex_image_at(right, i));
     }
     memset(&sheet, 0, sizeof sheet);
     sheet.queries = left;
     sheet.gallery = right;
-    sheet.rows = q->count;
+    sheet.rows = q.count;
     sheet.k = k;
     sheet.query = query;
     sheet.nearest = nearest;
     sheet.similarity = close;
-    sheet.query_labels = known ? own : NULL;
+    sheet.query_labels = ctr_dataset_classes(q.images) ? own : NULL;
     sheet.gallery_labels = classes ? labels : NULL;
     sheet.names = names;
     sheet.names_count = names ? classes : 0;
     snprintf(title, sizeof title, "the nearest of %ld images by cosine",
-             (long)ctr_dataset_count(run->train));
+             (long)ctr_dataset_count(shown));
     ex_run_drew(run, ex_sheet_neighbours(ex_out_path(run->o, "nearest.png", path), title, &sheet));
     free(ex_image_at(left, 0));
     free(ex_image_at(right, 0));
+    close_queries(run, &q);
+    if (shown != all) ctr_dataset_destroy(run->ctx, shown);
+    ctr_dataset_destroy(run->ctx, all);
 }
 
 int main(int argc, char **argv)
@@ -203,10 +239,10 @@ int main(int argc, char **argv)
 
     /* 2. the encoder, the images to search, the queries */
     method = ex_encoder_open(&run, &o, &encoder);
-    run.train = ex_encoder_data(&run, &encoder, o.data, NULL);
+    run.train = open_images(&run, o.data, NULL, (int)encoder.net.channels);
     run.clean = ex_encoder_view(&run, &encoder, run.train);
     if (o.smoke) ex_run_shrink(&run);
-    q = find_queries(&run, &encoder, query);
+    q = find_queries(&run, run.train, query, (int)encoder.net.channels);
     if (k > ctr_dataset_count(run.train) - (q.self >= 0))
         k = (int)(ctr_dataset_count(run.train) - (q.self >= 0));
     if (k < 1) ex_die(&o, 2, "--data: there is no image but the query");
@@ -230,7 +266,7 @@ int main(int argc, char **argv)
     ex_out_make(&o);
     names = ex_class_names(&run, run.train, &classes, lines);
     same = write_table(&run, &q, k, index, cosine, names, &known);
-    draw_sheet(&run, &q, k, index, cosine, names, classes);
+    draw_sheet(&run, query, k, index, cosine, names, classes);
     printf("written to %s: nearest.png nearest.txt\n", o.out);
     if (known) snprintf(share, sizeof share, "%.2f", 100.0 * same / known);
     printf("result method=search images=%ld features=%ld queries=%d k=%d same_class=%s "
@@ -243,9 +279,7 @@ int main(int argc, char **argv)
     free(all.labels);
     free(some.x);
     free(some.labels);
-    ctr_dataset_destroy(run.ctx, q.images);
-    ctr_dataset_destroy(run.ctx, q.from);
-    ctr_image_free(run.ctx, &q.file);
+    close_queries(&run, &q);
     ctr_method_destroy(method);
     ex_run_close(&run);
     return 0;

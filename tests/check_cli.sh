@@ -1,7 +1,7 @@
 #!/bin/sh
 # Compiles examples/simclr.c, runs it as users do, right and wrong, and checks what it says, its exit
-# code and what it leaves behind; then the other methods' examples, each once. Also compiles and runs
-# the program that README.md shows.
+# code and what it leaves behind; then the other methods' examples, each once, and the programs that
+# begin with a checkpoint. Also compiles and runs the program that README.md shows.
 # Takes CC from the environment. Prints "cli: N passed, N failed, N skipped".
 set -u
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -171,5 +171,63 @@ if $CC -O2 -o "$work/clip" "$here/examples/clip.c" -lm -lpthread >log 2>&1 && [ 
 else
     bad "examples/clip.c: $(head -n 3 log)"
 fi
+
+# embed, search and evaluate: from nothing (--smoke makes a checkpoint), from SimCLR's of above
+mkdir gray && cp "$here"/examples/data/pictures/*.ppm gray
+for program in embed search evaluate; do
+    if $CC -O2 -o "$work/$program" "$here/examples/$program.c" -lm -lpthread >log 2>&1 && [ ! -s log ]; then
+        ok "examples/$program.c compiles by its one line and says nothing"
+    else
+        bad "examples/$program.c: $(head -n 3 log)"
+        continue
+    fi
+    prog=$work/$program
+    refuse "$program: unknown option" "--checkpoin" --checkpoin x
+    refuse "$program: checkpoint that is not there" "nowhere" --checkpoint nowhere
+    refuse "$program: checkpoint that is none" "readme.md" --checkpoint words/readme.md
+    refuse "$program: folder without images" "words" --data words --checkpoint one/checkpoint.safetensors
+    (mkdir -p bare && cd bare && "$prog" --data ../gray >stdout 2>stderr)
+    if [ $? -eq 2 ] && grep -q 'no out/simclr.*&& ./simclr' bare/stderr && [ ! -e bare/out ]; then
+        ok "$program without a checkpoint: $(cut -c1-150 bare/stderr)"
+    else
+        bad "$program without a checkpoint: $(cat bare/stderr)"
+    fi
+    if run --out "done_$program" && tail -n 1 stdout | grep -q "^result method=$program .*seconds="; then
+        ok "$(tail -n 1 stdout | cut -c1-100)"
+    else
+        bad "$program --smoke: $(tail -n 1 stdout) $(cat stderr)"
+    fi
+done
+for f in embed/embeddings.npy embed/paths.txt embed/labels.npy search/nearest.png search/nearest.txt \
+    evaluate/map.svg evaluate/neighbours.png evaluate/labels.svg; do
+    if [ -s "done_$f" ]; then ok "done_$f is there"; else bad "done_$f is missing"; fi
+done
+given() { "$work/$1" --checkpoint one/checkpoint.safetensors --threads 1 "$2" "$3" --out "$4" ${5:-} >stdout 2>stderr; }
+given embed --data gray pictures
+if [ "$(wc -l <pictures/paths.txt)" -eq 12 ] && [ "$(head -n 1 pictures/paths.txt)" = balloon.ppm ] &&
+    [ ! -e pictures/labels.npy ]; then
+    ok "colour pictures through a network for gray ones: $(tail -n 1 stdout | cut -c1-60)"
+else
+    bad "embed: $(cat stdout stderr)"
+fi
+given search --data gray found "--query gray/car.ppm --k 3 --embeddings pictures/embeddings.npy"
+if sed -n 2p found/nearest.txt | grep -q '^gray/car.ppm.1.1.0000.2.car.ppm'; then
+    ok "a picture finds itself first: $(sed -n 2p found/nearest.txt)"
+else
+    bad "search: $(cat stdout stderr)"
+fi
+given search --data gray found "--query 2 --k 11"
+if [ "$(wc -l <found/nearest.txt)" -eq 12 ] && ! cut -f 5 found/nearest.txt | grep -q car; then
+    ok "image 2 of the folder finds the 11 others"
+else
+    bad "search: $(cat stdout stderr)"
+fi
+prog=$work/search
+refuse "number beyond the images" "from 0 to 11" --data gray --checkpoint one/checkpoint.safetensors --query 12
+refuse "query that is no picture" "readme" --data gray --checkpoint one/checkpoint.safetensors --query words/readme.md
+refuse "another set's embeddings" "embeddings: expected float32 .12, 32." --data gray \
+    --checkpoint one/checkpoint.safetensors --embeddings done_embed/embeddings.npy
+prog=$work/evaluate
+refuse "no classes to ask for" "no classes" --data gray --checkpoint one/checkpoint.safetensors
 echo "cli: $passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]

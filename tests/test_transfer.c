@@ -493,7 +493,7 @@ static void strangers(void)
     ctr_ctx_destroy(ctx);
 }
 
-/* ------------------------------------------------------------------------------ shares of a class */
+/* ---------------------------------------------------------------------------- shares of a class */
 
 /* 61 images: 40 of class 0, 12 of 2, 8 of 7, one without a label; image i knows its own number. */
 static void splits(void)
@@ -571,7 +571,7 @@ static void splits(void)
     ctr_ctx_destroy(ctx);
 }
 
-/* ---------------------------------------------------------------------------- shots and clusters */
+/* -------------------------------------------------------------------------- shots and clusters */
 
 static void shot_points(ctr_real *x, int32_t *labels)
 {
@@ -595,7 +595,7 @@ static void fewshot(golden_file *g)
         { 0, 3, 1, 5, 40, 1 }, { 1, 3, 1, 5, 40, 1 }, { 0, 2, 5, 8, 100, 7 },
         { 1, 4, 3, 2, 33, UINT64_C(12345678901) } };
     ctr_ctx *ctx = test_ctx(1, CTR_KERNELS_AUTO), *three = test_ctx(3, CTR_KERNELS_AUTO);
-    ctr_fewshot_config c = ctr_fewshot_config_default();
+    ctr_fewshot_config c = ctr_fewshot_config_default(), same;
     ctr_fewshot_result r, again;
     ctr_real x[630];
     int32_t labels[90];
@@ -603,6 +603,9 @@ static void fewshot(golden_file *g)
     char key[96];
     int i;
     test_group("few shots");
+    memset(&same, 0xff, sizeof same);
+    ctr_fewshot_config_init(&same);
+    test_bytes("the defaults", &c, &same, sizeof c);
     shot_points(x, labels);
     for (i = 0; i < 4; i++) {
         const double *want;
@@ -725,7 +728,7 @@ static void clusters(void)
     ctr_ctx_destroy(ctx);
 }
 
-/* -------------------------------------------------------------------------- memory that runs out */
+/* ------------------------------------------------------------------------ memory that runs out */
 
 /* All that allocates outside a step; 1 if it came to its end. */
 static int everything(ctr_ctx *ctx, const ctr_real *x, const int32_t *labels, uint8_t *pixels)
