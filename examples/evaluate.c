@@ -191,27 +191,28 @@ static double train(ex_run *run, const ex_encoder *e, const char *weights, doubl
 }
 
 /* labels.svg: what a label is worth with and without the checkpoint. */
-static void draw_labels(ex_run *run, double accuracy[2][SHARES])
+static void draw_labels(ex_run *run, double accuracy[2][SHARES], const long *images)
 {
-    static const double x[SHARES] = { 0, 1, 2 };
+    double x[SHARES];
     ex_series series[2];
     ex_panel panel;
     char path[EX_PATH];
     int i;
     memset(series, 0, sizeof series);
     memset(&panel, 0, sizeof panel);
+    for (i = 0; i < SHARES; i++) x[i] = log10((double)images[i]);
     for (i = 0; i < 2; i++) {
         series[i].name = i ? "from random weights" : "from the checkpoint";
         series[i].x = x;
         series[i].y = accuracy[i];
         series[i].count = SHARES;
     }
-    panel.x_title = "share of the labels: 0 is 1 %, 1 is 10 %, 2 is 100 %";
+    panel.x_title = "labelled images, as a power of ten: 2 is 100, 3 is 1000";
     panel.y_title = "accuracy on test images, %";
     panel.series = series;
     panel.count = 2;
     ex_run_drew(run, ex_svg_curve(ex_out_path(run->o, "labels.svg", path),
-                                  "Training with a share of the labels", &panel, 1));
+                                  "Training with 1, 10 and 100 % of the labels", &panel, 1));
 }
 
 /* A line of the table: a number for each column, with its interval if there is one. -1: unknown. */
@@ -310,7 +311,7 @@ int main(int argc, char **argv)
     const char **names;
     char lines[2048];
     int untrained = 0, classes, i;
-    long images;
+    long images[SHARES];
 
     /* 1. the command line */
     ex_options_init(&o, "evaluate", "what an encoder is worth, asked in every way", __FILE__);
@@ -345,10 +346,10 @@ int main(int argc, char **argv)
 
     /* 4. and trained further, with few labels and with many */
     for (i = 0; i < SHARES && !untrained; i++) {
-        accuracy[0][i] = train(&run, &encoder, encoder.checkpoint, shares[i], &images);
-        accuracy[1][i] = train(&run, &encoder, NULL, shares[i], &images);
+        accuracy[0][i] = train(&run, &encoder, encoder.checkpoint, shares[i], &images[i]);
+        accuracy[1][i] = train(&run, &encoder, NULL, shares[i], &images[i]);
         printf("trained with %ld labels: %.1f %% from the checkpoint, %.1f %% from random "
-               "weights\n", images, accuracy[0][i], accuracy[1][i]);
+               "weights\n", images[i], accuracy[0][i], accuracy[1][i]);
         fflush(stdout);
     }
 
@@ -360,7 +361,7 @@ int main(int argc, char **argv)
     names = ex_class_names(&run, run.test, &classes, lines);
     ex_draw_map(&run, &test_set, names, classes);
     ex_draw_neighbours(&run, &train_set, &test_set, names, classes);
-    if (!untrained) draw_labels(&run, accuracy);
+    if (!untrained) draw_labels(&run, accuracy, images);
     printf("written to %s: map.svg neighbours.png%s\n", o.out, untrained ? "" : " labels.svg");
     printf("result method=evaluate knn=%.2f linear=%.2f linear_10=%.2f shot_1=%.2f shot_5=%.2f "
            "recall_1=%.2f map=%.2f map_r=%.2f cluster=%.2f nmi=%.4f ari=%.4f tuned_1=%.2f "

@@ -188,7 +188,7 @@ static void runs(void)
         t.name = kinds[kind];
         t.kind = kind;
         training_failing_allocations(&t, kind == SMOOTH ? TRAINING_FILES : TRAINING_ALL_AFTER,
-                                     test_quick() || MODEL_SLOW ? 23 : 3);
+                                     test_quick() ? 97 : MODEL_SLOW ? 23 : 3);
     }
 }
 
@@ -455,7 +455,7 @@ static void strangers(void)
     ctr_ctx *ctx = test_ctx(1, CTR_KERNELS_AUTO);
     static const char *const names[4] = { "conv1.weight", "layer1.0.conv1.weight",
                                           "layer2.0.conv1.weight", "layer3.0.conv1.weight" };
-    static const float zero[49];
+    static const float zero[49] = { 0 };
     ctr_file_tensor t[4];
     ctr_resnet_config c;
     int i, side;
@@ -776,7 +776,7 @@ static void failing(void)
     ctr_real x[630];
     int32_t labels[90];
     uint8_t *pixels = model_pictures(6, 8, NULL, 3);
-    long n, bad = 0, whole = 0, stride = test_quick() || MODEL_SLOW ? 17 : 1;
+    long n, bad = 0, whole = 0, stride = test_quick() ? 61 : MODEL_SLOW ? 17 : 1;
     test_group("failing allocations elsewhere");
     shot_points(x, labels);
     test_true("save", ctr_checkpoint_save(method, "full.ctr", NULL));
