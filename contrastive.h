@@ -2627,7 +2627,7 @@ CTR_API int ctr_dataset_split(ctr_ctx *ctx, const ctr_dataset *whole, double sha
    fine-tuning, or, frozen, linear evaluation through augmented images. */
 typedef struct ctr_supervised_config {
     ctr_resnet_config encoder;    /* default ResNet-18; the file's with weights */
-    const char *weights;          /* the file to start from, as for ctr_encoder_load; default NULL */
+    const char *weights;          /* the file to start from, as ctr_encoder_load's; default NULL */
     const char *prefix;           /* of its names, default NULL: found out */
     int64_t classes;              /* no default; labels are 0..classes - 1, -1 is left out */
     int frozen;                   /* 1: the encoder stays as it is and normalises by its running

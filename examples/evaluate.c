@@ -336,7 +336,8 @@ int main(int argc, char **argv)
                        &high);
     printf("%ld training and %ld test images of %ld classes; 80 %% of that many have a 95 %% "
            "interval of +- %.1f\n", (long)ctr_dataset_count(run.train),
-           (long)ctr_dataset_count(run.test), (long)ctr_dataset_classes(run.train), 50 * (high - low));
+           (long)ctr_dataset_count(run.test), (long)ctr_dataset_classes(run.train),
+           50 * (high - low));
     fflush(stdout);
 
     /* 3. features as they are */

@@ -49,60 +49,15 @@ static ctr_supervised_config config_of(int kind, int64_t width, int64_t side)
 
 /* ------------------------------------------------------------------------ PyTorch's three steps */
 
-typedef struct walk {
-    ctr_ctx *ctx;
-    golden_file *g;
-    const char *kind;
-    double bound, worst;
-    int compared;
-} walk;
-
-static void no_number(void *user, const char *name, int64_t *value)
-{
-    (void)user;
-    (void)name;
-    (void)value;
-}
-
 static void fill_tensor(void *user, const char *name, ctr_tensor *t, int conv)
 {
-    ctr_var v;
-    memset(&v, 0, sizeof v);
-    snprintf(v.name, sizeof v.name, "%s", name);
-    v.value = t;
-    v.conv = conv;
-    if (strncmp(name, "optim.", 6)) model_fill_var(((walk *)user)->ctx, &v, 0);
+    ctr_var v = model_var(name, t, conv);
+    if (strncmp(name, "optim.", 6)) model_fill_var(((model_walk *)user)->ctx, &v, 0);
 }
 
 static void compare_tensor(void *user, const char *name, ctr_tensor *t, int conv)
 {
-    walk *w = (walk *)user;
-    char key[192];
-    ctr_var v;
-    ctr_real *x;
-    double e;
-    if (strncmp(name, "optim.", 6) == 0) return;
-    memset(&v, 0, sizeof v);
-    v.value = t;
-    v.conv = conv;
-    snprintf(key, sizeof key, "%s:%s:%s", w->kind, strstr(name, ".running_") ? "buffer" : "param",
-             name);
-    x = model_read(w->ctx, &v, 0);
-    e = test_digest(w->g, key, x, t->size, TEST_DOUBLE ? 0 : 1e-3);
-    test_error(key, e, w->bound);
-    w->worst = e > w->worst ? e : w->worst;
-    w->compared++;
-    free(x);
-}
-
-static void visit_with(ctr_method *method, walk *w,
-                       void (*fn)(void *, const char *, ctr_tensor *, int))
-{
-    ctr_visitor v;
-    v.user = w;
-    v.tensor_fn = fn;
-    v.number_fn = no_number;
-    ctr_method_visit(method, &v);
+    if (strncmp(name, "optim.", 6)) model_compare((model_walk *)user, name, t, conv);
 }
 
 static void golden_steps(golden_file *g, int kind)
@@ -114,7 +69,7 @@ static void golden_steps(golden_file *g, int kind)
     const double *losses;
     char name[64];
     ctr_report report;
-    walk w;
+    model_walk w;
     int t, i;
     c.user = &t;
     method = ctr_supervised_create(ctx, &c);
@@ -126,7 +81,7 @@ static void golden_steps(golden_file *g, int kind)
     snprintf(name, sizeof name, "%s:loss", kinds[kind]);
     losses = golden_get(g, name, NULL);
     if (!test_true("a method and golden losses", method && losses)) return;
-    visit_with(method, &w, fill_tensor);
+    model_visit(method, &w, fill_tensor);
     for (t = 1; t <= 3; t++) {
         int32_t labels[6];
         ctr_batch batch;
@@ -144,7 +99,7 @@ static void golden_steps(golden_file *g, int kind)
         test_equal("labelled", report.active, kind == SOFT ? -1 : kind == PLAIN ? 5.0 / 6 : 1);
         model_batch_free(&batch);
     }
-    visit_with(method, &w, compare_tensor);
+    model_visit(method, &w, compare_tensor);
     test_true("all of the network was compared", w.compared >= 40);
     printf("     %s: %d parameters and buffers %.2g\n", kinds[kind], w.compared, w.worst);
     ctr_method_destroy(method);
@@ -188,7 +143,7 @@ static void runs(void)
         t.name = kinds[kind];
         t.kind = kind;
         training_failing_allocations(&t, kind == SMOOTH ? TRAINING_FILES : TRAINING_ALL_AFTER,
-                                     test_quick() ? 97 : MODEL_SLOW ? 23 : 3);
+                                     test_quick() ? 47 : MODEL_SLOW ? 23 : 3);
     }
 }
 
@@ -297,12 +252,12 @@ static void logits(void)
     ctr_method *method = ctr_supervised_create(ctx, &c);
     ctr_real *x = test_reals(300 * 16), *y = test_reals(300 * 5);
     double *want = test_doubles(300 * 5), *d = test_doubles(5 * 16), b[5];
-    walk all;
+    model_walk all;
     int64_t i, j, k;
     test_group("logits");
     memset(&all, 0, sizeof all);
     all.ctx = ctx;
-    visit_with(method, &all, fill_tensor);
+    model_visit(method, &all, fill_tensor);
     test_fill_real("features", x, 300 * 16, 1.0);
     golden_fill_param("fc.weight", d, 80, 16);
     golden_fill_param("fc.bias", b, 5, 0);
@@ -391,11 +346,11 @@ static void encoders(void)
     ctr_aug_config clean = ctr_aug_none_default(16);
     ctr_batch batch = model_batch("x", 3, 1, 12, 12);
     uint64_t hash = ctr_method_hash(other);
-    walk w;
+    model_walk w;
     test_group("encoders");
     memset(&w, 0, sizeof w);
     w.ctx = ctx;
-    visit_with(a, &w, fill_tensor);
+    model_visit(a, &w, fill_tensor);
     features(a, want);
     test_true("save", ctr_checkpoint_save(a, "moco.ctr", NULL));
     test_true("and as torchvision's", ctr_weights_save(ctx, "weights.st", a->encoder, "encoder."));
