@@ -175,8 +175,9 @@ fi
 # embed, search and evaluate: from nothing (--smoke makes a checkpoint), from SimCLR's of above
 mkdir gray && cp "$here"/examples/data/pictures/*.ppm gray
 for program in embed search evaluate; do
-    if $CC -O2 -o "$work/$program" "$here/examples/$program.c" -lm -lpthread >log 2>&1 && [ ! -s log ]; then
-        ok "examples/$program.c compiles by its one line and says nothing"
+    if $CC -O2 -DCONTRASTIVE_STATIC -o "$work/$program" "$here/examples/$program.c" -lm -lpthread \
+        >log 2>&1 && [ ! -s log ]; then
+        ok "examples/$program.c compiles, all functions static, and says nothing"
     else
         bad "examples/$program.c: $(head -n 3 log)"
         continue
