@@ -7,8 +7,8 @@
    Build:  cc -O2 program.c -lm -lpthread      (no other flag; AVX2 is found at run time)
 
    WHAT IT DOES NOT DO (yet)
-   - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg, NPID, FaceNet, SwAV,
-     DeepCluster v2, CLIP, supervised. More are to come; so is the GPU.
+   - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg, NPID, FaceNet, PIRL, CPC,
+     SwAV, DeepCluster v1 and v2, CLIP, supervised. More are to come; so is the GPU.
    - Numbers are float. No mixed precision, no quantisation, no more than four dimensions.
    - No second derivatives; the tape is spent after one backward pass.
    - Convolutions have odd kernels, zero padding, no groups, no dilation.
@@ -29,6 +29,7 @@
        CLUSTER                                      k-means, whitening, Sinkhorn, NMI
        LOSS AGREE HEALTH METHOD TEACHER             losses; alive?; SimCLR, ...; MoCo, BYOL, ...
        BANK                                         memory bank, triplets: NPID, FaceNet
+       PRETEXT                                      puzzles, prediction: PIRL, CPC
        PROTOTYPE                                    SwAV, DeepCluster: clusters on the way
        CLIP                                         images and texts in one space
        EVAL MAP IO                                  k-NN, probe, retrieval; maps; files
@@ -991,6 +992,8 @@ typedef struct ctr_aug_config {
     double mean[3], std[3];          /* (x - mean) / std at the end; std > 0 */
     ctr_kernels kernels;             /* AUTO asks the processor in each call; presets have asked.
                                         Only AVX2 has more than the scalar ones here */
+    int grid;                        /* 0; 2..8: the view is a piece of a jigsaw puzzle of grid x
+                                        grid pieces, see ctr_aug_jigsaw_sample */
 } ctr_aug_config;
 
 /* SimCLR (Chen et al., 2020; google-research/simclr): crops of 0.08..1 of the area, ratio 3/4..4/3,
@@ -1017,6 +1020,13 @@ CTR_API void ctr_aug_swav_config_init(ctr_aug_config *config, int64_t size, int 
    (Brightness is multiplicative here, additive in the authors' program.) */
 CTR_API ctr_aug_config ctr_aug_byol_default(int64_t size, int view);
 CTR_API void ctr_aug_byol_config_init(ctr_aug_config *config, int64_t size, int view);
+
+/* PIRL (Misra and van der Maaten, 2020), for images of that many pixels: crops of 0.08..1, jitter
+   0.4, 0.4, 0.4, 0.2 always, gray 0.2, bilinear, no blur; pieces: of a 3 x 3 puzzle in 2/7 of the
+   pixels' width and height (their 64 of 224), crops of 0.6..1. Without the authors' posterize,
+   sharpness and autocontrast. */
+CTR_API ctr_aug_config ctr_aug_pirl_default(int64_t size, int pieces);
+CTR_API void ctr_aug_pirl_config_init(ctr_aug_config *config, int64_t size, int pieces);
 
 /* For evaluation: the largest centred square, resized; nothing random. */
 CTR_API ctr_aug_config ctr_aug_none_default(int64_t size);
@@ -1047,6 +1057,15 @@ typedef struct ctr_aug_params {
    (ctr_aug_config_check) and h, w >= 1. */
 CTR_API void ctr_aug_sample(const ctr_aug_config *config, ctr_rng *rng, int64_t h, int64_t w,
                             ctr_aug_params *out);
+
+/* A jigsaw puzzle (Noroozi and Favaro, 2016; as in Misra and van der Maaten, 2020): the crop is cut
+   into grid x grid cells; a piece is a window of 64/85 of its cell's width and height at a random
+   place in it, so that no edge goes on from piece to piece, and has a flip, colours and the rest of
+   its own. out [grid * grid] in random order. (The window is cut from the source and then resized,
+   theirs the other way round.) A loader gives a run of grid * grid views the pieces of one puzzle;
+   ctr_aug_sample with such a config draws one piece. */
+CTR_API void ctr_aug_jigsaw_sample(const ctr_aug_config *config, ctr_rng *rng, int64_t h, int64_t w,
+                                   ctr_aug_params *out);
 
 /* Bytes of scratch that apply needs for images up to h x w; 0 when that overflows. */
 CTR_API size_t ctr_aug_scratch_size(const ctr_aug_config *config, int64_t h, int64_t w, int64_t c);
@@ -1280,7 +1299,8 @@ typedef struct ctr_loader_config {
     int64_t batch;                /* images in a batch, 2..n; default 128 */
     int views;                    /* of each image, 1..CTR_MAX_VIEWS; default 2 */
     const ctr_aug_config *augs;   /* [views], copied; neighbours of one height and width make a
-                                     group of views. No default */
+                                     group of views, grid * grid of one grid the pieces of one
+                                     puzzle. No default */
     ctr_last last;                /* default CTR_LAST_DROP */
     int shuffle;                  /* default 1 */
     int64_t per_class;            /* default 0; K: batches of classes with K images each, see
@@ -2145,6 +2165,37 @@ CTR_API ctr_facenet_config ctr_facenet_default(void);
 CTR_API void ctr_facenet_config_init(ctr_facenet_config *config);
 /* NULL on error. ctr_method_destroy() gives all of it back. */
 CTR_API ctr_method *ctr_facenet_create(ctr_ctx *ctx, const ctr_facenet_config *config);
+
+/* ------------------------------------------------------------------------------------------------
+   >>PRETEXT  methods that set the network a task beside recognising an image: PIRL, CPC
+   ---------------------------------------------------------------------------------------------- */
+
+/* PIRL, pretext-invariant representations (Misra and van der Maaten, 2020): the image and a jigsaw
+   puzzle of it, nine pieces in random order, are both to be told from other images by what a memory
+   bank has of the image. A piece passes the encoder by itself and a linear layer; nine of these are
+   joined and pass another. The bank is updated with the image's embedding alone.
+     loss = weight NCE(puzzle, bank) + (1 - weight) NCE(image, bank)
+   Both terms have the same negatives. Accuracy and cosines in the report are the puzzle's. */
+typedef struct ctr_pirl_config {
+    int64_t images;               /* of the data set, rows of the bank; no default */
+    ctr_resnet_config encoder;    /* default ResNet-18; for the image's size, pieces pass it too */
+    int64_t proj_dim;             /* default 128 */
+    ctr_nce_form form;            /* default CTR_NCE_PIRL; their program has CTR_NCE_NPID */
+    int64_t negatives;            /* K, default 32000, with replacement */
+    double temperature;           /* default 0.07 */
+    double momentum;              /* of the bank's rows, 0..1, default 0.5 */
+    double weight;                /* lambda, 0..1, default 0.5 */
+    ctr_aug_config aug;           /* of the image, default ctr_aug_pirl_default(32, 0) */
+    ctr_aug_config piece_aug;     /* grid 2..7, smaller than aug; default pirl_default(32, 1) */
+    ctr_optim_config optim;       /* default SGD, decay 1e-4, not on norms and biases */
+    double lr;                    /* for a batch of 256, default 0.03 */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_LINEAR */
+} ctr_pirl_config;
+CTR_API ctr_pirl_config ctr_pirl_default(void);
+CTR_API void ctr_pirl_config_init(ctr_pirl_config *config);
+/* NULL on error. ctr_method_destroy() gives all of it back. Its batches must tell their images'
+   indices. */
+CTR_API ctr_method *ctr_pirl_create(ctr_ctx *ctx, const ctr_pirl_config *config);
 
 /* ------------------------------------------------------------------------------------------------
    >>PROTOTYPE  methods that learn clusters on the way: SwAV, DeepCluster v2
@@ -12098,6 +12149,27 @@ CTR_API ctr_aug_config ctr_aug_moco_default(int64_t size, int version, int view)
     return config;
 }
 
+CTR_API void ctr_aug_pirl_config_init(ctr_aug_config *config, int64_t size, int pieces)
+{
+    ctr_aug_simclr_config_init(config, size);
+    config->jitter_p = 1;
+    config->brightness = config->contrast = config->saturation = 0.4;
+    config->hue = 0.2;
+    config->blur_p = 0;
+    config->interp = CTR_INTERP_BILINEAR;
+    if (!pieces) return;
+    config->crop_min = 0.6;
+    config->grid = 3;
+    config->height = config->width = CTR_MAX_((4 * size + 7) / 14, 1);
+}
+
+CTR_API ctr_aug_config ctr_aug_pirl_default(int64_t size, int pieces)
+{
+    ctr_aug_config config;
+    ctr_aug_pirl_config_init(&config, size, pieces);
+    return config;
+}
+
 /* low <= v <= high; false for NaN also under -ffast-math. */
 CTR_PRIVATE_ int ctr_aug_within_(double v, double low, double high)
 {
@@ -12151,6 +12223,8 @@ CTR_API int ctr_aug_config_check(ctr_ctx *ctx, const ctr_aug_config *c)
         return ctr_aug_refuse_(ctx, "solarize_p", c->solarize_p, "0..1");
     if (!ctr_aug_within_(c->solarize_threshold, 0, 1))
         return ctr_aug_refuse_(ctx, "solarize_threshold", c->solarize_threshold, "0..1");
+    if (c->grid && (c->grid < 2 || c->grid > 8))
+        return ctr_aug_refuse_(ctx, "grid", c->grid, "0 or 2..8");
     for (k = 0; k < 3; k++) {
         if (!ctr_aug_within_(c->mean[k], -1e6, 1e6))
             return ctr_aug_refuse_(ctx, "mean", c->mean[k], "finite");
@@ -12171,7 +12245,7 @@ CTR_PRIVATE_ int ctr_aug_kernel_(const ctr_aug_config *config)
 
 CTR_API const char *ctr_aug_describe(const ctr_aug_config *c, char *text, size_t size)
 {
-    char crop[96], last[64];
+    char crop[96], last[64], piece[32];
     if (c->center_crop)
         snprintf(crop, sizeof crop, "centre crop");
     else
@@ -12180,10 +12254,12 @@ CTR_API const char *ctr_aug_describe(const ctr_aug_config *c, char *text, size_t
     last[0] = 0;
     if (c->solarize_p > 0)
         snprintf(last, sizeof last, ", solarize %g at %g", c->solarize_p, c->solarize_threshold);
+    piece[0] = 0;
+    if (c->grid) snprintf(piece, sizeof piece, " piece of %dx%d", c->grid, c->grid);
     if (snprintf(text, size,
-                 "%ldx%ld, %s %s, flip %g, jitter %g (%g %g %g %g), gray %g, "
+                 "%ldx%ld%s, %s %s, flip %g, jitter %g (%g %g %g %g), gray %g, "
                  "blur %g (%d px, sigma %g..%g)%s",
-                 (long)c->width, (long)c->height, crop,
+                 (long)c->width, (long)c->height, piece, crop,
                  c->interp == CTR_INTERP_BICUBIC ? "bicubic" : "bilinear", c->flip_p, c->jitter_p,
                  c->brightness, c->contrast, c->saturation, c->hue, c->gray_p, c->blur_p,
                  ctr_aug_kernel_(c), c->blur_sigma_min, c->blur_sigma_max, last) < 0 && size)
@@ -12231,16 +12307,21 @@ CTR_PRIVATE_ void ctr_aug_crop_(const ctr_aug_config *config, ctr_rng *rng, int6
     ctr_aug_center_(config->ratio_min, config->ratio_max, h, w, box);
 }
 
-CTR_API void ctr_aug_sample(const ctr_aug_config *config, ctr_rng *rng, int64_t h, int64_t w,
-                            ctr_aug_params *out)
+/* Where the view lies in the image. */
+CTR_PRIVATE_ void ctr_aug_place_(const ctr_aug_config *config, ctr_rng *rng, int64_t h, int64_t w,
+                                 ctr_box *box)
+{
+    double shape = (double)config->width / (double)config->height;
+    if (config->center_crop) ctr_aug_center_(shape, shape, h, w, box);
+    else ctr_aug_crop_(config, rng, h, w, box);
+}
+
+/* All but where it lies. */
+CTR_PRIVATE_ void ctr_aug_look_(const ctr_aug_config *config, ctr_rng *rng, ctr_aug_params *out)
 {
     const double reach[3] = { config->brightness, config->contrast, config->saturation };
-    double shape = (double)config->width / (double)config->height;
     int64_t order[4];
     int k;
-    memset(out, 0, sizeof *out);
-    if (config->center_crop) ctr_aug_center_(shape, shape, h, w, &out->crop);
-    else ctr_aug_crop_(config, rng, h, w, &out->crop);
     out->flip = ctr_rng_uniform(rng) < config->flip_p;
     out->jitter = ctr_rng_uniform(rng) < config->jitter_p;
     ctr_rng_permutation(rng, 4, order);
@@ -12252,6 +12333,46 @@ CTR_API void ctr_aug_sample(const ctr_aug_config *config, ctr_rng *rng, int64_t 
     if (ctr_rng_uniform(rng) < config->blur_p)
         out->blur_sigma = ctr_rng_range(rng, config->blur_sigma_min, config->blur_sigma_max);
     out->solarize = ctr_rng_uniform(rng) < config->solarize_p;
+}
+
+/* Cell i of g along a side of `size` pixels, and the window in it, 64/85 of its length. */
+CTR_PRIVATE_ void ctr_aug_window_(ctr_rng *rng, int64_t size, int64_t g, int64_t i, int64_t *from,
+                                  int64_t *length)
+{
+    int64_t cell = CTR_MAX_((i + 1) * size / g - i * size / g, 1);
+    *length = CTR_MAX_((64 * cell + 42) / 85, 1);
+    *from += i * size / g + ctr_rng_below(rng, cell - *length + 1);
+}
+
+CTR_API void ctr_aug_jigsaw_sample(const ctr_aug_config *config, ctr_rng *rng, int64_t h, int64_t w,
+                                   ctr_aug_params *out)
+{
+    int64_t order[64], g = CTR_MAX_(config->grid, 1), i;
+    ctr_box whole;
+    ctr_aug_place_(config, rng, h, w, &whole);
+    ctr_rng_permutation(rng, g * g, order);
+    for (i = 0; i < g * g; i++) {
+        ctr_box *box = &out[i].crop;
+        memset(&out[i], 0, sizeof *out);
+        *box = whole;
+        ctr_aug_window_(rng, whole.h, g, order[i] / g, &box->top, &box->h);
+        ctr_aug_window_(rng, whole.w, g, order[i] % g, &box->left, &box->w);
+        ctr_aug_look_(config, rng, &out[i]);
+    }
+}
+
+CTR_API void ctr_aug_sample(const ctr_aug_config *config, ctr_rng *rng, int64_t h, int64_t w,
+                            ctr_aug_params *out)
+{
+    ctr_aug_params pieces[64];
+    if (config->grid) {
+        ctr_aug_jigsaw_sample(config, rng, h, w, pieces);
+        *out = pieces[0];
+        return;
+    }
+    memset(out, 0, sizeof *out);
+    ctr_aug_place_(config, rng, h, w, &out->crop);
+    ctr_aug_look_(config, rng, out);
 }
 
 /* ---- operations of the reference
@@ -15078,23 +15199,35 @@ CTR_PRIVATE_ void *ctr_loader_scratch_(ctr_loader *l, int worker, int64_t h, int
     return l->scratch[worker];
 }
 
+/* What is random about all views of an image that is number `position` of the epoch. */
+CTR_PRIVATE_ void ctr_loader_sample_(const ctr_loader_slot_ *s, int64_t position,
+                                     const ctr_image *image, ctr_aug_params *params)
+{
+    const ctr_loader *l = s->loader;
+    ctr_rng rng;
+    int v, grid;
+    for (v = 0; v < l->config.views; v += grid ? grid * grid : 1) {
+        grid = l->augs[v].grid;
+        ctr_rng_init(&rng, l->config.seed, CTR_STREAM_VIEW, s->epoch, position, v);
+        if (grid) ctr_aug_jigsaw_sample(&l->augs[v], &rng, image->h, image->w, params + v);
+        else ctr_aug_sample(&l->augs[v], &rng, image->h, image->w, params + v);
+    }
+}
+
 /* All views of a batch's image i, which is number `position` of the epoch. */
 CTR_PRIVATE_ void ctr_loader_views_(const ctr_loader_slot_ *s, int64_t i, int64_t position,
                                     const ctr_image *image, void *scratch)
 {
     const ctr_loader *l = s->loader;
-    ctr_aug_params params;
-    ctr_rng rng;
+    ctr_aug_params params[CTR_MAX_VIEWS];
     int g, k, v = 0;
+    ctr_loader_sample_(s, position, image, params);
     for (g = 0; g < l->groups; g++) {
         const ctr_view_group *group = &s->group[g];
         int64_t size = group->h * group->w * l->d->c;
-        for (k = 0; k < group->views; k++, v++) {
-            ctr_rng_init(&rng, l->config.seed, CTR_STREAM_VIEW, s->epoch, position, v);
-            ctr_aug_sample(&l->augs[v], &rng, image->h, image->w, &params);
-            ctr_aug_apply(&l->augs[v], &params, image->pixels, image->h, image->w, image->c,
+        for (k = 0; k < group->views; k++, v++)
+            ctr_aug_apply(&l->augs[v], &params[v], image->pixels, image->h, image->w, image->c,
                           group->pixels + (k * s->n + i) * size, scratch);
-        }
     }
 }
 
@@ -15255,6 +15388,22 @@ CTR_API void ctr_loader_destroy(ctr_ctx *ctx, ctr_loader *l)
     ctr_free_host_(ctx, l, sizeof *l);
 }
 
+/* Are all puzzles whole? */
+CTR_PRIVATE_ int ctr_loader_puzzles_ok_(ctr_ctx *ctx, const ctr_loader_config *c)
+{
+    int v, k, grid;
+    for (v = 0; v < c->views; v += grid ? grid * grid : 1) {
+        grid = c->augs[v].grid;
+        for (k = 1; k < grid * grid; k++)
+            if (v + k >= c->views || c->augs[v + k].grid != grid) {
+                ctr_fail_(ctx, CTR_E_VALUE, "loader: the %d pieces of a puzzle must be views one "
+                          "after the other, view %d is another kind", grid * grid, v + k);
+                return 0;
+            }
+    }
+    return 1;
+}
+
 CTR_PRIVATE_ int ctr_loader_config_ok_(ctr_ctx *ctx, const ctr_dataset *d,
                                        const ctr_loader_config *c)
 {
@@ -15278,6 +15427,7 @@ CTR_PRIVATE_ int ctr_loader_config_ok_(ctr_ctx *ctx, const ctr_dataset *d,
     }
     for (v = 0; v < c->views; v++)
         if (!ctr_aug_config_check(ctx, &c->augs[v])) return 0;
+    if (!ctr_loader_puzzles_ok_(ctx, c)) return 0;
     if (c->tokens && (c->context < 1 || c->context > 65536)) {
         ctr_fail_(ctx, CTR_E_VALUE, "loader: tokens need a context of 1..65536, got %ld",
                   (long)c->context);
@@ -18623,18 +18773,18 @@ CTR_PRIVATE_ ctr_tensor *ctr_nce_npid_(ctr_ctx *ctx, ctr_tensor *s, int64_t imag
                           (double)k * log1p(CTR_NCE_EPS_ / noise));
 }
 
-typedef struct ctr_pirl_ {
+typedef struct ctr_nce_rows_ {
     const ctr_real *s;              /* [n, m] scores / T */
     ctr_real *slope;                /* [n, m] d loss / d s */
     double *loss;                   /* [n] */
     int64_t n, m;
-} ctr_pirl_;
+} ctr_nce_rows_;
 
 /* One query: w_j = 1 / (1 - p_j + eps),
    d loss / d s_k = p_k - [k = 0] + [k > 0] w_k p_k - p_k sum over j > 0 of w_j p_j */
-CTR_PRIVATE_ void ctr_pirl_job_(void *arg, int64_t i, int worker)
+CTR_PRIVATE_ void ctr_nce_pirl_job_(void *arg, int64_t i, int worker)
 {
-    const ctr_pirl_ *t = (const ctr_pirl_ *)arg;
+    const ctr_nce_rows_ *t = (const ctr_nce_rows_ *)arg;
     const ctr_real *s = t->s + i * t->m;
     ctr_real *slope = t->slope + i * t->m;
     double max = (double)s[0], sum = 0, loss, pull = 0, p;
@@ -18660,7 +18810,7 @@ CTR_PRIVATE_ void ctr_pirl_job_(void *arg, int64_t i, int worker)
 CTR_PRIVATE_ ctr_tensor *ctr_nce_pirl_(ctr_ctx *ctx, ctr_tensor *s)
 {
     const char *name = "loss_nce";
-    ctr_pirl_ t;
+    ctr_nce_rows_ t;
     double sum = 0;
     int64_t i;
     t.n = s->shape[0];
@@ -18668,7 +18818,7 @@ CTR_PRIVATE_ ctr_tensor *ctr_nce_pirl_(ctr_ctx *ctx, ctr_tensor *s)
     t.s = ctr_known_read_(ctx, name, s, &t.slope);
     t.loss = (double *)ctr_arena_take_(ctx, &ctx->host, (size_t)t.n * sizeof(double));
     if (!t.s || !t.loss) return &ctx->poison;
-    if (!ctx->plan) ctr_parallel_(ctx, t.n, ctr_pirl_job_, &t);
+    if (!ctx->plan) ctr_parallel_(ctx, t.n, ctr_nce_pirl_job_, &t);
     for (i = 0; i < t.n && !ctx->plan; i++) sum += t.loss[i];
     return ctr_known_op_(ctx, name, s, sum / (double)t.n, t.slope);
 }
@@ -21341,10 +21491,11 @@ CTR_PRIVATE_ const int64_t *ctr_npid_images_(ctr_npid_ *m, const ctr_batch *batc
         return zero;
     }
     if (images && images != m->config.images)
-        ctr_fail_(ctx, CTR_E_VALUE, "npid: the bank was made for %ld images (config.images), the "
-                  "data set has %ld", (long)m->config.images, (long)images);
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: the bank was made for %ld images (config.images), the "
+                  "data set has %ld", m->twin.base.name, (long)m->config.images, (long)images);
     else if (!batch->index)
-        ctr_fail_(ctx, CTR_E_VALUE, "npid: the batch does not tell which images it holds (index)");
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: the batch does not tell which images it holds (index)",
+                  m->twin.base.name);
     return ctx->status == CTR_OK && ctr_bank_index_(ctx, &m->bank, batch->n, batch->index)
                ? batch->index : NULL;
 }
@@ -21387,27 +21538,41 @@ CTR_PRIVATE_ void ctr_npid_report_(ctr_npid_ *m, const ctr_tensor *scores, const
     if (known) report->false_negatives = (double)same / (double)known;
 }
 
+/* The rows of the bank that each of n images is compared with: its own and K others. [n, 1 + K] in
+   host memory until the step ends, NULL after an error. */
+CTR_PRIVATE_ int32_t *ctr_npid_draw_(ctr_npid_ *m, int64_t n, const int64_t *truth)
+{
+    ctr_ctx *ctx = m->twin.base.ctx;
+    int64_t columns = 1 + m->config.negatives;
+    size_t bytes = ctr_size_mul_(ctx, (size_t)n, (size_t)columns * sizeof(int32_t));
+    int32_t *index = NULL;
+    if (ctx->status == CTR_OK) index = (int32_t *)ctr_arena_take_(ctx, &ctx->host, bytes);
+    return index && ctr_sample_negatives(ctx, *ctr_optim_steps(m->twin.optim), 0, n, truth,
+                                         m->config.images, columns, NULL, index) ? index : NULL;
+}
+
+/* NCE's constant as the steps before left it, 0: this one estimates it. */
+CTR_PRIVATE_ double ctr_npid_constant_(ctr_npid_ *m)
+{
+    ctr_real known = 0;
+    if (m->config.form == CTR_NPID_NCE) ctr_tensor_read(m->twin.base.ctx, m->z, &known, 1);
+    return (double)known;
+}
+
 /* The true row and K others for each image: NCE and InfoNCE. */
 CTR_PRIVATE_ ctr_tensor *ctr_npid_sampled_(ctr_npid_ *m, ctr_tensor *z, const int64_t *truth,
                                            const ctr_batch *batch, ctr_report *report)
 {
     ctr_ctx *ctx = m->twin.base.ctx;
     const ctr_npid_config *c = &m->config;
-    int64_t n = z->shape[0], columns = 1 + c->negatives;
     ctr_nce_form form = c->form == CTR_NPID_NCE ? CTR_NCE_NPID : CTR_NCE_INFO;
-    size_t bytes = ctr_size_mul_(ctx, (size_t)n, (size_t)columns * sizeof(int32_t));
-    int32_t *index = NULL;
-    ctr_real known = 0;
+    int32_t *index = ctr_npid_draw_(m, z->shape[0], truth);
     ctr_tensor *scores, *loss;
     double constant;
-    if (ctx->status == CTR_OK) index = (int32_t *)ctr_arena_take_(ctx, &ctx->host, bytes);
-    if (!index || !ctr_sample_negatives(ctx, *ctr_optim_steps(m->twin.optim), 0, n, truth,
-                                        c->images, columns, NULL, index))
-        return &ctx->poison;
-    scores = ctr_nce_scores(ctx, z, m->bank.rows, index, columns);             /* [n, 1 + K] */
+    if (!index) return &ctx->poison;
+    scores = ctr_nce_scores(ctx, z, m->bank.rows, index, 1 + c->negatives);    /* [n, 1 + K] */
     ctr_npid_report_(m, scores, truth, index, batch, report);
-    if (form == CTR_NCE_NPID) ctr_tensor_read(ctx, m->z, &known, 1);
-    constant = (double)known;
+    constant = ctr_npid_constant_(m);
     loss = ctr_loss_nce(ctx, scores, c->temperature, form, c->images, &constant);
     m->estimate = (ctr_real)constant;
     report->chance = ctr_loss_nce_chance(form, c->negatives);
@@ -21430,18 +21595,27 @@ CTR_PRIVATE_ ctr_tensor *ctr_npid_softmax_(ctr_npid_ *m, ctr_tensor *z, const in
                              ctr_loss_index_(ctx, n, row), -1);
 }
 
-CTR_PRIVATE_ ctr_tensor *ctr_npid_loss_(ctr_method *method, ctr_tensor *z, const ctr_batch *batch,
-                                        ctr_report *report)
+/* What the batch's rows of the bank will be, from embeddings z [n, dim]; returns the images [n], or
+   NULL after an error. */
+CTR_PRIVATE_ const int64_t *ctr_npid_remember_(ctr_npid_ *m, ctr_tensor *z, const ctr_batch *batch)
 {
-    ctr_npid_ *m = (ctr_npid_ *)method;
-    ctr_ctx *ctx = method->ctx;
+    ctr_ctx *ctx = m->twin.base.ctx;
     const int64_t *truth = ctr_npid_images_(m, batch);
-    if (!truth) return &ctx->poison;
+    if (!truth) return NULL;
     ctr_nograd_begin(ctx);
     m->rows = ctr_bank_mix(ctx, &m->bank, truth, ctr_normalize(ctx, z), m->config.momentum);
     ctr_nograd_end(ctx);
     m->index = truth;
     m->labels = batch->labels;
+    return truth;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_npid_loss_(ctr_method *method, ctr_tensor *z, const ctr_batch *batch,
+                                        ctr_report *report)
+{
+    ctr_npid_ *m = (ctr_npid_ *)method;
+    const int64_t *truth = ctr_npid_remember_(m, z, batch);
+    if (!truth) return &method->ctx->poison;
     if (m->config.form == CTR_NPID_SOFTMAX) return ctr_npid_softmax_(m, z, truth, batch, report);
     return ctr_npid_sampled_(m, z, truth, batch, report);
 }
@@ -21480,28 +21654,31 @@ CTR_PRIVATE_ void ctr_npid_describe_(ctr_method *method, char *text, size_t size
     snprintf(text + n, size - n, " bank=%ld form=%s", (long)c->images, form[c->form]);
 }
 
-CTR_PRIVATE_ int ctr_npid_config_check_(ctr_ctx *ctx, const ctr_npid_config *c)
+CTR_PRIVATE_ int ctr_npid_config_check_(ctr_ctx *ctx, const char *name, const ctr_npid_config *c)
 {
     if (ctx->status != CTR_OK) return 0;
     if (c->images < 2 || c->images > INT32_MAX)
-        ctr_fail_(ctx, CTR_E_VALUE, "npid: images must be the number of images in the data set, at "
-                  "least 2, got %ld", (long)c->images);
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: images must be the number of images in the data set, at "
+                  "least 2, got %ld", name, (long)c->images);
     else if ((unsigned)c->form > CTR_NPID_SOFTMAX)
-        ctr_fail_(ctx, CTR_E_VALUE, "npid: %d is no form of the loss", (int)c->form);
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: %d is no form of the loss", name, (int)c->form);
     else if (c->form != CTR_NPID_SOFTMAX && (c->negatives < 1 || c->negatives > 0x3fffffff))
-        ctr_fail_(ctx, CTR_E_VALUE, "npid: needs at least 1 negative, got %ld", (long)c->negatives);
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: needs at least 1 negative, got %ld", name,
+                  (long)c->negatives);
     else if (!ctr_real_finite_((ctr_real)c->momentum) || c->momentum < 0 || c->momentum > 1)
-        ctr_fail_(ctx, CTR_E_VALUE, "npid: the bank's momentum must be in 0..1, got %g",
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: the bank's momentum must be in 0..1, got %g", name,
                   c->momentum);
-    return ctr_loss_above_(ctx, "npid", "temperature", c->temperature);
+    return ctr_loss_above_(ctx, name, "temperature", c->temperature);
 }
 
-CTR_API ctr_method *ctr_npid_create(ctr_ctx *ctx, const ctr_npid_config *config)
+/* A method of so many bytes that begins with a ctr_npid_; NULL on error. */
+CTR_PRIVATE_ ctr_npid_ *ctr_npid_create_(ctr_ctx *ctx, const char *name, size_t bytes,
+                                         const ctr_npid_config *config)
 {
     int64_t one = 1;
     ctr_twin_config_ c;
     ctr_npid_ *m;
-    if (!ctr_npid_config_check_(ctx, config)) return NULL;
+    if (!ctr_npid_config_check_(ctx, name, config)) return NULL;
     memset(&c, 0, sizeof c);
     c.encoder = &config->encoder;
     c.projector = ctr_mlp_config_default(0, 0, config->proj_dim);
@@ -21512,7 +21689,7 @@ CTR_API ctr_method *ctr_npid_create(ctr_ctx *ctx, const ctr_npid_config *config)
     c.lr = config->lr;
     c.lr_rule = config->lr_rule;
     c.aug[0] = c.aug[1] = &config->aug;
-    m = (ctr_npid_ *)ctr_twin_create_(ctx, "npid", sizeof *m, &c);
+    m = (ctr_npid_ *)ctr_twin_create_(ctx, name, bytes, &c);
     if (!m) return NULL;
     m->config = *config;
     snprintf(m->twin.base.settings, sizeof m->twin.base.settings,
@@ -21528,9 +21705,15 @@ CTR_API ctr_method *ctr_npid_create(ctr_ctx *ctx, const ctr_npid_config *config)
     m->twin.base.destroy_fn = ctr_npid_destroy_;
     ctr_bank_init(ctx, &m->bank, &m->store, "bank.", config->images, config->proj_dim);
     m->z = ctr_vars_add(ctx, &m->store, "bank.", "z", CTR_KIND_BUFFER, 1, &one);
-    if (ctx->status == CTR_OK) return &m->twin.base;
+    if (ctx->status == CTR_OK) return m;
     ctr_npid_destroy_(&m->twin.base);
     return NULL;
+}
+
+CTR_API ctr_method *ctr_npid_create(ctr_ctx *ctx, const ctr_npid_config *config)
+{
+    ctr_npid_ *m = ctr_npid_create_(ctx, "npid", sizeof *m, config);
+    return m ? &m->twin.base : NULL;
 }
 
 /* ---- FaceNet -----------------------------------------------------------------------------------
@@ -21692,6 +21875,175 @@ CTR_API ctr_method *ctr_facenet_create(ctr_ctx *ctx, const ctr_facenet_config *c
     m->twin.base.embed_fn = ctr_facenet_embed_;
     m->twin.base.loss_fn = ctr_facenet_loss_;
     return &m->twin.base;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>PRETEXT
+   ---------------------------------------------------------------------------------------------- */
+
+/* ---- PIRL --------------------------------------------------------------------------------------
+
+        image i --> view --> encoder --> linear -----------------------------> unit v --+--> NCE --+
+              |                 | same weights                                          |          |
+              +--> 9 pieces --> encoder --> linear --> joined, 9 dim --> linear --> u --|--> NCE --+
+                  in random order                                                       |          |
+                    bank: row m_i, K rows drawn at random ------------------------------+          v
+                          m_i = unit(m m_i + (1 - m) v), after the loss        weighted sum       */
+
+typedef struct ctr_pirl_ {
+    ctr_npid_ npid;                /* encoder, the image's projector, bank */
+    ctr_pirl_config config;
+    ctr_linear piece, puzzle;      /* "piece.*" [dim, features], "puzzle.*" [dim, pieces * dim] */
+    int pieces;
+    ctr_aug_config augs[CTR_MAX_VIEWS];
+    ctr_view_group group[CTR_MAX_VIEWS];
+} ctr_pirl_;
+
+CTR_API void ctr_pirl_config_init(ctr_pirl_config *config)
+{
+    memset(config, 0, sizeof *config);
+    ctr_resnet_config_init(&config->encoder, 18);
+    config->proj_dim = 128;
+    config->form = CTR_NCE_PIRL;
+    config->negatives = 32000;
+    config->temperature = 0.07;
+    config->momentum = 0.5;
+    config->weight = 0.5;
+    ctr_aug_pirl_config_init(&config->aug, 32, 0);
+    ctr_aug_pirl_config_init(&config->piece_aug, 32, 1);
+    ctr_optim_config_init(&config->optim, CTR_OPTIM_SGD);
+    config->lr = 0.03;
+    config->lr_rule = CTR_LR_LINEAR;
+}
+
+CTR_API ctr_pirl_config ctr_pirl_default(void)
+{
+    ctr_pirl_config config;
+    ctr_pirl_config_init(&config);
+    return config;
+}
+
+/* The pieces x [pieces * n, h, w, c], all first ones, then all second ones, ...: [n, dim]. */
+CTR_PRIVATE_ ctr_tensor *ctr_pirl_puzzle_(ctr_pirl_ *m, ctr_tensor *x)
+{
+    static const int images_first[3] = { 1, 0, 2 };
+    ctr_ctx *ctx = m->npid.twin.base.ctx;
+    int64_t shape[3];
+    ctr_tensor *h = ctr_resnet_forward(ctx, &m->npid.twin.encoder, x, CTR_NORM_TRAIN, 1);
+    h = ctr_linear_forward(ctx, &m->piece, h);                         /* [pieces * n, dim] */
+    shape[0] = m->pieces;
+    shape[1] = x->shape[0] / m->pieces;
+    shape[2] = m->config.proj_dim;
+    h = ctr_permute(ctx, ctr_reshape(ctx, h, 3, shape), images_first); /* [n, pieces, dim] */
+    shape[0] = shape[1];
+    shape[1] = m->pieces * m->config.proj_dim;
+    return ctr_linear_forward(ctx, &m->puzzle, ctr_reshape(ctx, h, 2, shape));
+}
+
+/* [2n, dim]: of the images, then of the puzzles. */
+CTR_PRIVATE_ ctr_tensor *ctr_pirl_embed_(ctr_method *method, ctr_tensor *x)
+{
+    ctr_pirl_ *m = (ctr_pirl_ *)method;
+    ctr_tensor *z[2];
+    z[0] = ctr_twin_project_(&m->npid.twin, x, 1);
+    z[1] = ctr_pirl_puzzle_(m, method->crops[1]);
+    return ctr_concat(method->ctx, 2, z, 0);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_pirl_loss_(ctr_method *method, ctr_tensor *z, const ctr_batch *batch,
+                                        ctr_report *report)
+{
+    ctr_pirl_ *m = (ctr_pirl_ *)method;
+    const ctr_pirl_config *c = &m->config;
+    ctr_ctx *ctx = method->ctx;
+    ctr_tensor *image = ctr_twin_view_(ctx, z, 0), *puzzle = ctr_twin_view_(ctx, z, 1);
+    const int64_t *truth = ctr_npid_remember_(&m->npid, image, batch);
+    int32_t *index = truth ? ctr_npid_draw_(&m->npid, batch->n, truth) : NULL;
+    double constant = ctr_npid_constant_(&m->npid);
+    if (!index) return &ctx->poison;
+    puzzle = ctr_nce_scores(ctx, puzzle, m->npid.bank.rows, index, 1 + c->negatives);
+    image = ctr_nce_scores(ctx, image, m->npid.bank.rows, index, 1 + c->negatives);
+    ctr_npid_report_(&m->npid, puzzle, truth, index, batch, report);
+    report->chance = ctr_loss_nce_chance(c->form, c->negatives);
+    puzzle = ctr_loss_nce(ctx, puzzle, c->temperature, c->form, c->images, &constant);
+    image = ctr_loss_nce(ctx, image, c->temperature, c->form, c->images, &constant);
+    m->npid.estimate = (ctr_real)constant;
+    return ctr_add(ctx, ctr_scale(ctx, puzzle, c->weight), ctr_scale(ctx, image, 1 - c->weight));
+}
+
+/* "... head=128 pieces=9 bank=50000 form=pirl" */
+CTR_PRIVATE_ void ctr_pirl_describe_(ctr_method *method, char *text, size_t size)
+{
+    static const char *const form[3] = { "npid", "pirl", "infonce" };
+    ctr_pirl_ *m = (ctr_pirl_ *)method;
+    char net[96];
+    snprintf(text, size, "pirl %s head=%ld pieces=%d bank=%ld form=%s",
+             ctr_resnet_describe(&m->npid.twin.encoder, net), (long)m->config.proj_dim, m->pieces,
+             (long)m->config.images, form[m->config.form]);
+}
+
+CTR_PRIVATE_ int ctr_pirl_config_check_(ctr_ctx *ctx, const ctr_pirl_config *c)
+{
+    const ctr_aug_config *a = &c->aug, *b = &c->piece_aug;
+    if (ctx->status != CTR_OK) return 0;
+    if ((unsigned)c->form > CTR_NCE_INFO)
+        ctr_fail_(ctx, CTR_E_VALUE, "pirl: %d is no form of NCE", (int)c->form);
+    else if (!ctr_real_finite_((ctr_real)c->weight) || c->weight < 0 || c->weight > 1)
+        ctr_fail_(ctx, CTR_E_VALUE, "pirl: the puzzle's weight must be in 0..1, got %g", c->weight);
+    else if (a->grid || b->grid < 2 || b->grid > 7)
+        ctr_fail_(ctx, CTR_E_VALUE, "pirl: piece_aug must have a grid of 2..7 and aug none, got "
+                  "%d and %d", b->grid, a->grid);
+    else if (b->height == a->height && b->width == a->width)
+        ctr_fail_(ctx, CTR_E_VALUE, "pirl: pieces must be smaller than the image, both are %ld x "
+                  "%ld", (long)b->height, (long)b->width);
+    return ctr_aug_config_check(ctx, b);
+}
+
+/* The views, and the layers that the puzzle has for itself. */
+CTR_PRIVATE_ void ctr_pirl_build_(ctr_ctx *ctx, ctr_pirl_ *m)
+{
+    const ctr_pirl_config *c = &m->config;
+    ctr_twin_ *t = &m->npid.twin;
+    int v;
+    m->pieces = c->piece_aug.grid * c->piece_aug.grid;
+    t->base.views = 1 + m->pieces;
+    m->augs[0] = c->aug;
+    for (v = 1; v < t->base.views; v++) m->augs[v] = c->piece_aug;
+    t->base.augs = m->augs;
+    t->base.groups = ctr_loader_groups_(t->base.views, m->augs, m->group);
+    t->base.group = m->group;
+    t->base.embed_fn = ctr_pirl_embed_;
+    t->base.loss_fn = ctr_pirl_loss_;
+    t->base.describe_fn = ctr_pirl_describe_;
+    ctr_linear_init(ctx, &m->piece, &t->head, "piece.", t->encoder.features, c->proj_dim, 1);
+    ctr_linear_init(ctx, &m->puzzle, &t->head, "puzzle.", m->pieces * c->proj_dim, c->proj_dim, 1);
+    if (ctx->status == CTR_OK) t->head_optim = ctr_optim_create(ctx, &c->optim, &t->head);
+}
+
+CTR_API ctr_method *ctr_pirl_create(ctr_ctx *ctx, const ctr_pirl_config *config)
+{
+    ctr_npid_config c;
+    ctr_pirl_ *m;
+    if (!ctr_pirl_config_check_(ctx, config)) return NULL;
+    ctr_npid_config_init(&c);
+    c.images = config->images;
+    c.encoder = config->encoder;
+    c.proj_dim = config->proj_dim;
+    c.form = config->form == CTR_NCE_NPID ? CTR_NPID_NCE : CTR_NPID_INFONCE;
+    c.negatives = config->negatives;
+    c.temperature = config->temperature;
+    c.momentum = config->momentum;
+    c.aug = config->aug;
+    c.optim = config->optim;
+    c.lr = config->lr;
+    c.lr_rule = config->lr_rule;
+    m = (ctr_pirl_ *)ctr_npid_create_(ctx, "pirl", sizeof *m, &c);
+    if (!m) return NULL;
+    m->config = *config;
+    ctr_pirl_build_(ctx, m);
+    if (ctx->status == CTR_OK) return &m->npid.twin.base;
+    ctr_npid_destroy_(&m->npid.twin.base);
+    return NULL;
 }
 
 /* ------------------------------------------------------------------------------------------------
