@@ -2197,6 +2197,34 @@ CTR_API void ctr_pirl_config_init(ctr_pirl_config *config);
    indices. */
 CTR_API ctr_method *ctr_pirl_create(ctr_ctx *ctx, const ctr_pirl_config *config);
 
+/* CPC, contrastive predictive coding (van den Oord et al., 2018), for images: overlapping patches
+   pass the encoder one by one: z of each row and column. From top to bottom a recurrent network (a
+   GRU of Cho et al., 2014, that goes down each column, the same in all) sums up what it has seen in
+   a context c, which has to tell the patch that lies k rows below from all other patches of the
+   batch, of this image and of others, so many rows down from where there is a context:
+     loss = mean over k, then over the contexts, of -log softmax over j of z_j . W_k c, at the
+            patch k rows below
+   What is kept after training is the mean of z over the patches. The paper's context is a
+   convolution that sees the columns beside as well (PixelCNN), its encoder has no batch norm; here
+   each row of patches has statistics of its own, so that they do not tell what is to be predicted.
+   Accuracy in the report is that of the nearest k; cosines are those of the first row's. */
+typedef struct ctr_cpc_config {
+    ctr_resnet_config encoder;    /* default ResNet-18, for 8 x 8 patches */
+    int64_t patch, stride;        /* in pixels, default 8 and 4: 7 x 7 of 32 (theirs 64, 32: 256) */
+    int64_t context;              /* numbers in c, default 256 */
+    int first, last;              /* k, 1..8, default 2 and 5: the row below shares pixels; k of
+                                     which the image has no rows are left out */
+    ctr_aug_config aug;           /* default: crops of 0.73..1 of the area, square, flip, always
+                                     gray */
+    ctr_optim_config optim;       /* default AdamW without decay (theirs: Adam) */
+    double lr;                    /* default 2e-4 */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_FIXED */
+} ctr_cpc_config;
+CTR_API ctr_cpc_config ctr_cpc_default(void);
+CTR_API void ctr_cpc_config_init(ctr_cpc_config *config);
+/* NULL on error. ctr_method_destroy() gives all of it back. */
+CTR_API ctr_method *ctr_cpc_create(ctr_ctx *ctx, const ctr_cpc_config *config);
+
 /* ------------------------------------------------------------------------------------------------
    >>PROTOTYPE  methods that learn clusters on the way: SwAV, DeepCluster v2
 
@@ -22043,6 +22071,301 @@ CTR_API ctr_method *ctr_pirl_create(ctr_ctx *ctx, const ctr_pirl_config *config)
     ctr_pirl_build_(ctx, m);
     if (ctx->status == CTR_OK) return &m->npid.twin.base;
     ctr_npid_destroy_(&m->npid.twin.base);
+    return NULL;
+}
+
+/* ---- CPC ---------------------------------------------------------------------------------------
+
+        row 1 of patches --> encoder --> z_1 --> GRU --> c_1 --> W_2 c_1, W_3 c_1, ...  predict
+        row 2            --> encoder --> z_2 --> GRU --> c_2 --> W_2 c_2, ...           z_3, z_4, ...
+        row 3            --> encoder --> z_3 --> ...                                       |
+                             (one network)  |                                              v
+                                            +------> the right one, and the others --> InfoNCE    */
+
+enum { CTR_CPC_STEPS_ = 8 };
+
+/* A gated recurrent unit by PyTorch's names and order of gates: reset r, update u, new.
+     r = sigmoid(W_r x + V_r h), u = sigmoid(W_u x + V_u h), new = tanh(W_n x + r * (V_n h)),
+     h' = (1 - u) * new + u * h                                        (each product with a bias) */
+typedef struct ctr_gru_ {
+    ctr_linear in, state;          /* [3 size, in], [3 size, size] */
+    int64_t size;
+} ctr_gru_;
+
+typedef struct ctr_cpc_ {
+    ctr_method base;
+    ctr_cpc_config config;
+    ctr_vars vars;                 /* encoder.* context.* predict2.weight ... */
+    ctr_resnet encoder;
+    ctr_gru_ context;
+    ctr_linear predict[CTR_CPC_STEPS_ + 1]; /* [features, context], by k */
+    ctr_optim *optim;
+} ctr_cpc_;
+
+CTR_API void ctr_cpc_config_init(ctr_cpc_config *config)
+{
+    memset(config, 0, sizeof *config);
+    ctr_resnet_config_init(&config->encoder, 18);
+    config->encoder.image_size = 8;
+    config->patch = 8;
+    config->stride = 4;
+    config->context = 256;
+    config->first = 2;
+    config->last = 5;
+    ctr_aug_none_config_init(&config->aug, 32);
+    config->aug.center_crop = 0;
+    config->aug.crop_min = 0.73;
+    config->aug.flip_p = 0.5;
+    config->aug.gray_p = 1;
+    ctr_optim_config_init(&config->optim, CTR_OPTIM_ADAMW);
+    config->optim.decay = 0;
+    config->lr = 2e-4;
+    config->lr_rule = CTR_LR_FIXED;
+}
+
+CTR_API ctr_cpc_config ctr_cpc_default(void)
+{
+    ctr_cpc_config config;
+    ctr_cpc_config_init(&config);
+    return config;
+}
+
+/* One of the two products of a GRU, weight_SIDE_l0 and bias_SIDE_l0. */
+CTR_PRIVATE_ void ctr_gru_part_(ctr_ctx *ctx, ctr_linear *part, ctr_vars *vars, const char *prefix,
+                                const char *side, int64_t in, int64_t size)
+{
+    double bound = 1 / sqrt((double)CTR_MAX_(size, 1));
+    char name[32];
+    int64_t shape[2];
+    shape[0] = 3 * size;
+    shape[1] = in;
+    snprintf(name, sizeof name, "weight_%s_l0", side);
+    part->weight = ctr_vars_add(ctx, vars, prefix, name, CTR_KIND_WEIGHT, 2, shape);
+    ctr_init_random_(ctx, part->weight, prefix, name, 0, bound);
+    snprintf(name, sizeof name, "bias_%s_l0", side);
+    part->bias = ctr_vars_add(ctx, vars, prefix, name, CTR_KIND_BIAS, 1, shape);
+    ctr_init_random_(ctx, part->bias, prefix, name, 0, bound);
+}
+
+/* x [steps * m, in], a step after the other -> all states [steps * m, size]; the first is zero. */
+CTR_PRIVATE_ ctr_tensor *ctr_gru_forward_(ctr_ctx *ctx, const ctr_gru_ *g, ctr_tensor *x, int steps)
+{
+    ctr_tensor *state[CTR_MAX_VIEWS], *h, *in, *gates, *new_x, *new_h, *update;
+    int64_t m = x->shape[0] / steps, size = g->size, shape[2];
+    int t;
+    shape[0] = m;
+    shape[1] = size;
+    h = ctr_tensor_temp(ctx, CTR_F32, 2, shape);
+    ctr_tensor_fill(ctx, h, 0);
+    x = ctr_linear_forward(ctx, &g->in, x);                            /* [steps * m, 3 size] */
+    for (t = 0; t < steps; t++) {
+        in = ctr_slice(ctx, x, 0, t * m, m);
+        h = ctr_linear_forward(ctx, &g->state, t ? state[t - 1] : h);
+        gates = ctr_sigmoid(ctx, ctr_add(ctx, ctr_slice(ctx, in, 1, 0, 2 * size),
+                                         ctr_slice(ctx, h, 1, 0, 2 * size)));
+        new_x = ctr_slice(ctx, in, 1, 2 * size, size);
+        new_h = ctr_mul(ctx, ctr_slice(ctx, gates, 1, 0, size),
+                        ctr_slice(ctx, h, 1, 2 * size, size));
+        update = ctr_slice(ctx, gates, 1, size, size);
+        state[t] = ctr_tanh(ctx, ctr_add(ctx, new_x, new_h));
+        /* new + u (h - new); at first h = 0 */
+        new_h = t ? ctr_sub(ctx, state[t - 1], state[t]) : ctr_scale(ctx, state[t], -1);
+        state[t] = ctr_add(ctx, state[t], ctr_mul(ctx, update, new_h));
+    }
+    return ctr_concat(ctx, steps, state, 0);
+}
+
+/* Patches along a side of so many pixels. */
+CTR_PRIVATE_ int64_t ctr_cpc_cells_(const ctr_cpc_ *m, int64_t side)
+{
+    return side < m->config.patch ? 0 : (side - m->config.patch) / m->config.stride + 1;
+}
+
+/* x [n, h, w, c] -> [rows * columns * n, patch, patch, c], row by row, in each column by column. */
+CTR_PRIVATE_ ctr_tensor *ctr_cpc_cut_(ctr_cpc_ *m, ctr_tensor *x)
+{
+    ctr_ctx *ctx = m->base.ctx;
+    int64_t rows = ctr_cpc_cells_(m, x->shape[1]), columns = ctr_cpc_cells_(m, x->shape[2]), i, j;
+    int64_t patch = m->config.patch, stride = m->config.stride;
+    ctr_tensor *row, **all;
+    if (ctx->status != CTR_OK) return &ctx->poison;
+    if (rows < 1 || columns < 1 || rows > CTR_MAX_VIEWS || columns > CTR_MAX_VIEWS) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "cpc: images of %ld x %ld make %ld x %ld patches of %ld pixels "
+                  "every %ld, expected 1..64", (long)x->shape[1], (long)x->shape[2], (long)rows,
+                  (long)columns, (long)patch, (long)stride);
+        return &ctx->poison;
+    }
+    all = (ctr_tensor **)ctr_arena_take_(ctx, &ctx->host, (size_t)(rows * columns) * sizeof *all);
+    for (i = 0; all && i < rows; i++) {
+        row = ctr_slice(ctx, x, 1, i * stride, patch);
+        for (j = 0; j < columns; j++)
+            all[i * columns + j] = ctr_slice(ctx, row, 2, j * stride, patch);
+    }
+    return all ? ctr_concat(ctx, (int)(rows * columns), all, 0) : &ctx->poison;
+}
+
+/* z [rows * columns * n, features]; batch norm looks at one row of patches at a time. */
+CTR_PRIVATE_ ctr_tensor *ctr_cpc_encode_(ctr_cpc_ *m, ctr_tensor *x, ctr_norm_mode mode)
+{
+    ctr_tensor *patches = ctr_cpc_cut_(m, x);
+    int rows = mode == CTR_NORM_EVAL ? 1 : (int)ctr_cpc_cells_(m, x->shape[1]);
+    return ctr_resnet_forward(m->base.ctx, &m->encoder, patches, mode, CTR_MAX_(rows, 1));
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_cpc_embed_(ctr_method *method, ctr_tensor *x)
+{
+    return ctr_cpc_encode_((ctr_cpc_ *)method, x, CTR_NORM_TRAIN);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_cpc_represent_(ctr_method *method, ctr_tensor *x, ctr_norm_mode mode)
+{
+    ctr_tensor *z = ctr_cpc_encode_((ctr_cpc_ *)method, x, mode);
+    int64_t shape[3];
+    shape[0] = -1;
+    shape[1] = x->shape[0];
+    shape[2] = method->features;
+    return ctr_mean(method->ctx, ctr_reshape(method->ctx, z, 3, shape), 0);   /* [n, features] */
+}
+
+/* What the report says of the predictions p of z: logits [count, count], row: patches in a row. */
+CTR_PRIVATE_ void ctr_cpc_report_(ctr_ctx *ctx, ctr_tensor *p, ctr_tensor *z, ctr_tensor *logits,
+                                  const int32_t *ids, int64_t row, ctr_report *report)
+{
+    ctr_report hits;
+    memset(&hits, 0, sizeof hits);
+    ctr_nograd_begin(ctx);
+    ctr_twin_agree_(ctx, ctr_slice(ctx, p, 0, 0, row), ctr_slice(ctx, z, 0, 0, row), report);
+    ctr_nograd_end(ctx);
+    ctr_loss_hits_(ctx, logits, ids, NULL, 1, &hits);
+    report->accuracy = hits.accuracy;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_cpc_loss_(ctr_method *method, ctr_tensor *z, const ctr_batch *batch,
+                                       ctr_report *report)
+{
+    ctr_cpc_ *m = (ctr_cpc_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    int64_t rows = ctr_cpc_cells_(m, batch->h), row = batch->n * ctr_cpc_cells_(m, batch->w), count;
+    ctr_tensor *c, *p, *below, *logits, *loss = NULL;
+    int32_t *ids;
+    int k, last = (int)CTR_MIN_(rows - 1, m->config.last), terms = last - m->config.first + 1;
+    if (ctx->status == CTR_OK && terms < 1)
+        ctr_fail_(ctx, CTR_E_SHAPE, "cpc: there are %ld rows of patches, too few to predict %d "
+                  "rows ahead", (long)rows, m->config.first);
+    if (ctx->status != CTR_OK) return &ctx->poison;
+    c = ctr_gru_forward_(ctx, &m->context, z, (int)rows);
+    report->chance = 0;
+    for (k = m->config.first; k <= last; k++) {
+        count = (rows - k) * row;
+        ids = ctr_loss_count_(ctx, count, 1);
+        if (!ids) return &ctx->poison;
+        p = ctr_linear_forward(ctx, &m->predict[k], ctr_slice(ctx, c, 0, 0, count));
+        below = ctr_slice(ctx, z, 0, k * row, count);
+        logits = ctr_matmul(ctx, p, 0, below, 1);                      /* [count, count] */
+        if (k == m->config.first) ctr_cpc_report_(ctx, p, below, logits, ids, row, report);
+        p = ctr_cross_entropy(ctx, logits, ctr_loss_index_(ctx, count, ids), -1);
+        loss = loss ? ctr_add(ctx, loss, p) : p;
+        report->chance += log((double)count) / terms;
+    }
+    return ctr_scale(ctx, loss, 1.0 / terms);
+}
+
+CTR_PRIVATE_ void ctr_cpc_check_(ctr_method *method)
+{
+    ctr_vars_check_gradients(method->ctx, &((ctr_cpc_ *)method)->vars);
+}
+
+CTR_PRIVATE_ void ctr_cpc_commit_(ctr_method *method, double lr)
+{
+    ctr_optim_step(method->ctx, ((ctr_cpc_ *)method)->optim, lr);
+}
+
+CTR_PRIVATE_ void ctr_cpc_visit_(ctr_method *method, const ctr_visitor *visitor)
+{
+    ctr_cpc_ *m = (ctr_cpc_ *)method;
+    ctr_visit_vars_(visitor, "", &m->vars);
+    ctr_visit_vars_(visitor, "optim.", ctr_optim_state(m->optim));
+    visitor->number_fn(visitor->user, "optim.steps", ctr_optim_steps(m->optim));
+}
+
+/* "cpc resnet18 ... patches=8/4 context=256 ahead=2-5" */
+CTR_PRIVATE_ void ctr_cpc_describe_(ctr_method *method, char *text, size_t size)
+{
+    const ctr_cpc_config *c = &((ctr_cpc_ *)method)->config;
+    char net[96];
+    snprintf(text, size, "cpc %s patches=%ld/%ld context=%ld ahead=%d-%d",
+             ctr_resnet_describe(&((ctr_cpc_ *)method)->encoder, net), (long)c->patch,
+             (long)c->stride, (long)c->context, c->first, c->last);
+}
+
+CTR_PRIVATE_ void ctr_cpc_destroy_(ctr_method *method)
+{
+    ctr_cpc_ *m = (ctr_cpc_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    ctr_optim_destroy(ctx, m->optim);
+    ctr_vars_destroy(ctx, &m->vars);
+    ctr_free_host_(ctx, m, sizeof *m);
+}
+
+CTR_PRIVATE_ int ctr_cpc_config_check_(ctr_ctx *ctx, const ctr_cpc_config *c)
+{
+    const char *wrong = NULL;
+    if (ctx->status != CTR_OK) return 0;
+    if (c->patch < 2 || c->patch > 65535 || c->stride < 1 || c->stride > 65535)
+        wrong = "patch must be at least 2 pixels and stride at least 1";
+    else if (c->first < 1 || c->last < c->first || c->last > CTR_CPC_STEPS_)
+        wrong = "first and last must be 1 <= first <= last <= 8";
+    else if (c->context < 1 || c->context > 65536)
+        wrong = "context must be 1..65536";
+    else if (c->aug.height < c->patch + c->first * c->stride)
+        wrong = "the views have too few rows of patches to predict one from another";
+    if (wrong) ctr_fail_(ctx, CTR_E_VALUE, "cpc: %s", wrong);
+    return !wrong && ctr_aug_config_check(ctx, &c->aug);
+}
+
+CTR_PRIVATE_ void ctr_cpc_methods_(ctr_method *base)
+{
+    base->name = "cpc";
+    base->views = 1;
+    base->represent_fn = ctr_cpc_represent_;
+    base->embed_fn = ctr_cpc_embed_;
+    base->loss_fn = ctr_cpc_loss_;
+    base->commit_fn = ctr_cpc_commit_;
+    base->check_fn = ctr_cpc_check_;
+    base->visit_fn = ctr_cpc_visit_;
+    base->describe_fn = ctr_cpc_describe_;
+    base->destroy_fn = ctr_cpc_destroy_;
+}
+
+CTR_API ctr_method *ctr_cpc_create(ctr_ctx *ctx, const ctr_cpc_config *config)
+{
+    ctr_cpc_ *m;
+    char prefix[32];
+    int64_t f;
+    int k;
+    if (!ctr_cpc_config_check_(ctx, config)) return NULL;
+    m = (ctr_cpc_ *)ctr_alloc_zero_(ctx, sizeof *m);
+    if (!m) return NULL;
+    m->config = *config;
+    ctr_cpc_methods_(&m->base);
+    m->base.ctx = ctx;
+    m->base.lr = config->lr;
+    m->base.lr_rule = config->lr_rule;
+    m->base.augs = &m->config.aug;
+    m->base.encoder = &m->vars;
+    ctr_resnet_init(ctx, &m->encoder, &m->vars, "encoder.", &config->encoder);
+    m->base.features = m->base.dim = f = m->encoder.features;
+    m->context.size = config->context;
+    ctr_gru_part_(ctx, &m->context.in, &m->vars, "context.", "ih", f, config->context);
+    ctr_gru_part_(ctx, &m->context.state, &m->vars, "context.", "hh", config->context,
+                  config->context);
+    for (k = config->first; k <= config->last; k++) {
+        snprintf(prefix, sizeof prefix, "predict%d.", k);
+        ctr_linear_init(ctx, &m->predict[k], &m->vars, prefix, config->context, f, 0);
+    }
+    if (ctx->status == CTR_OK) m->optim = ctr_optim_create(ctx, &config->optim, &m->vars);
+    if (ctx->status == CTR_OK) return &m->base;
+    ctr_cpc_destroy_(&m->base);
     return NULL;
 }
 
