@@ -22068,6 +22068,9 @@ CTR_API ctr_method *ctr_pirl_create(ctr_ctx *ctx, const ctr_pirl_config *config)
     m = (ctr_pirl_ *)ctr_npid_create_(ctx, "pirl", sizeof *m, &c);
     if (!m) return NULL;
     m->config = *config;
+    snprintf(m->npid.twin.base.settings, sizeof m->npid.twin.base.settings,
+             "form=%d negatives=%ld temperature=%g momentum=%g weight=%g", (int)config->form,
+             (long)config->negatives, config->temperature, config->momentum, config->weight);
     ctr_pirl_build_(ctx, m);
     if (ctx->status == CTR_OK) return &m->npid.twin.base;
     ctr_npid_destroy_(&m->npid.twin.base);

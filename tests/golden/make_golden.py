@@ -1938,6 +1938,119 @@ def make_token():
     return g
 
 
+# ------------------------------------------------------------------- steps of methods with a task
+PRETEXT = """
+golden_pretext.txt: three training steps of PIRL in its three forms and of CPC.
+
+PIRL: the network of golden_bank.txt and two more layers, piece 64-16 and puzzle 144-16, N = 6 images
+of 16 x 16. Weights by the formula of golden_net.txt from the full names. Step t = 1, 2, 3 takes
+fill("views:t", N*16*16*3) and the pieces fill("pieces:t", 9*N*8*8*3), all first ones, then all second
+ones, ..., NHWC; the images pass the encoder first. Images, bank, negatives (K = 12) as in
+golden_bank.txt, the same ones for both terms; the images' embeddings go to the bank. T = .2, weight
+of the puzzle .3. SGD lr .02 .015 .01, momentum .9, decay 1e-4 of weights alone.
+  pirl     softmax, then binary cross entropy
+  pirln    constant Z, of the puzzles' scores in the first step
+  pirli    cross entropy
+
+CPC: the encoder, N = 4 images of 16 x 16, 3 x 3 patches of 8 x 8 every 4 pixels, row by row; each row
+of patches is normalised by itself. nn.GRU(64, 16) as context, predict1 and predict2 [64, 16]: one row
+ahead and two, the mean of both. AdamW lr .01 .008 .005, beta .9 .999, eps 1e-8, decay .01 of weights.
+
+  METHOD:loss            the three losses
+  METHOD:param:NAME      parameter after step 3, digest
+  METHOD:buffer:NAME     running mean or variance after step 3, digest
+  METHOD:bank            [20, 16] after step 3, whole (PIRL)
+  METHOD:first           what the report says after step 1: share of puzzles (of contexts, one row
+                         ahead) whose own row scores highest
+"""
+
+
+class PirlSteps(BankSteps):
+    """PIRL's step."""
+
+    def __init__(self, form):
+        super().__init__({"pirl": 1, "pirln": 0, "pirli": 2}[form])
+        self.net.piece, self.net.puzzle = nn.Linear(64, 16), nn.Linear(144, 16)
+        fill_module(self.net).train()
+
+    def nce(self, x, index):
+        out = torch.einsum("nkd,nd->nk", self.bank[index], unit_rows(x)) / .2
+        self.hits = ((out[:, :1] > out[:, 1:]) | (index[:, 1:] == index[:, :1])).all(1)
+        if self.form:
+            return losses_nce([out], self.form, 1, 20)
+        if self.z < 0:
+            self.z = out.exp().mean().item() * 20
+        p = out.exp() / self.z
+        pos = p[:, 0] / (p[:, 0] + 12 / 20 + 1e-7)
+        neg = 12 / 20 / (p[:, 1:] + 12 / 20 + 1e-7)
+        return -(pos.log().sum() + neg.log().sum()) / 6
+
+    def backward(self, x, y, t):
+        self.net.zero_grad()
+        index = torch.tensor([[int(y[i])] + draws(i, t, 20, 12) for i in range(6)])
+        v = self.net.projector(run_net(self.net.encoder, x))
+        h = self.net.piece(run_net(self.net.encoder, tfill("pieces:%d" % (t + 1), (54, 8, 8, 3))))
+        h = torch.stack(list(h.split(6)), 1).reshape(6, 144)
+        loss = .3 * self.nce(self.net.puzzle(h), index)
+        self.first = self.hits.double().mean().item() if t == 0 else self.first
+        loss = loss + .7 * self.nce(v, index)
+        loss.backward()
+        for q in self.net.parameters():      # step() decays everything
+            if q.dim() < 2:
+                q.grad -= 1e-4 * q.data
+        return loss, unit_rows(v)
+
+
+class CpcSteps:
+    """CPC's step."""
+
+    def __init__(self):
+        self.net = nn.Module()
+        self.net.encoder, self.net.context = split_norms(build_net("resnet8"), 3), nn.GRU(64, 16)
+        self.net.predict1 = nn.Linear(16, 64, bias=False)
+        self.net.predict2 = nn.Linear(16, 64, bias=False)
+        fill_module(self.net).train()
+        heavy = [q for q in self.net.parameters() if q.dim() > 1]
+        light = [q for q in self.net.parameters() if q.dim() < 2]
+        self.optim = torch.optim.AdamW([{"params": heavy, "weight_decay": .01},
+                                        {"params": light, "weight_decay": 0.0}], eps=1e-8)
+
+    def step(self, t):
+        x = tfill("views:%d" % (t + 1), (4, 16, 16, 3))
+        z = run_net(self.net.encoder, torch.cat([x[:, 4 * i:4 * i + 8, 4 * j:4 * j + 8]
+                                                 for i in range(3) for j in range(3)]))
+        context, _ = self.net.context(z.reshape(3, 12, 64))
+        loss = 0
+        for k, layer in ((1, self.net.predict1), (2, self.net.predict2)):
+            out = layer(context[:3 - k].reshape(-1, 16)) @ z[12 * k:].T
+            y = torch.arange(len(out))
+            loss = loss + F.cross_entropy(out, y) / 2
+            if t == 0 and k == 1:
+                self.first = (out.argmax(1) == y).double().mean().item()
+        self.optim.zero_grad()
+        loss.backward()
+        for group in self.optim.param_groups:
+            group["lr"] = (.01, .008, .005)[t]
+        self.optim.step()
+        return loss.item()
+
+
+def make_pretext():
+    g = Golden("golden_pretext.txt", PRETEXT)
+    for form in ("pirl", "pirln", "pirli", "cpc"):
+        run = CpcSteps() if form == "cpc" else PirlSteps(form)
+        g.put(form + ":loss", [run.step(t) for t in range(3)])
+        g.put(form + ":first", [run.first])
+        for k, q in run.net.named_parameters():
+            g.digest("%s:param:%s" % (form, k), q)
+        for k, b in run.net.named_buffers():
+            if "running" in k:
+                g.digest("%s:buffer:%s" % (form, k), b)
+        if form != "cpc":
+            g.put(form + ":bank", run.bank)
+    return g
+
+
 # --------------------------------------------------------------------------------------- evaluation
 EVAL = """
 golden_eval.txt: weighted k-NN and PCA.
@@ -2233,7 +2346,8 @@ def main(argv):
         else:
             names.append(a)
     for name in names or ["loss", "losses", "aug", "ops", "optim", "net", "step", "teacher", "prototype",
-                          "bank", "clip", "token", "transfer", "eval", "cluster"]:
+                          "bank", "pretext", "clip", "token", "transfer", "eval",
+                          "cluster"]:
         globals()["make_" + name]().write(folder)
 
 
