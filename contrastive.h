@@ -1357,6 +1357,12 @@ CTR_API int64_t ctr_loader_batches(const ctr_loader *loader); /* in an epoch */
    goes on exactly: epoch >= 0, batch 0..batches (batches: the end of that epoch). */
 CTR_API void ctr_loader_tell(const ctr_loader *loader, int64_t *epoch, int64_t *batch);
 CTR_API int ctr_loader_seek(ctr_ctx *ctx, ctr_loader *loader, int64_t epoch, int64_t batch);
+/* From the next batch on the epochs' orders are those of order_fn: it fills order [n] with images
+   0..n-1 of the n there are, each as often as it likes, as a function of the loader's seed and the
+   epoch. A batch that was prepared by the old order is made again. NULL: the loader's own order. A
+   method that has one (order_fn) gives it by ctr_method_begin. */
+typedef void (*ctr_order_fn)(void *user, uint64_t seed, int64_t epoch, int64_t n, int64_t *order);
+CTR_API void ctr_loader_order(ctr_loader *loader, ctr_order_fn order_fn, void *user);
 /* Seconds that next has made its caller wait so far. */
 CTR_API double ctr_loader_seconds(const ctr_loader *loader);
 
@@ -1826,6 +1832,8 @@ typedef struct ctr_report {
                                          the prototypes, those that are some crop's largest code */
     double residual;                  /* of SwAV's codes: see ctr_sinkhorn_run */
     double false_negatives;           /* share of negatives with the anchor's label; needs labels */
+    double nmi;                       /* DeepCluster v1: this epoch's clusters with the last one's,
+                                         nmi_geometric of ctr_agreement_measure */
     double data_seconds, seconds;     /* waiting for data, and all of the step */
 } ctr_report;
 
@@ -1885,6 +1893,7 @@ struct ctr_method {
     void (*check_fn)(ctr_method *method);       /* an error if a gradient is not finite */
     /* NULL, or what comes before an epoch: a pass over the images, clustering. 1, or 0 */
     int (*begin_fn)(ctr_method *method, const ctr_loader *loader);
+    ctr_order_fn order_fn; /* NULL, or how an epoch takes the images; its user is the method */
     void (*visit_fn)(ctr_method *method, const ctr_visitor *visitor);
     void (*describe_fn)(ctr_method *method, char *text, size_t size); /* architecture, one line */
     void (*destroy_fn)(ctr_method *method);
@@ -1904,10 +1913,11 @@ CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double l
    so (method->chunks), else CTR_E_VALUE. chunk >= n: ctr_method_step. */
 CTR_API int ctr_method_step_chunked(ctr_method *method, const ctr_batch *batch, int64_t chunk,
                                     double lr, ctr_report *report);
-/* What a method does before the first step of each epoch (DeepCluster clusters its images then);
-   most do nothing. ctr_fit calls it, a loop of your own has to. 1; or 0 with an error, and the
-   method is as it was. */
-CTR_API int ctr_method_begin(ctr_method *method, const ctr_loader *loader);
+/* What a method does before the first step of each epoch (DeepCluster clusters its images then, and
+   version 1 has the loader take them in an order of its own, as long as both live); most do
+   nothing. ctr_fit calls it, a loop of your own has to. 1; or 0 with an error, and the method is as
+   it was. */
+CTR_API int ctr_method_begin(ctr_method *method, ctr_loader *loader);
 CTR_API void ctr_method_destroy(ctr_method *method); /* NULL is allowed */
 CTR_API void ctr_method_visit(ctr_method *method, const ctr_visitor *visitor);
 /* A hash of the whole state: equal states, equal numbers. */
@@ -2226,7 +2236,7 @@ CTR_API void ctr_cpc_config_init(ctr_cpc_config *config);
 CTR_API ctr_method *ctr_cpc_create(ctr_ctx *ctx, const ctr_cpc_config *config);
 
 /* ------------------------------------------------------------------------------------------------
-   >>PROTOTYPE  methods that learn clusters on the way: SwAV, DeepCluster v2
+   >>PROTOTYPE  methods that learn clusters on the way: DeepCluster, SwAV, DeepCluster v2
 
    Prototypes are unit vectors [k, dim], what an embedding may belong to: "prototypes.weight" in
    files ("prototypes1.weight", ... with several heads), of kind CTR_KIND_PROTOTYPE. Crops come in
@@ -2234,6 +2244,35 @@ CTR_API ctr_method *ctr_cpc_create(ctr_ctx *ctx, const ctr_cpc_config *config);
    passes the encoder by itself, with batch norm statistics of its own; global pooling makes them
    alike, and the projector sees all crops at once.
    ---------------------------------------------------------------------------------------------- */
+
+/* DeepCluster (Caron et al., 2018): before each epoch all images pass the network as it is (their
+   centre, evaluation mode); the features are whitened, brought to length 1 and clustered by
+   k-means; for an epoch the clusters are classes, which a new linear classifier and the network
+   learn to tell from one view of each image. An epoch takes images by cluster, each cluster as
+   often as any other, or else large ones would become the whole world. Empty clusters are refilled
+   (ctr_kmeans_run). The classifier has plain SGD of its own, without momentum, at the same rate.
+   Chance: ln clusters. report.nmi and the log tell how much of the last clusters is left. */
+typedef struct ctr_deepcluster_v1_config {
+    ctr_resnet_config encoder;    /* default ResNet-18 (theirs AlexNet, VGG-16) */
+    int64_t images;               /* in the data set, at least clusters. No default */
+    int64_t clusters;             /* at least 2, default 10000 (for ImageNet's 1000 classes) */
+    int axes;                     /* of the features that are clustered, 1..256, default 256; at
+                                     most as many as there are */
+    int iterations;               /* of k-means, at least 1, default 20 */
+    int after_relu;               /* default 0: clusters the features before the last ReLU */
+    int sobel;                    /* default 1: the network sees the slopes of the gray image in two
+                                     directions, [n, h, w, 2], and no colours */
+    ctr_aug_config aug;           /* default: crops of 0.08..1 of the area and flips */
+    ctr_optim_config optim;       /* of the network, default SGD, decay 1e-5 on all */
+    double lr;                    /* for a batch of 256, default 0.05 */
+    ctr_lr_rule lr_rule;          /* default CTR_LR_LINEAR */
+} ctr_deepcluster_v1_config;
+CTR_API ctr_deepcluster_v1_config ctr_deepcluster_v1_default(void);
+CTR_API void ctr_deepcluster_v1_config_init(ctr_deepcluster_v1_config *config);
+/* NULL on error. ctr_method_destroy() gives all of it back. Its steps need batches with index, and
+   ctr_method_begin() before each epoch. */
+CTR_API ctr_method *ctr_deepcluster_v1_create(ctr_ctx *ctx,
+                                              const ctr_deepcluster_v1_config *config);
 
 /* SwAV, swapping assignments between views (Caron et al., 2020): the batch's large crops are
    assigned to the prototypes in equal shares (ctr_sinkhorn_run), and each crop has to predict the
@@ -10505,8 +10544,9 @@ CTR_API void ctr_resnet_init(ctr_ctx *ctx, ctr_resnet *net, ctr_vars *vars, cons
     net->features = in;
 }
 
+/* relu: of the output, as every block has it. */
 CTR_PRIVATE_ ctr_tensor *ctr_res_block_forward_(ctr_ctx *ctx, const ctr_res_block *b, ctr_tensor *x,
-                                                ctr_norm_mode mode, int groups)
+                                                ctr_norm_mode mode, int groups, int relu)
 {
     ctr_tensor *shortcut = x, *y = x;
     int i;
@@ -10517,7 +10557,7 @@ CTR_PRIVATE_ ctr_tensor *ctr_res_block_forward_(ctr_ctx *ctx, const ctr_res_bloc
     for (i = 0; i < b->convs; i++) {
         y = ctr_conv2d_forward(ctx, &b->conv[i], y);
         y = ctr_batch_norm(ctx, y, &b->norm[i], mode, groups, i == b->convs - 1 ? shortcut : NULL,
-                           1);
+                           relu || i < b->convs - 1);
     }
     return y;
 }
@@ -10540,8 +10580,9 @@ CTR_PRIVATE_ void ctr_scope_end_(ctr_ctx *ctx, size_t low, size_t want_low, ctr_
     s->want_low = want_low + bytes;
 }
 
-CTR_API ctr_tensor *ctr_resnet_forward(ctr_ctx *ctx, const ctr_resnet *net, ctr_tensor *x,
-                                       ctr_norm_mode mode, int groups)
+/* relu 0: the last block's is left out, and the mean is over numbers of either sign. */
+CTR_PRIVATE_ ctr_tensor *ctr_resnet_forward_(ctr_ctx *ctx, const ctr_resnet *net, ctr_tensor *x,
+                                             ctr_norm_mode mode, int groups, int relu)
 {
     size_t low = ctx->slab.low, want_low = ctx->slab.want_low;
     int i;
@@ -10557,10 +10598,17 @@ CTR_API ctr_tensor *ctr_resnet_forward(ctr_ctx *ctx, const ctr_resnet *net, ctr_
     for (i = 0; i < net->blocks; i++) {
         low = ctx->slab.low;
         want_low = ctx->slab.want_low;
-        x = ctr_res_block_forward_(ctx, &net->block[i], x, mode, groups);
+        x = ctr_res_block_forward_(ctx, &net->block[i], x, mode, groups,
+                                   relu || i < net->blocks - 1);
         ctr_scope_end_(ctx, low, want_low, x);
     }
     return ctr_global_pool(ctx, x);
+}
+
+CTR_API ctr_tensor *ctr_resnet_forward(ctr_ctx *ctx, const ctr_resnet *net, ctr_tensor *x,
+                                       ctr_norm_mode mode, int groups)
+{
+    return ctr_resnet_forward_(ctx, net, x, mode, groups, 1);
 }
 
 CTR_API const char *ctr_resnet_describe(const ctr_resnet *net, char *text)
@@ -15165,7 +15213,9 @@ struct ctr_loader {
     int current;              /* the slot that the caller reads */
     int running;              /* the other slot's job is in the background */
     int64_t *orders[2], order_epoch[2];
-    ctr_class_sampler *classes; /* NULL: orders are those of ctr_sample_order */
+    ctr_class_sampler *classes; /* NULL: orders are those of ctr_sample_order, or ... */
+    ctr_order_fn order_fn;    /* ... not NULL: of this one */
+    void *order_user;
     void **scratch;           /* [threads] of the augmentation */
     size_t *scratch_size;
     double seconds;
@@ -15296,7 +15346,9 @@ CTR_PRIVATE_ void ctr_loader_aim_(ctr_loader *l, ctr_loader_slot_ *s, int64_t ep
 {
     int side = (int)(epoch & 1);
     if (l->order_epoch[side] != epoch) {
-        if (l->classes)
+        if (l->order_fn)
+            l->order_fn(l->order_user, l->config.seed, epoch, l->d->n, l->orders[side]);
+        else if (l->classes)
             ctr_class_sampler_order(l->classes, l->config.seed, epoch, l->orders[side]);
         else
             ctr_sample_order(l->config.seed, epoch, l->d->n, l->config.shuffle, l->orders[side]);
@@ -15368,6 +15420,16 @@ CTR_API int ctr_loader_next(ctr_ctx *ctx, ctr_loader *l, ctr_batch *out)
 
 CTR_API int64_t ctr_loader_batches(const ctr_loader *l) { return l ? l->batches : 0; }
 CTR_API double ctr_loader_seconds(const ctr_loader *l) { return l ? l->seconds : 0; }
+
+CTR_API void ctr_loader_order(ctr_loader *l, ctr_order_fn order_fn, void *user)
+{
+    if (!l) return;
+    ctr_loader_wait_(l);
+    l->order_fn = order_fn;
+    l->order_user = user;
+    l->order_epoch[0] = l->order_epoch[1] = -1;
+    l->slots[!l->current].made = 0;
+}
 
 CTR_API void ctr_loader_tell(const ctr_loader *l, int64_t *epoch, int64_t *batch)
 {
@@ -19714,10 +19776,18 @@ CTR_API void ctr_method_destroy(ctr_method *method)
     if (method) method->destroy_fn(method);
 }
 
-CTR_API int ctr_method_begin(ctr_method *method, const ctr_loader *loader)
+/* The epoch's images in the method's order, if it has one. */
+CTR_PRIVATE_ void ctr_method_order_(ctr_method *method, ctr_loader *loader)
+{
+    if (method->order_fn) ctr_loader_order(loader, method->order_fn, method);
+}
+
+CTR_API int ctr_method_begin(ctr_method *method, ctr_loader *loader)
 {
     if (method->ctx->status != CTR_OK) return 0;
-    return !method->begin_fn || method->begin_fn(method, loader);
+    if (method->begin_fn && !method->begin_fn(method, loader)) return 0;
+    ctr_method_order_(method, loader);
+    return 1;
 }
 
 CTR_API void ctr_method_visit(ctr_method *method, const ctr_visitor *visitor)
@@ -19819,7 +19889,7 @@ CTR_PRIVATE_ void ctr_report_init_(ctr_report *r, const ctr_batch *batch, double
     r->batch = batch->batch;
     r->lr = lr;
     r->chance = r->accuracy = r->positive = r->negative = r->std = r->std_reference = -1;
-    r->rank = r->active = r->residual = r->false_negatives = -1;
+    r->rank = r->active = r->residual = r->false_negatives = r->nmi = -1;
 }
 
 /* Group g of a batch; the first one stands in the batch itself. */
@@ -20393,6 +20463,7 @@ CTR_API ctr_method *ctr_simclr_create(ctr_ctx *ctx, const ctr_simclr_config *con
 typedef struct ctr_twin_config_ {
     const ctr_resnet_config *encoder;
     ctr_mlp_config projector, predictor;  /* in is filled in; predictor.layers 0: there is none */
+    int no_projector;
     int target, own_target, average;      /* is there one; not a copy at first; buffers follow */
     int split_norm;                       /* groups of batch norm within a view */
     const ctr_optim_config *optim;
@@ -20563,7 +20634,7 @@ CTR_PRIVATE_ void ctr_twin_build_(ctr_ctx *ctx, ctr_twin_ *t, ctr_twin_config_ *
     c->projector.in = t->encoder.features;
     if (!c->projector.hidden) c->projector.hidden = t->encoder.features;
     c->predictor.in = c->projector.out;
-    if (ctx->status == CTR_OK)
+    if (ctx->status == CTR_OK && !c->no_projector)
         ctr_mlp_init(ctx, &t->projector, &t->vars, "projector.", &c->projector);
     if (ctx->status == CTR_OK && c->predictor.layers)
         ctr_mlp_init(ctx, &t->predictor, &t->head, "predictor.", &c->predictor);
@@ -20605,7 +20676,7 @@ CTR_PRIVATE_ ctr_twin_ *ctr_twin_create_(ctr_ctx *ctx, const char *name, size_t 
     t->base.augs = t->augs;
     ctr_twin_build_(ctx, t, c);
     t->base.features = t->encoder.features;
-    t->base.dim = c->projector.out;
+    t->base.dim = c->no_projector ? t->encoder.features : c->projector.out;
     t->base.encoder = &t->vars;
     if (ctx->status == CTR_OK) return t;
     ctr_twin_destroy_(&t->base);
@@ -22080,7 +22151,7 @@ CTR_API ctr_method *ctr_pirl_create(ctr_ctx *ctx, const ctr_pirl_config *config)
 /* ---- CPC ---------------------------------------------------------------------------------------
 
         row 1 of patches --> encoder --> z_1 --> GRU --> c_1 --> W_2 c_1, W_3 c_1, ...  predict
-        row 2            --> encoder --> z_2 --> GRU --> c_2 --> W_2 c_2, ...           z_3, z_4, ...
+        row 2            --> encoder --> z_2 --> GRU --> c_2 --> W_2 c_2, ...           z_3, z_4 ...
         row 3            --> encoder --> z_3 --> ...                                       |
                              (one network)  |                                              v
                                             +------> the right one, and the others --> InfoNCE    */
@@ -22096,13 +22167,10 @@ typedef struct ctr_gru_ {
 } ctr_gru_;
 
 typedef struct ctr_cpc_ {
-    ctr_method base;
+    ctr_twin_ twin;                /* encoder; its head: context.* predict2.weight ... */
     ctr_cpc_config config;
-    ctr_vars vars;                 /* encoder.* context.* predict2.weight ... */
-    ctr_resnet encoder;
     ctr_gru_ context;
     ctr_linear predict[CTR_CPC_STEPS_ + 1]; /* [features, context], by k */
-    ctr_optim *optim;
 } ctr_cpc_;
 
 CTR_API void ctr_cpc_config_init(ctr_cpc_config *config)
@@ -22187,7 +22255,7 @@ CTR_PRIVATE_ int64_t ctr_cpc_cells_(const ctr_cpc_ *m, int64_t side)
 /* x [n, h, w, c] -> [rows * columns * n, patch, patch, c], row by row, in each column by column. */
 CTR_PRIVATE_ ctr_tensor *ctr_cpc_cut_(ctr_cpc_ *m, ctr_tensor *x)
 {
-    ctr_ctx *ctx = m->base.ctx;
+    ctr_ctx *ctx = m->twin.base.ctx;
     int64_t rows = ctr_cpc_cells_(m, x->shape[1]), columns = ctr_cpc_cells_(m, x->shape[2]), i, j;
     int64_t patch = m->config.patch, stride = m->config.stride;
     ctr_tensor *row, **all;
@@ -22212,7 +22280,7 @@ CTR_PRIVATE_ ctr_tensor *ctr_cpc_encode_(ctr_cpc_ *m, ctr_tensor *x, ctr_norm_mo
 {
     ctr_tensor *patches = ctr_cpc_cut_(m, x);
     int rows = mode == CTR_NORM_EVAL ? 1 : (int)ctr_cpc_cells_(m, x->shape[1]);
-    return ctr_resnet_forward(m->base.ctx, &m->encoder, patches, mode, CTR_MAX_(rows, 1));
+    return ctr_resnet_forward(m->twin.base.ctx, &m->twin.encoder, patches, mode, CTR_MAX_(rows, 1));
 }
 
 CTR_PRIVATE_ ctr_tensor *ctr_cpc_embed_(ctr_method *method, ctr_tensor *x)
@@ -22273,41 +22341,14 @@ CTR_PRIVATE_ ctr_tensor *ctr_cpc_loss_(ctr_method *method, ctr_tensor *z, const 
     return ctr_scale(ctx, loss, 1.0 / terms);
 }
 
-CTR_PRIVATE_ void ctr_cpc_check_(ctr_method *method)
-{
-    ctr_vars_check_gradients(method->ctx, &((ctr_cpc_ *)method)->vars);
-}
-
-CTR_PRIVATE_ void ctr_cpc_commit_(ctr_method *method, double lr)
-{
-    ctr_optim_step(method->ctx, ((ctr_cpc_ *)method)->optim, lr);
-}
-
-CTR_PRIVATE_ void ctr_cpc_visit_(ctr_method *method, const ctr_visitor *visitor)
-{
-    ctr_cpc_ *m = (ctr_cpc_ *)method;
-    ctr_visit_vars_(visitor, "", &m->vars);
-    ctr_visit_vars_(visitor, "optim.", ctr_optim_state(m->optim));
-    visitor->number_fn(visitor->user, "optim.steps", ctr_optim_steps(m->optim));
-}
-
 /* "cpc resnet18 ... patches=8/4 context=256 ahead=2-5" */
 CTR_PRIVATE_ void ctr_cpc_describe_(ctr_method *method, char *text, size_t size)
 {
     const ctr_cpc_config *c = &((ctr_cpc_ *)method)->config;
     char net[96];
     snprintf(text, size, "cpc %s patches=%ld/%ld context=%ld ahead=%d-%d",
-             ctr_resnet_describe(&((ctr_cpc_ *)method)->encoder, net), (long)c->patch,
+             ctr_resnet_describe(&((ctr_twin_ *)method)->encoder, net), (long)c->patch,
              (long)c->stride, (long)c->context, c->first, c->last);
-}
-
-CTR_PRIVATE_ void ctr_cpc_destroy_(ctr_method *method)
-{
-    ctr_cpc_ *m = (ctr_cpc_ *)method;
-    ctr_ctx *ctx = method->ctx;
-    ctr_optim_destroy(ctx, m->optim);
-    ctr_vars_destroy(ctx, &m->vars);
-    ctr_free_host_(ctx, m, sizeof *m);
 }
 
 CTR_PRIVATE_ int ctr_cpc_config_check_(ctr_ctx *ctx, const ctr_cpc_config *c)
@@ -22326,55 +22367,455 @@ CTR_PRIVATE_ int ctr_cpc_config_check_(ctr_ctx *ctx, const ctr_cpc_config *c)
     return !wrong && ctr_aug_config_check(ctx, &c->aug);
 }
 
-CTR_PRIVATE_ void ctr_cpc_methods_(ctr_method *base)
+/* The layers beside the encoder. */
+CTR_PRIVATE_ void ctr_cpc_build_(ctr_ctx *ctx, ctr_cpc_ *m)
 {
-    base->name = "cpc";
-    base->views = 1;
-    base->represent_fn = ctr_cpc_represent_;
-    base->embed_fn = ctr_cpc_embed_;
-    base->loss_fn = ctr_cpc_loss_;
-    base->commit_fn = ctr_cpc_commit_;
-    base->check_fn = ctr_cpc_check_;
-    base->visit_fn = ctr_cpc_visit_;
-    base->describe_fn = ctr_cpc_describe_;
-    base->destroy_fn = ctr_cpc_destroy_;
+    const ctr_cpc_config *c = &m->config;
+    ctr_twin_ *t = &m->twin;
+    char prefix[32];
+    int k;
+    m->context.size = c->context;
+    ctr_gru_part_(ctx, &m->context.in, &t->head, "context.", "ih", t->encoder.features, c->context);
+    ctr_gru_part_(ctx, &m->context.state, &t->head, "context.", "hh", c->context, c->context);
+    for (k = c->first; k <= c->last; k++) {
+        snprintf(prefix, sizeof prefix, "predict%d.", k);
+        ctr_linear_init(ctx, &m->predict[k], &t->head, prefix, c->context, t->encoder.features, 0);
+    }
+    if (ctx->status == CTR_OK) t->head_optim = ctr_optim_create(ctx, &c->optim, &t->head);
 }
 
 CTR_API ctr_method *ctr_cpc_create(ctr_ctx *ctx, const ctr_cpc_config *config)
 {
+    ctr_twin_config_ c;
     ctr_cpc_ *m;
-    char prefix[32];
-    int64_t f;
-    int k;
     if (!ctr_cpc_config_check_(ctx, config)) return NULL;
-    m = (ctr_cpc_ *)ctr_alloc_zero_(ctx, sizeof *m);
+    memset(&c, 0, sizeof c);
+    c.encoder = &config->encoder;
+    c.no_projector = c.split_norm = 1;
+    c.optim = &config->optim;
+    c.lr = config->lr;
+    c.lr_rule = config->lr_rule;
+    c.aug[0] = c.aug[1] = &config->aug;
+    m = (ctr_cpc_ *)ctr_twin_create_(ctx, "cpc", sizeof *m, &c);
     if (!m) return NULL;
     m->config = *config;
-    ctr_cpc_methods_(&m->base);
-    m->base.ctx = ctx;
-    m->base.lr = config->lr;
-    m->base.lr_rule = config->lr_rule;
-    m->base.augs = &m->config.aug;
-    m->base.encoder = &m->vars;
-    ctr_resnet_init(ctx, &m->encoder, &m->vars, "encoder.", &config->encoder);
-    m->base.features = m->base.dim = f = m->encoder.features;
-    m->context.size = config->context;
-    ctr_gru_part_(ctx, &m->context.in, &m->vars, "context.", "ih", f, config->context);
-    ctr_gru_part_(ctx, &m->context.state, &m->vars, "context.", "hh", config->context,
-                  config->context);
-    for (k = config->first; k <= config->last; k++) {
-        snprintf(prefix, sizeof prefix, "predict%d.", k);
-        ctr_linear_init(ctx, &m->predict[k], &m->vars, prefix, config->context, f, 0);
-    }
-    if (ctx->status == CTR_OK) m->optim = ctr_optim_create(ctx, &config->optim, &m->vars);
-    if (ctx->status == CTR_OK) return &m->base;
-    ctr_cpc_destroy_(&m->base);
+    m->twin.base.views = 1;
+    m->twin.base.represent_fn = ctr_cpc_represent_;
+    m->twin.base.embed_fn = ctr_cpc_embed_;
+    m->twin.base.loss_fn = ctr_cpc_loss_;
+    m->twin.base.describe_fn = ctr_cpc_describe_;
+    ctr_cpc_build_(ctx, m);
+    if (ctx->status == CTR_OK) return &m->twin.base;
+    ctr_twin_destroy_(&m->twin.base);
     return NULL;
 }
 
 /* ------------------------------------------------------------------------------------------------
    >>PROTOTYPE
    ---------------------------------------------------------------------------------------------- */
+
+/* ---- DeepCluster -------------------------------------------------------------------------------
+
+        before each epoch:
+        all images --> [Sobel] --> encoder --> whitened, length 1 --> k-means --> clusters --+
+                                                                                             |
+        in its steps:                                                                        v
+        images, each cluster equally often --> [Sobel] --> encoder --> classifier --> cross entropy
+                                                                    new each epoch                */
+
+typedef struct ctr_deepcluster_v1_ {
+    ctr_twin_ twin;                /* encoder; its head: the classifier, with its own optimiser */
+    ctr_deepcluster_v1_config config;
+    ctr_linear classifier;         /* [clusters, features] */
+    ctr_vars store;                /* bank.* */
+    ctr_tensor *clusters;          /* [images, 1], numbers of clusters */
+    ctr_tensor *sobel;             /* [3, 3, c, 2], NULL: the images as they are; no state */
+    int64_t epochs;                /* clustered so far */
+    double nmi;                    /* of the newest clusters with those before, -1: not known */
+    int relu;                      /* of the last block: 0 while features are taken */
+    ctr_real *host;                /* [images] clusters, scratch of the order ... */
+    int64_t *member, *begin;       /* ... [images] by cluster; [clusters + 1] from where */
+    int64_t *pool;                 /* [images + clusters] drawn */
+} ctr_deepcluster_v1_;
+
+CTR_API void ctr_deepcluster_v1_config_init(ctr_deepcluster_v1_config *config)
+{
+    memset(config, 0, sizeof *config);
+    ctr_resnet_config_init(&config->encoder, 18);
+    config->clusters = 10000;
+    config->axes = 256;
+    config->iterations = 20;
+    config->sobel = 1;
+    ctr_aug_simclr_config_init(&config->aug, 32);
+    config->aug.interp = CTR_INTERP_BILINEAR;
+    config->aug.jitter_p = config->aug.gray_p = 0;
+    ctr_optim_config_init(&config->optim, CTR_OPTIM_SGD);
+    config->optim.decay = 1e-5;
+    config->optim.decay_all = 1;
+    config->lr = 0.05;
+    config->lr_rule = CTR_LR_LINEAR;
+}
+
+CTR_API ctr_deepcluster_v1_config ctr_deepcluster_v1_default(void)
+{
+    ctr_deepcluster_v1_config config;
+    ctr_deepcluster_v1_config_init(&config);
+    return config;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_deepcluster_v1_represent_(ctr_method *method, ctr_tensor *x,
+                                                       ctr_norm_mode mode)
+{
+    ctr_deepcluster_v1_ *m = (ctr_deepcluster_v1_ *)method;
+    if (m->sobel) x = ctr_conv(method->ctx, x, m->sobel, 1, 1);        /* [n, h, w, 2] */
+    return ctr_resnet_forward_(method->ctx, &m->twin.encoder, x, mode, 1, m->relu);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_deepcluster_v1_embed_(ctr_method *method, ctr_tensor *x)
+{
+    return ctr_deepcluster_v1_represent_(method, x, CTR_NORM_TRAIN);
+}
+
+/* Sobel's slopes of the mean over c channels, along a row and down a column. */
+CTR_PRIVATE_ void ctr_deepcluster_v1_sobel_(ctr_ctx *ctx, ctr_deepcluster_v1_ *m, int64_t c)
+{
+    static const double across[9] = { 1, 0, -1, 2, 0, -2, 1, 0, -1 };
+    static const double down[9] = { 1, 2, 1, 0, 0, 0, -1, -2, -1 };
+    int64_t shape[4] = { 3, 3, 0, 2 }, i, k;
+    ctr_real *w;
+    shape[2] = c;
+    m->sobel = ctr_tensor_create(ctx, CTR_F32, 4, shape, 0);
+    w = (ctr_real *)ctr_alloc_(ctx, (size_t)(18 * c) * sizeof *w);
+    for (i = 0; w && i < 9; i++)
+        for (k = 0; k < c; k++) {
+            w[(i * c + k) * 2] = (ctr_real)(across[i] / (double)c);
+            w[(i * c + k) * 2 + 1] = (ctr_real)(down[i] / (double)c);
+        }
+    if (w) ctr_tensor_write(ctx, m->sobel, w, 18 * c);
+    ctr_free_host_(ctx, w, (size_t)(18 * c) * sizeof *w);
+}
+
+/* What a clustering needs in host memory: x [n, f], y [n, axes], matrix [axes, f], ... */
+typedef struct ctr_deepcluster_v1_work_ {
+    ctr_real *x, *y, *mean, *matrix, *centroids, *last;
+    int32_t *cluster, *old;
+} ctr_deepcluster_v1_work_;
+
+/* Features of all images, from the middle of each, in their order: x [n, f]. As many at a time as a
+   step has, so that what a step needs is enough. */
+CTR_PRIVATE_ int ctr_deepcluster_v1_features_(ctr_deepcluster_v1_ *m, const ctr_loader *l,
+                                              ctr_real *x)
+{
+    ctr_method *method = &m->twin.base;
+    ctr_loader_config c = ctr_loader_config_default();
+    ctr_aug_config clean = m->config.aug;
+    ctr_loader *pass;
+    ctr_batch b;
+    clean.center_crop = 1;
+    clean.flip_p = clean.jitter_p = clean.gray_p = clean.blur_p = clean.solarize_p = 0;
+    c.batch = l->config.batch;
+    c.views = 1;
+    c.augs = &clean;
+    c.last = CTR_LAST_KEEP;
+    c.shuffle = 0;
+    pass = ctr_loader_create(method->ctx, l->d, &c);
+    m->relu = m->config.after_relu;
+    for (; pass && ctr_loader_next(method->ctx, pass, &b); x += b.n * method->features)
+        ctr_method_represent(method, b.n, b.h, b.w, b.c, b.pixels, b.n, x);
+    m->relu = 1;
+    ctr_loader_destroy(method->ctx, pass);
+    return method->ctx->status == CTR_OK;
+}
+
+/* The clusters of whitened features; *nmi with the last ones. Writes nothing of the method. */
+CTR_PRIVATE_ int ctr_deepcluster_v1_cluster_(ctr_deepcluster_v1_ *m, const ctr_loader *l, int axes,
+                                             ctr_deepcluster_v1_work_ *w, double *nmi)
+{
+    ctr_ctx *ctx = m->twin.base.ctx;
+    int64_t n = m->config.images, f = m->twin.encoder.features, i;
+    ctr_whiten_config whiten = ctr_whiten_config_default();
+    ctr_kmeans_config c = ctr_kmeans_config_default();
+    ctr_kmeans_result result;
+    ctr_agreement agreement;
+    whiten.k = axes;
+    c.k = m->config.clusters;
+    c.iterations = m->config.iterations;
+    c.seed = l->config.seed + (uint64_t)m->epochs;
+    if (m->epochs) c.min_points = 0; /* who wants to know has been told once */
+    if (!ctr_deepcluster_v1_features_(m, l, w->x) ||
+        !ctr_whiten_fit(ctx, n, f, w->x, &whiten, w->mean, w->matrix) ||
+        !ctr_whiten_apply(ctx, n, f, w->x, axes, w->mean, w->matrix, 1, w->y) ||
+        !ctr_kmeans_run(ctx, n, axes, w->y, &c, w->centroids, w->cluster, NULL, &result))
+        return 0;
+    *nmi = -1;
+    if (!m->epochs) return 1;
+    ctr_tensor_read(ctx, m->clusters, w->last, n);
+    for (i = 0; i < n; i++) w->old[i] = (int32_t)w->last[i];
+    if (!ctr_agreement_measure(ctx, n, w->cluster, w->old, &agreement)) return 0;
+    *nmi = agreement.nmi_geometric;
+    ctr_log_(ctx, CTR_LOG_INFO, "deepcluster_v1: clustering %ld: %ld of %ld clusters have images, "
+             "NMI with the last one %.3f", (long)m->epochs + 1, (long)result.filled, (long)c.k,
+             *nmi);
+    return 1;
+}
+
+/* A classifier that knows nothing, each epoch another: weights normal, 0.01, biases 0. */
+CTR_PRIVATE_ int ctr_deepcluster_v1_fresh_(ctr_deepcluster_v1_ *m)
+{
+    ctr_ctx *ctx = m->twin.base.ctx;
+    char prefix[40];
+    snprintf(prefix, sizeof prefix, "classifier.%ld.", (long)m->epochs);
+    ctr_init_random_(ctx, m->classifier.weight, prefix, "weight", 1, 0.01);
+    if (ctx->status == CTR_OK) ctr_tensor_fill(ctx, m->classifier.bias, 0);
+    return ctx->status == CTR_OK;
+}
+
+/* Before an epoch: cluster, and only then change the method. */
+CTR_PRIVATE_ int ctr_deepcluster_v1_begin_(ctr_method *method, const ctr_loader *l)
+{
+    ctr_deepcluster_v1_ *m = (ctr_deepcluster_v1_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    int64_t n = m->config.images, f = method->features, i;
+    int axes = (int)CTR_MIN_(f, m->config.axes);
+    ctr_deepcluster_v1_work_ w;
+    ctr_bag_ bag;
+    double nmi;
+    if (l->d->n != n) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "deepcluster_v1: made for %ld images, the loader has %ld",
+                  (long)n, (long)l->d->n);
+        return 0;
+    }
+    ctr_bag_open_(&bag, ctx);
+    w.x = ctr_bag_real_(&bag, n, f);
+    w.y = ctr_bag_real_(&bag, n, axes);
+    w.mean = ctr_bag_real_(&bag, f, 1);
+    w.matrix = ctr_bag_real_(&bag, axes, f);
+    w.centroids = ctr_bag_real_(&bag, m->config.clusters, axes);
+    w.last = ctr_bag_real_(&bag, n, 1);
+    w.cluster = ctr_bag_i32_(&bag, n, 1);
+    w.old = ctr_bag_i32_(&bag, n, 1);
+    if (w.old && ctr_deepcluster_v1_cluster_(m, l, axes, &w, &nmi) &&
+        ctr_deepcluster_v1_fresh_(m)) {
+        for (i = 0; i < n; i++) w.last[i] = (ctr_real)w.cluster[i];
+        ctr_tensor_write(ctx, m->clusters, w.last, n);
+        m->nmi = nmi;
+        m->epochs++;
+    }
+    ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+/* The images by cluster: cluster c has member[begin[c]] to member[begin[c + 1] - 1]. Returns how
+   many clusters have some. */
+CTR_PRIVATE_ int64_t ctr_deepcluster_v1_members_(ctr_deepcluster_v1_ *m)
+{
+    int64_t n = m->config.images, k = m->config.clusters, filled = 0, i, c;
+    memset(m->host, 0, (size_t)n * sizeof *m->host);
+    memset(m->begin, 0, (size_t)(k + 1) * sizeof *m->begin);
+    ctr_tensor_read(m->twin.base.ctx, m->clusters, m->host, n);
+    for (i = 0; i < n; i++) { /* a checkpoint may say anything */
+        if (!(m->host[i] >= 0 && m->host[i] < (ctr_real)k)) m->host[i] = 0;
+        m->begin[(int64_t)m->host[i] + 1]++;
+    }
+    for (c = 0; c < k; c++) {
+        filled += m->begin[c + 1] > 0;
+        m->begin[c + 1] += m->begin[c];
+    }
+    for (i = 0; i < n; i++) m->member[m->begin[(int64_t)m->host[i]]++] = i;
+    for (c = k; c > 0; c--) m->begin[c] = m->begin[c - 1];
+    m->begin[0] = 0;
+    return filled;
+}
+
+/* An epoch's images: from each cluster that has some equally many, at random, those of a small one
+   again and again, those of a large one at most once; shuffled; the first n of these. */
+CTR_PRIVATE_ void ctr_deepcluster_v1_order_(void *user, uint64_t seed, int64_t epoch, int64_t n,
+                                            int64_t *order)
+{
+    ctr_deepcluster_v1_ *m = (ctr_deepcluster_v1_ *)user;
+    int64_t each = n / ctr_deepcluster_v1_members_(m) + 1, drawn = 0, c, i, j;
+    ctr_rng rng;
+    ctr_rng_init(&rng, seed, CTR_STREAM_SAMPLE, epoch, 0, 1);
+    for (c = 0; c < m->config.clusters; c++) {
+        int64_t *member = m->member + m->begin[c], size = m->begin[c + 1] - m->begin[c];
+        for (i = 0; size && i < each; i++) {
+            int64_t done = size > each ? i : 0, at = done + ctr_rng_below(&rng, size - done);
+            m->pool[drawn++] = member[at];
+            if (size > each) member[at] = member[i]; /* what was drawn leaves the rest */
+        }
+    }
+    for (i = 0; i < n; i++) {
+        j = i + ctr_rng_below(&rng, drawn - i);
+        order[i] = m->pool[j];
+        m->pool[j] = m->pool[i];
+    }
+}
+
+/* Is all there that a step needs: clusters, and images that have them? */
+CTR_PRIVATE_ void ctr_deepcluster_batch_(ctr_ctx *ctx, const char *name, int64_t epochs,
+                                         int64_t images, const ctr_batch *batch)
+{
+    int64_t i;
+    if (!ctr_ready_(ctx)) return;
+    if (!epochs)
+        ctr_fail_(ctx, CTR_E_STATE, "%s: there are no clusters yet: call ctr_method_begin before "
+                  "an epoch's first step", name);
+    for (i = 0; i < batch->n && ctx->status == CTR_OK; i++)
+        if (!batch->index || batch->index[i] < 0 || batch->index[i] >= images)
+            ctr_fail_(ctx, CTR_E_VALUE, "%s: the batch's index must say which of the %ld images "
+                      "each one is", name, (long)images);
+}
+
+/* The clusters of the batch's images, in host memory until the step ends; NULL after an error. */
+CTR_PRIVATE_ int32_t *ctr_deepcluster_v1_target_(ctr_deepcluster_v1_ *m, const ctr_batch *batch)
+{
+    ctr_ctx *ctx = m->twin.base.ctx;
+    int32_t *ids = ctr_loss_count_(ctx, batch->n, 0);
+    ctr_real *x;
+    ctr_tensor *rows;
+    int64_t i;
+    if (!ids) return NULL;
+    x = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, (size_t)batch->n * sizeof *x);
+    for (i = 0; i < batch->n && batch->index; i++) ids[i] = (int32_t)batch->index[i];
+    rows = ctr_gather(ctx, m->clusters, ctr_loss_index_(ctx, batch->n, ids));
+    if (!x || ctx->status != CTR_OK) return NULL;
+    memset(x, 0, (size_t)batch->n * sizeof *x);
+    ctr_tensor_read(ctx, rows, x, batch->n);
+    for (i = 0; i < batch->n; i++) ids[i] = (int32_t)x[i];
+    return ids;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_deepcluster_v1_loss_(ctr_method *method, ctr_tensor *z,
+                                                  const ctr_batch *batch, ctr_report *report)
+{
+    ctr_deepcluster_v1_ *m = (ctr_deepcluster_v1_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    ctr_report hits;
+    ctr_tensor *scores;
+    int32_t *ids;
+    ctr_deepcluster_batch_(ctx, method->name, m->epochs, m->config.images, batch);
+    ids = ctr_deepcluster_v1_target_(m, batch);
+    if (!ids) return &ctx->poison;
+    memset(&hits, 0, sizeof hits);
+    scores = ctr_linear_forward(ctx, &m->classifier, z);                       /* [n, clusters] */
+    ctr_loss_hits_(ctx, scores, ids, NULL, 1, &hits);
+    report->accuracy = hits.accuracy;
+    report->chance = log((double)m->config.clusters);
+    report->nmi = m->nmi;
+    return ctr_cross_entropy(ctx, scores, ctr_loss_index_(ctx, batch->n, ids), -1);
+}
+
+CTR_PRIVATE_ void ctr_deepcluster_v1_visit_(ctr_method *method, const ctr_visitor *visitor)
+{
+    ctr_deepcluster_v1_ *m = (ctr_deepcluster_v1_ *)method;
+    ctr_twin_visit_(method, visitor);
+    ctr_visit_vars_(visitor, "", &m->store);
+    visitor->number_fn(visitor->user, "bank.epochs", &m->epochs);
+}
+
+/* "... clusters=10000 images=50000 sobel=1" */
+CTR_PRIVATE_ void ctr_deepcluster_v1_describe_(ctr_method *method, char *text, size_t size)
+{
+    const ctr_deepcluster_v1_config *c = &((ctr_deepcluster_v1_ *)method)->config;
+    char net[96];
+    snprintf(text, size, "deepcluster_v1 %s clusters=%ld images=%ld sobel=%d",
+             ctr_resnet_describe(&((ctr_twin_ *)method)->encoder, net), (long)c->clusters,
+             (long)c->images, c->sobel);
+}
+
+CTR_PRIVATE_ void ctr_deepcluster_v1_destroy_(ctr_method *method)
+{
+    ctr_deepcluster_v1_ *m = (ctr_deepcluster_v1_ *)method;
+    ctr_ctx *ctx = method->ctx;
+    size_t n = (size_t)m->config.images, k = (size_t)m->config.clusters;
+    ctr_free_host_(ctx, m->pool, (n + k) * sizeof *m->pool);
+    ctr_free_host_(ctx, m->begin, (k + 1) * sizeof *m->begin);
+    ctr_free_host_(ctx, m->member, n * sizeof *m->member);
+    ctr_free_host_(ctx, m->host, n * sizeof *m->host);
+    ctr_tensor_destroy(ctx, m->sobel);
+    ctr_vars_destroy(ctx, &m->store);
+    ctr_twin_destroy_(method);
+}
+
+CTR_PRIVATE_ int ctr_deepcluster_v1_check_(ctr_ctx *ctx, const ctr_deepcluster_v1_config *c)
+{
+    const char *wrong = NULL;
+    if (ctx->status != CTR_OK) return 0;
+    if (c->clusters < 2 || c->clusters > CTR_MAX_CLASSES)
+        wrong = "there must be at least 2 clusters and at most a million";
+    else if (c->images < c->clusters || c->images > 0x7fffffff)
+        wrong = "images must be those of the data set, and at least as many as clusters";
+    else if (c->axes < 1 || c->axes > 256)
+        wrong = "axes must be 1..256";
+    else if (c->iterations < 1)
+        wrong = "there must be at least 1 iteration";
+    if (wrong) ctr_fail_(ctx, CTR_E_VALUE, "deepcluster_v1: %s", wrong);
+    return !wrong;
+}
+
+/* The classifier and what trains it, the clusters, the memory of the order. */
+CTR_PRIVATE_ void ctr_deepcluster_v1_build_(ctr_ctx *ctx, ctr_deepcluster_v1_ *m)
+{
+    const ctr_deepcluster_v1_config *c = &m->config;
+    ctr_twin_ *t = &m->twin;
+    size_t n = (size_t)c->images, k = (size_t)c->clusters;
+    ctr_optim_config optim;
+    int64_t shape[2];
+    shape[0] = c->images;
+    shape[1] = 1;
+    m->nmi = -1;
+    m->relu = 1;
+    ctr_linear_init(ctx, &m->classifier, &t->head, "classifier.", t->encoder.features, c->clusters,
+                    1);
+    m->clusters = ctr_vars_add(ctx, &m->store, "bank.", "clusters", CTR_KIND_BUFFER, 2, shape);
+    ctr_optim_config_init(&optim, CTR_OPTIM_SGD);
+    optim.momentum = 0;
+    optim.decay = c->optim.decay;
+    optim.decay_all = c->optim.decay_all;
+    if (ctx->status == CTR_OK && ctr_deepcluster_v1_fresh_(m))
+        t->head_optim = ctr_optim_create(ctx, &optim, &t->head);
+    if (ctx->status == CTR_OK && c->sobel) ctr_deepcluster_v1_sobel_(ctx, m, c->encoder.channels);
+    if (ctx->status == CTR_OK) m->host = (ctr_real *)ctr_alloc_(ctx, n * sizeof *m->host);
+    if (m->host) m->member = (int64_t *)ctr_alloc_(ctx, n * sizeof *m->member);
+    if (m->member) m->begin = (int64_t *)ctr_alloc_(ctx, (k + 1) * sizeof *m->begin);
+    if (m->begin) m->pool = (int64_t *)ctr_alloc_(ctx, (n + k) * sizeof *m->pool);
+}
+
+CTR_API ctr_method *ctr_deepcluster_v1_create(ctr_ctx *ctx, const ctr_deepcluster_v1_config *config)
+{
+    ctr_resnet_config encoder = config->encoder;
+    ctr_deepcluster_v1_ *m;
+    ctr_twin_config_ c;
+    ctr_method *base;
+    if (!ctr_deepcluster_v1_check_(ctx, config)) return NULL;
+    if (config->sobel) encoder.channels = 2;
+    memset(&c, 0, sizeof c);
+    c.encoder = &encoder;
+    c.no_projector = c.split_norm = 1;
+    c.optim = &config->optim;
+    c.lr = config->lr;
+    c.lr_rule = config->lr_rule;
+    c.aug[0] = c.aug[1] = &config->aug;
+    m = (ctr_deepcluster_v1_ *)ctr_twin_create_(ctx, "deepcluster_v1", sizeof *m, &c);
+    if (!m) return NULL;
+    m->config = *config;
+    base = &m->twin.base;
+    snprintf(base->settings, sizeof base->settings, "axes=%d iterations=%d after_relu=%d",
+             config->axes, config->iterations, config->after_relu);
+    base->views = 1;
+    base->represent_fn = ctr_deepcluster_v1_represent_;
+    base->embed_fn = ctr_deepcluster_v1_embed_;
+    base->loss_fn = ctr_deepcluster_v1_loss_;
+    base->begin_fn = ctr_deepcluster_v1_begin_;
+    base->order_fn = ctr_deepcluster_v1_order_;
+    base->visit_fn = ctr_deepcluster_v1_visit_;
+    base->describe_fn = ctr_deepcluster_v1_describe_;
+    base->destroy_fn = ctr_deepcluster_v1_destroy_;
+    ctr_deepcluster_v1_build_(ctx, m);
+    if (ctx->status == CTR_OK) return base;
+    ctr_deepcluster_v1_destroy_(base);
+    return NULL;
+}
 
 /* ---- crops and prototypes ----------------------------------------------------------------------
 
@@ -22988,21 +23429,6 @@ CTR_PRIVATE_ int ctr_deepcluster_v2_begin_(ctr_method *method, const ctr_loader 
     return ctx->status == CTR_OK;
 }
 
-/* Is all there that a step needs: clusters, and images that have them? */
-CTR_PRIVATE_ void ctr_deepcluster_v2_batch_(ctr_deepcluster_v2_ *m, const ctr_batch *batch)
-{
-    ctr_ctx *ctx = m->crops.base.ctx;
-    int64_t i;
-    if (!ctr_ready_(ctx)) return;
-    if (!m->epochs)
-        ctr_fail_(ctx, CTR_E_STATE, "deepcluster_v2: there are no clusters yet: call "
-                  "ctr_method_begin before an epoch's first step");
-    for (i = 0; i < batch->n && ctx->status == CTR_OK; i++)
-        if (!batch->index || batch->index[i] < 0 || batch->index[i] >= m->config.images)
-            ctr_fail_(ctx, CTR_E_VALUE, "deepcluster_v2: the batch's index must say which of the "
-                      "%ld images each one is", (long)m->config.images);
-}
-
 /* The batch's clusters for one head as targets of all its crops: [views * n]. clusters: the head's,
    in host memory. */
 CTR_PRIVATE_ ctr_tensor *ctr_deepcluster_v2_target_(ctr_deepcluster_v2_ *m, const ctr_batch *batch,
@@ -23035,7 +23461,7 @@ CTR_PRIVATE_ ctr_tensor *ctr_deepcluster_v2_loss_(ctr_method *method, ctr_tensor
     ctr_real *clusters = NULL;
     ctr_tensor *loss = NULL, *view[2], *scores, *target;
     int h, v;
-    ctr_deepcluster_v2_batch_(m, batch);
+    ctr_deepcluster_batch_(ctx, method->name, m->epochs, m->config.images, batch);
     if (ctr_ready_(ctx))
         clusters = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, (size_t)count * sizeof *clusters);
     if (ctx->status != CTR_OK) return &ctx->poison;
@@ -27691,6 +28117,7 @@ CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_co
         if (!ctr_loader_seek(ctx, loader, saved.epoch, saved.batch)) return -1;
         p = saved;
     }
+    if (p.batch > 0) ctr_method_order_(method, loader); /* else the beginning of the epoch does */
     first = p.step;
     while (p.epoch < config->epochs && ctr_fit_epoch_(method, loader, config, &schedule, &p))
         ctr_loader_tell(loader, &p.epoch, &p.batch);

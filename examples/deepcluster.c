@@ -1,21 +1,27 @@
-/* DeepCluster v2: cluster what the network says of all images, then learn to predict the clusters.
+/* DeepCluster: cluster what the network says of all images, then learn to predict the clusters.
  *
  * Mathilde Caron, Piotr Bojanowski, Armand Joulin, Matthijs Douze: "Deep Clustering for
- * Unsupervised Learning of Visual Features", 2018, in the second version of Caron, Misra, Mairal,
- * Goyal, Bojanowski, Joulin: "Unsupervised Learning of Visual Features by Contrasting Cluster
- * Assignments", 2020. Before each epoch the images are clustered by their embeddings; for an epoch
- * the clusters are the classes of an ordinary classifier. Its weights are the centroids, so that
- * nothing has to be learnt anew when clusters change their numbers. Several clusterings run side by
- * side.
+ * Unsupervised Learning of Visual Features", 2018 (--version 1). Before each epoch the images are
+ * clustered by their features; for an epoch the clusters are the classes of an ordinary classifier.
+ * In the second version, of Caron, Misra, Mairal, Goyal, Bojanowski, Joulin: "Unsupervised Learning
+ * of Visual Features by Contrasting Cluster Assignments", 2020, the classifier's weights are the
+ * centroids, so that nothing has to be learnt anew when clusters change their numbers; several
+ * clusterings run side by side, of embeddings that a memory bank has kept.
  *
- *   augmentation        multi-crop: two large crops and some small ones; flip, colour jitter, gray
- *   parallel views      one network for all crops (end-to-end), a pass for each size
- *   positives           the centroid of the image's cluster
- *   negatives           the other centroids
- *   loss                cross entropy of softmax(scores / T) with the number of the cluster
+ *   augmentation        1: crop, flip; Sobel's slopes instead of colours
+ *                       2: multi-crop, two large crops and some small ones; flip, colour, gray
+ *   parallel views      1: one view; 2: one network for all crops, a pass for each size
+ *   positives           the class, 2: the centroid, of the image's cluster
+ *   negatives           the other classes, or centroids
+ *   loss                cross entropy of softmax(scores), 2: softmax(scores / T), with the
+ *                       cluster's number
  *   modality            images
  *
- *        large crops --> encoder --> projector --> z --> scores z C_h^T --> softmax(. / T) --+
+ *   1    before each epoch: all images --> encoder --> whitened, length 1 --> k-means --> clusters
+ *        in its steps:      images, each cluster equally often --> encoder --> linear classifier,
+ *                           new each epoch --> cross entropy with the image's cluster
+ *
+ *   2    large crops --> encoder --> projector --> z --> scores z C_h^T --> softmax(. / T) --+
  *        small crops --> (the same)                |                                         |
  *                                                  v  after each step                        v
  *        before each epoch, each head h:       memory bank of all images           cross entropy,
@@ -23,7 +29,8 @@
  *           ^    --> each image's cluster ---------|-----------------------------> and heads
  *           +--------------------------------------+
  *
- *   loss of a crop of image i:  -log softmax(z C_h^T / T) at i's cluster; at chance ln K.
+ *   loss of a crop of image i:  -log softmax(z C_h^T / T) at i's cluster (1: of W h + b, h the
+ *   features); at chance ln K.
  *
  * Build and run, from the folder of contrastive.h:
  *     cc -O2 -o deepcluster examples/deepcluster.c -lm -lpthread && ./deepcluster
@@ -44,6 +51,7 @@
 #define PROTOTYPES  100       /* for 10 classes                 3000 for 1000 classes */
 #define HEADS       3         /*                                3 */
 #define SMALL       4         /* small crops                    6 */
+#define RATE_1      0.05      /* version 1: SGD, cosine         0.05 for 256, constant */
 #define HIDDEN      256       /*                                2048 */
 #define DIM         64        /*                                128 */
 #define CROP_MIN    0.2       /* share of the area              0.14 */
@@ -90,13 +98,46 @@ static void compare_losses(ex_run *run)
     ctr_step_end(run->ctx);
 }
 
+/* Version 1: one view, encoder, classifier, k-means. */
+static ctr_method *make_version_1(ex_run *run, int clusters, int no_sobel)
+{
+    ctr_deepcluster_v1_config config = ctr_deepcluster_v1_default();
+    config.images = ctr_dataset_count(run->train);
+    config.clusters = clusters;
+    config.sobel = !no_sobel;
+    config.aug.height = config.aug.width = run->view.height;
+    config.aug.crop_min = CROP_MIN;
+    ex_run_encoder(run, &config.encoder);
+    return ctr_deepcluster_v1_create(run->ctx, &config);
+}
+
+/* Version 2: crops of two sizes, encoder, projector, bank, k-means, optimiser. */
+static ctr_method *make_version_2(ex_run *run, int prototypes, int heads, int small, int dim,
+                                  int larc)
+{
+    ctr_deepcluster_v2_config config = ctr_deepcluster_v2_default();
+    config.aug = ctr_aug_swav_default(run->view.height, 0);
+    config.small_aug = ctr_aug_swav_default(run->view.height, 1);
+    config.aug.crop_min = config.small_aug.crop_max = CROP_MIN;
+    config.small_views = small;
+    config.images = ctr_dataset_count(run->train);
+    config.prototypes = prototypes;
+    config.heads = heads;
+    config.temperature = run->o->temperature;
+    config.proj_hidden = HIDDEN;
+    config.proj_dim = dim;
+    if (!larc) config.optim = ctr_optim_config_default(CTR_OPTIM_SGD);
+    ex_run_encoder(run, &config.encoder);
+    return ctr_deepcluster_v2_create(run->ctx, &config);
+}
+
 int main(int argc, char **argv)
 {
     ex_options o;
     ex_run run;
-    ctr_deepcluster_v2_config config = ctr_deepcluster_v2_default();
     ctr_method *method;
-    int prototypes = PROTOTYPES, heads = HEADS, small = SMALL, dim = DIM, larc = 0;
+    int prototypes = PROTOTYPES, heads = HEADS, small = SMALL, dim = DIM, larc = 0, version = 2;
+    int no_sobel = 0;
 
     /* 1. the command line */
     ex_options_init(&o, "deepcluster", "cluster all images, predict the clusters", __FILE__);
@@ -105,35 +146,27 @@ int main(int argc, char **argv)
     o.batch = BATCH;
     o.lr = RATE;
     o.temperature = TEMPERATURE;
+    ex_options_add(&o, "--version", "N", EX_INT, &version, 1, 2, "of DeepCluster");
     ex_options_add(&o, "--prototypes", "N", EX_INT, &prototypes, 2, 1000000, "clusters");
-    ex_options_add(&o, "--heads", "N", EX_INT, &heads, 1, 8, "clusterings side by side");
-    ex_options_add(&o, "--small", "N", EX_INT, &small, 0, 62, "small crops beside the two large");
-    ex_options_add(&o, "--dim", "N", EX_INT, &dim, 2, 4096, "numbers in an embedding");
-    ex_options_add(&o, "--larc", NULL, EX_FLAG, &larc, 0, 1, "the paper's optimiser, not SGD");
+    ex_options_add(&o, "--no-sobel", NULL, EX_FLAG, &no_sobel, 0, 1, "1: with colours");
+    ex_options_add(&o, "--heads", "N", EX_INT, &heads, 1, 8, "2: clusterings side by side");
+    ex_options_add(&o, "--small", "N", EX_INT, &small, 0, 62, "2: small crops beside the large");
+    ex_options_add(&o, "--dim", "N", EX_INT, &dim, 2, 4096, "2: numbers in an embedding");
+    ex_options_add(&o, "--larc", NULL, EX_FLAG, &larc, 0, 1, "2: the paper's optimiser, not SGD");
     ex_options_parse(&o, argc, argv);
     ex_smoke(&o);
     if (o.smoke && !ex_options_given(&o, "--prototypes")) prototypes = 15;
     if (o.smoke && !ex_options_given(&o, "--small")) small = 2;
+    if (version == 1 && !ex_options_given(&o, "--lr")) o.lr = RATE_1;
 
     /* 2. the data, and the loss compared with the one above */
     ex_run_open(&run, &o, 0);
     run.view.crop_min = CROP_MIN;
     compare_losses(&run);
 
-    /* 3. the method: crops of two sizes, encoder, projector, bank, k-means, optimiser */
-    config.aug = ctr_aug_swav_default(run.view.height, 0);
-    config.small_aug = ctr_aug_swav_default(run.view.height, 1);
-    config.aug.crop_min = config.small_aug.crop_max = CROP_MIN;
-    config.small_views = small;
-    config.images = ctr_dataset_count(run.train);
-    config.prototypes = prototypes;
-    config.heads = heads;
-    config.temperature = o.temperature;
-    config.proj_hidden = HIDDEN;
-    config.proj_dim = dim;
-    if (!larc) config.optim = ctr_optim_config_default(CTR_OPTIM_SGD);
-    ex_run_encoder(&run, &config.encoder);
-    method = ctr_deepcluster_v2_create(run.ctx, &config);
+    /* 3. the method */
+    method = version == 1 ? make_version_1(&run, prototypes, no_sobel)
+                          : make_version_2(&run, prototypes, heads, small, dim, larc);
     ex_run_check(&run);
 
     /* 4. judge, train, judge again */

@@ -1,10 +1,10 @@
 /* PIRL: the image and a jigsaw puzzle of it mean the same, whatever the order of the pieces.
  *
  * Ishan Misra, Laurens van der Maaten: "Self-Supervised Learning of Pretext-Invariant
- * Representations", 2020. Solving a puzzle asks a network to say how an image was changed; PIRL asks
- * the contrary, that the change should not matter: a puzzle, nine pieces in random order, has to be
- * told from other images by what a memory bank has of its image. So does the image itself, which
- * keeps the bank up to date.
+ * Representations", 2020. Solving a puzzle asks a network to say how an image was changed; PIRL
+ * asks the contrary, that the change should not matter: a puzzle, nine pieces in random order, has
+ * to be told from other images by what a memory bank has of its image. So does the image itself,
+ * which keeps the bank up to date.
  *
  *   augmentation        image: crop, flip, colour jitter, gray; puzzle: 3 x 3 pieces with gaps, in
  *                       random order, each with a flip, colours and gray of its own
@@ -49,7 +49,7 @@
 #define DIM         128       /*                                128 */
 #define CROP_MIN    0.2       /* share of the area              0.08; puzzle 0.6 */
 
-/* NCE by hand, of queries q [n, d], the bank's unit rows and index [n, 1 + K], the true row first. */
+/* NCE by hand: queries q [n, d], the bank's unit rows, index [n, 1 + K], the true row first. */
 static ctr_tensor *nce_by_hand(ex_run *run, ctr_tensor *q, ctr_tensor *bank, const int32_t *index,
                                int64_t k, double temperature)
 {

@@ -116,7 +116,7 @@ else
 fi
 
 # the other methods: each compiles by its line, and its smoke run says and writes what SimCLR's does
-methods="moco byol simsiam barlow_twins vicreg swav deepcluster npid facenet"
+methods="moco byol simsiam barlow_twins vicreg swav deepcluster npid facenet pirl cpc"
 [ "${QUICK:-0}" = 1 ] && methods=moco
 for method in $methods; do
     if ! $CC -O2 -o "$work/$method" "$here/examples/$method.c" -lm -lpthread >log 2>&1 || [ -s log ]; then
@@ -143,6 +143,14 @@ for version in 1 3; do
         bad "moco --version $version: $(cat stderr)"
     fi
 done
+if [ "${QUICK:-0}" != 1 ]; then
+    prog=$work/deepcluster
+    if run --out done_deepcluster1 --epochs 2 --version 1 && grep -q 'NMI with the last one' stderr; then
+        ok "deepcluster --version 1: $(tail -n 1 stdout | cut -c1-80)"
+    else
+        bad "deepcluster --version 1: $(cat stderr)"
+    fi
+fi
 # CLIP: drawn pictures, and pairs of the user's
 if $CC -O2 -o "$work/clip" "$here/examples/clip.c" -lm -lpthread >log 2>&1 && [ ! -s log ]; then
     prog=$work/clip

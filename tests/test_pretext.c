@@ -395,7 +395,7 @@ static void patches(void)
     ctr_ctx_destroy(ctx);
 }
 
-/* ------------------------------------------------------------------------------------ a small run */
+/* ---------------------------------------------------------------------------------- a small run */
 
 static ctr_method *make_run(ctr_ctx *ctx, const training *t)
 {

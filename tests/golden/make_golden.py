@@ -1938,6 +1938,73 @@ def make_token():
     return g
 
 
+# ------------------------------------------------------------------------- steps of DeepCluster v1
+DEEPCLUSTER = """
+golden_deepcluster.txt: three training steps of DeepCluster v1.
+
+Encoder: resnet8 of golden_net.txt, N = 6 images of 16 x 16, and a linear classifier [12, 64]. Weights
+by the formula of golden_net.txt from the full names. Step t = 1, 2, 3 takes the one view
+fill("views:t", N*16*16*3), NHWC, of the images (2 i + 3 t) mod 15, i < 6; image j is in cluster
+5 j mod 12. Cross entropy. Encoder: SGD lr .1 .08 .05, momentum .9; classifier: the same without
+momentum; decay 1e-4 of everything.
+  dc1      the encoder sees the authors' Sobel layers: mean of the channels, then two 3 x 3 kernels
+  dc1c     the encoder sees the image
+
+  METHOD:loss            the three losses
+  METHOD:accuracy        of each step: share of images with their cluster's score highest
+  METHOD:param:NAME      parameter after step 3, digest
+  METHOD:buffer:NAME     running mean or variance after step 3, digest
+"""
+
+
+def deepcluster1_steps(method, g):
+    sobel, n, losses, hits = method == "dc1", 6, [], []
+    net = nn.Module()
+    net.encoder, net.classifier = build_net("resnet8"), nn.Linear(64, 12)
+    if sobel:
+        net.encoder.conv1 = nn.Conv2d(2, 16, 3, 1, 1, bias=False)
+        gray, slopes = nn.Conv2d(3, 1, 1), nn.Conv2d(1, 2, 3, padding=1)
+        with torch.no_grad():
+            gray.weight.fill_(1 / 3)
+            slopes.weight[0, 0] = torch.tensor([[1., 0, -1], [2, 0, -2], [1, 0, -1]])
+            slopes.weight[1, 0] = torch.tensor([[1., 2, 1], [0, 0, 0], [-1, -2, -1]])
+            gray.bias.zero_()
+            slopes.bias.zero_()
+    fill_module(net).train()
+    body = torch.optim.SGD(net.encoder.parameters(), lr=.1, momentum=.9, weight_decay=1e-4)
+    top = torch.optim.SGD(net.classifier.parameters(), lr=.1, weight_decay=1e-4)
+    for t in range(3):
+        x = tfill("views:%d" % (t + 1), (n, 16, 16, 3))
+        if sobel:
+            with torch.no_grad():
+                x = nhwc(slopes(gray(nchw(x))))
+        target = 5 * ((2 * torch.arange(n) + 3 * (t + 1)) % 15) % 12
+        scores = net.classifier(run_net(net.encoder, x))
+        loss = F.cross_entropy(scores, target)
+        body.zero_grad()
+        top.zero_grad()
+        loss.backward()
+        for optim in (body, top):
+            optim.param_groups[0]["lr"] = (.1, .08, .05)[t]
+            optim.step()
+        losses.append(loss.item())
+        hits.append((scores.argmax(1) == target).double().mean().item())
+    g.put(method + ":loss", losses)
+    g.put(method + ":accuracy", hits)
+    for k, p in net.named_parameters():
+        g.digest("%s:param:%s" % (method, k), p)
+    for k, b in net.named_buffers():
+        if "running" in k:
+            g.digest("%s:buffer:%s" % (method, k), b)
+
+
+def make_deepcluster():
+    g = Golden("golden_deepcluster.txt", DEEPCLUSTER)
+    for method in ("dc1", "dc1c"):
+        deepcluster1_steps(method, g)
+    return g
+
+
 # ------------------------------------------------------------------- steps of methods with a task
 PRETEXT = """
 golden_pretext.txt: three training steps of PIRL in its three forms and of CPC.
@@ -2346,7 +2413,7 @@ def main(argv):
         else:
             names.append(a)
     for name in names or ["loss", "losses", "aug", "ops", "optim", "net", "step", "teacher", "prototype",
-                          "bank", "pretext", "clip", "token", "transfer", "eval",
+                          "bank", "deepcluster", "pretext", "clip", "token", "transfer", "eval",
                           "cluster"]:
         globals()["make_" + name]().write(folder)
 
