@@ -22697,6 +22697,10 @@ CTR_PRIVATE_ ctr_tensor *ctr_deepcluster_v1_loss_(ctr_method *method, ctr_tensor
     ids = ctr_deepcluster_v1_target_(m, batch);
     if (!ids) return &ctx->poison;
     memset(&hits, 0, sizeof hits);
+    ctr_nograd_begin(ctx); /* cosines with the weights of the image's class and of the others */
+    scores = ctr_matmul(ctx, ctr_normalize(ctx, z), 0, ctr_normalize(ctx, m->classifier.weight), 1);
+    ctr_loss_hits_(ctx, scores, ids, NULL, 1, report);
+    ctr_nograd_end(ctx);
     scores = ctr_linear_forward(ctx, &m->classifier, z);                       /* [n, clusters] */
     ctr_loss_hits_(ctx, scores, ids, NULL, 1, &hits);
     report->accuracy = hits.accuracy;

@@ -83,9 +83,7 @@ int main(int argc, char **argv)
     ex_options o;
     ex_run run;
     ctr_cpc_config config = ctr_cpc_default();
-    ctr_fit_config fit = ctr_fit_default();
     ctr_method *method;
-    ctr_loader *loader;
     int patch = 0, stride = 0, context = CONTEXT, first = FIRST, last = LAST, colour = 0;
 
     /* 1. the command line */
@@ -123,14 +121,8 @@ int main(int argc, char **argv)
     ex_run_check(&run);
 
     /* 4. judge, train, judge again */
-    loader = ex_run_loader(&run, method);
-    ex_run_before(&run, method);
-    fit.epochs = o.epochs;
-    fit.lr = o.lr;
-    ex_run_train(&run, method, loader, fit);
-    ex_run_after(&run, method, &method->augs[0]);
+    ex_run_method(&run, method, &method->augs[0]);
 
-    ctr_loader_destroy(run.ctx, loader);
     ctr_method_destroy(method);
     ex_run_close(&run);
     return 0;

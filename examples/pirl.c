@@ -104,9 +104,7 @@ int main(int argc, char **argv)
     ex_options o;
     ex_run run;
     ctr_pirl_config config = ctr_pirl_default();
-    ctr_fit_config fit = ctr_fit_default();
     ctr_method *method;
-    ctr_loader *loader;
     const char *form = forms[CTR_NCE_PIRL];
     int negatives = NEGATIVES, dim = DIM, i;
     double momentum = MOMENTUM, lambda = LAMBDA;
@@ -150,14 +148,8 @@ int main(int argc, char **argv)
     ex_run_check(&run);
 
     /* 4. judge, train, judge again */
-    loader = ex_run_loader(&run, method);
-    ex_run_before(&run, method);
-    fit.epochs = o.epochs;
-    fit.lr = o.lr;
-    ex_run_train(&run, method, loader, fit);
-    ex_run_after(&run, method, &method->augs[0]);
+    ex_run_method(&run, method, &method->augs[0]);
 
-    ctr_loader_destroy(run.ctx, loader);
     ctr_method_destroy(method);
     ex_run_close(&run);
     return 0;

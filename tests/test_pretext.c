@@ -97,48 +97,14 @@ static void views_free(views *v)
     model_batch_free(&v->pieces);
 }
 
-typedef struct walk {
-    ctr_ctx *ctx;
-    golden_file *g;
-    const char *kind;
-    double worst;
-    int compared;
-} walk;
-
-static void no_number(void *user, const char *name, int64_t *value)
-{
-    (void)user;
-    (void)name;
-    (void)value;
-}
-
-static void visit_with(ctr_method *method, walk *w,
-                       void (*fn)(void *, const char *, ctr_tensor *, int))
-{
-    ctr_visitor v;
-    v.user = w;
-    v.tensor_fn = fn;
-    v.number_fn = no_number;
-    ctr_method_visit(method, &v);
-}
-
 static void fill_tensor(void *user, const char *name, ctr_tensor *t, int conv)
 {
-    ctr_ctx *ctx = ((walk *)user)->ctx;
-    int64_t i, j, d = t->shape[1];
-    ctr_var v;
-    memset(&v, 0, sizeof v);
-    snprintf(v.name, sizeof v.name, "%s", name);
-    v.value = t;
-    v.conv = conv;
-    if (strcmp(name, "bank.rows") == 0) {          /* unit rows */
+    ctr_ctx *ctx = ((model_walk *)user)->ctx;
+    ctr_var v = model_var(name, t, conv);
+    if (strcmp(name, "bank.rows") == 0) {
         ctr_real *x = test_reals(t->size);
         test_fill_real(name, x, t->size, 1.0);
-        for (i = 0; i < t->shape[0]; i++) {
-            double norm = 0;
-            for (j = 0; j < d; j++) norm += (double)x[i * d + j] * (double)x[i * d + j];
-            for (j = 0; j < d; j++) x[i * d + j] = (ctr_real)((double)x[i * d + j] / sqrt(norm));
-        }
+        model_unit_rows(x, t->shape[0], t->shape[1]);
         ctr_tensor_write(ctx, t, x, t->size);
         free(x);
     } else if (strncmp(name, "optim.", 6) && strncmp(name, "bank.", 5)) {
@@ -148,32 +114,17 @@ static void fill_tensor(void *user, const char *name, ctr_tensor *t, int conv)
 
 static void compare_tensor(void *user, const char *name, ctr_tensor *t, int conv)
 {
-    walk *w = (walk *)user;
-    char key[192];
-    ctr_var v;
-    ctr_real *x;
-    double e;
-    if (strcmp(name, "bank.rows") == 0) {
-        ctr_real rows[320];
-        const double *want;
-        snprintf(key, sizeof key, "%s:bank", w->kind);
-        want = golden_get(w->g, key, NULL);
-        ctr_tensor_read(w->ctx, t, rows, 320);
-        if (want) test_near(key, rows, want, 320, 0, test_bound(1e-8, 2e-2));
-        w->compared++;
-    }
-    if (strncmp(name, "optim.", 6) == 0 || strncmp(name, "bank.", 5) == 0) return;
-    memset(&v, 0, sizeof v);
-    v.value = t;
-    v.conv = conv;
-    snprintf(key, sizeof key, "%s:%s:%s", w->kind, strstr(name, ".running_") ? "buffer" : "param",
-             name);
-    x = model_read(w->ctx, &v, 0);
-    e = test_digest(w->g, key, x, t->size, TEST_DOUBLE ? 0 : 1e-3);
-    test_error(key, e, test_bound(1e-8, 5e-2));
-    w->worst = e > w->worst ? e : w->worst;
-    w->compared++;
-    free(x);
+    model_walk *w = (model_walk *)user;
+    ctr_real rows[320];
+    const double *want;
+    char key[64];
+    if (strncmp(name, "optim.", 6) && strncmp(name, "bank.", 5)) model_compare(w, name, t, conv);
+    if (strcmp(name, "bank.rows")) return;
+    snprintf(key, sizeof key, "%s:bank", w->kind);
+    want = golden_get(w->g, key, NULL);
+    ctr_tensor_read(w->ctx, t, rows, 320);
+    if (want) test_near(key, rows, want, 320, 0, test_bound(1e-8, 2e-2));
+    w->compared += want != NULL;
 }
 
 /* A step's batch: the images that golden_bank.txt names. */
@@ -195,19 +146,20 @@ static void golden_steps(golden_file *g, int kind)
     const double *losses, *first;
     char name[64];
     ctr_report report;
-    walk w;
+    model_walk w;
     double e, worst = 0;
     int t;
     memset(&w, 0, sizeof w);
     w.ctx = ctx;
     w.g = g;
     w.kind = kinds[kind];
+    w.bound = test_bound(1e-8, 5e-2);
     snprintf(name, sizeof name, "%s:loss", kinds[kind]);
     losses = golden_get(g, name, NULL);
     snprintf(name, sizeof name, "%s:first", kinds[kind]);
     first = golden_get(g, name, NULL);
     if (!test_true("a method and golden losses", method && losses && first)) return;
-    visit_with(method, &w, fill_tensor);
+    model_visit(method, &w, fill_tensor);
     for (t = 0; t < 3; t++) {
         views v;
         golden_views(&v, kind, t);
@@ -220,7 +172,7 @@ static void golden_steps(golden_file *g, int kind)
         worst = e > worst ? e : worst;
         views_free(&v);
     }
-    visit_with(method, &w, compare_tensor);
+    model_visit(method, &w, compare_tensor);
     test_true("all of it was compared", w.compared >= (kind == CPC ? 45 : 46));
     printf("     %s: loss %.2g, %d parameters and buffers %.2g\n", kinds[kind], worst, w.compared,
            w.worst);
