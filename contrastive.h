@@ -8,12 +8,13 @@
 
    WHAT IT DOES NOT DO (yet)
    - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg, NPID, FaceNet, PIRL, CPC,
-     SwAV, DeepCluster v1 and v2, CLIP, supervised. More are to come; so is the GPU.
+     SwAV, DeepCluster v1 and v2, CLIP, supervised. More are to come.
    - Numbers are float. No mixed precision, no quantisation, no more than four dimensions.
    - No second derivatives; the tape is spent after one backward pass.
    - Convolutions have odd kernels, zero padding, no groups, no dilation.
    - Fast kernels: x86-64 with AVX2 and FMA, and arm64 (there the augmentations have none), by gcc
-     or clang. Elsewhere plain C, much slower.
+     or clang. Elsewhere plain C, much slower. NVIDIA GPUs through contrastive_cuda.cu, which no GPU
+     has run yet: only its emulation on the CPU.
    - Pictures: JPEG, PNG and BMP through stb_image if it is found, PNM by itself. No video, no TIFF.
    - Tested on Linux. POSIX is assumed for threads, folders and mapped files.
 
@@ -73,6 +74,7 @@
        CONTRASTIVE_STB_IMAGE        the path of stb_image.h, in quotes, if it is not found
        CONTRASTIVE_NO_STB_IMAGE     no JPEG, PNG, BMP and .gz
        CONTRASTIVE_REAL             float; double for gradient checks
+       CONTRASTIVE_CUDA             declares ctr_cuda_open; not with CONTRASTIVE_STATIC or double
 
    TO ADD A LOSS   compose it from operations and it has its gradient (see nt_xent_by_hand in
    examples/simclr.c). A fused one: write an operation like ctr_contrast_op_ in >>LOSS, whose
@@ -83,6 +85,9 @@
    A shared library for other languages:
        cc -x c -shared -fPIC -O2 -DCONTRASTIVE_IMPLEMENTATION -o libcontrastive.so contrastive.h \
           -lm -lpthread
+
+   On an NVIDIA GPU (ctr_config.device = ctr_cuda_open(...)):
+       nvcc -O3 -DCONTRASTIVE_CUDA -x cu program.c contrastive_cuda.cu -o program -lcublas
 
    Licence: MIT-0, at the end of this file. */
 #ifndef CONTRASTIVE_H
@@ -511,11 +516,36 @@ typedef struct ctr_device {
     void (*sgd)(ctr_ctx *, const ctr_optim_args *);
     void (*adamw)(ctr_ctx *, const ctr_optim_args *);
     int (*finite)(ctr_ctx *, int64_t, const ctr_real *);
+    /* May be NULL. As finite, but the answer waits for the next finite (of 0 numbers, too), which
+       is 0 if any of them all was not: one wait for the gradients of a whole network. */
+    void (*watch)(ctr_ctx *, int64_t, const ctr_real *);
 } ctr_device;
 
 /* For devices and other extensions: records an error as the library itself does. */
 CTR_API void ctr_error_set(ctr_ctx *ctx, ctr_status status, const char *text);
 CTR_API void *ctr_device_user(const ctr_ctx *ctx); /* NULL on the CPU */
+
+#ifdef CONTRASTIVE_CUDA
+/* An NVIDIA GPU as a context's device: in contrastive_cuda.cu, compiled with nvcc beside the
+   program. All numbers are float in the GPU's memory; math says how those of products are rounded
+   on their way into the multipliers (sums are always float). TF32 keeps 11 bits of 24, BF16 8; both
+   need compute capability 8.0. The verb contrast multiplies in FP32 in any case. */
+typedef enum ctr_cuda_math { CTR_CUDA_FP32 = 0, CTR_CUDA_TF32, CTR_CUDA_BF16 } ctr_cuda_math;
+typedef struct ctr_cuda_config {
+    int index;                /* the driver's number of the GPU, default 0 */
+    ctr_cuda_math math;       /* default CTR_CUDA_FP32 */
+} ctr_cuda_config;
+
+/* The defaults: by value, and into a struct of the caller's. */
+extern ctr_cuda_config ctr_cuda_config_default(void);
+extern void ctr_cuda_config_init(ctr_cuda_config *config);
+
+/* For ctr_config.device; config NULL means the defaults. NULL when there is no such GPU, its driver
+   is too old or its memory used up: error [size] then says which call failed and why. Contexts on
+   one device belong to one thread at a time; destroy them before the device is closed. */
+extern const ctr_device *ctr_cuda_open(const ctr_cuda_config *config, char *error, size_t size);
+extern void ctr_cuda_close(const ctr_device *device); /* NULL is allowed */
+#endif
 
 /* ------------------------------------------------------------------------------------------------
    >>TAPE  define-by-run reverse-mode autograd
@@ -2988,10 +3018,10 @@ extern "C" {
 CTR_PRIVATE_ int ctr_platform_avx2_(void)
 {
 #if CTR_HAS_AVX2_
-    unsigned a, b, c, d, lo, hi;
+    unsigned a, b, c, d, lo;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
     if (!(c & (1u << 12)) || !(c & (1u << 27)) || !(c & (1u << 28))) return 0; /* fma osxsave avx */
-    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(d) : "c"(0));
     if ((lo & 6u) != 6u) return 0;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
     return (b & (1u << 5)) != 0;
@@ -10140,9 +10170,23 @@ CTR_API void ctr_vars_copy(ctr_ctx *ctx, ctr_vars *to, const ctr_vars *from)
     ctr_vars_ema(ctx, to, from, 0, 1);
 }
 
+/* 1: a device looked at all gradients at once, and they are finite. */
+CTR_PRIVATE_ int ctr_nn_watched_(ctr_ctx *ctx, const ctr_vars *vars)
+{
+    const ctr_device *device = ctx->config.device;
+    int i;
+    if (!device || !device->watch || !device->finite || !ctr_ready_(ctx)) return 0;
+    for (i = 0; i < vars->count; i++) {
+        const ctr_tensor *t = vars->list[i].value;
+        if (ctr_tensor_has_grad(ctx, t)) device->watch(ctx, t->size, t->grad);
+    }
+    return device->finite(ctx, 0, NULL);
+}
+
 CTR_API void ctr_vars_check_gradients(ctr_ctx *ctx, const ctr_vars *vars)
 {
     int i;
+    if (ctr_nn_watched_(ctx, vars)) return;
     for (i = 0; i < vars->count && ctr_ready_(ctx); i++) {
         const ctr_tensor *t = vars->list[i].value;
         if (ctr_tensor_has_grad(ctx, t) && !ctr_k_finite(ctx, t->size, t->grad))
@@ -17963,7 +18007,7 @@ CTR_PRIVATE_ int ctr_contrast_open_(ctr_ctx *ctx, ctr_contrast_fast_ *f, const c
 /* The pairs of blocks of a round are I + J = round, or blocks + round, with I <= J. */
 CTR_PRIVATE_ void ctr_contrast_rounds_(ctr_ctx *ctx, ctr_contrast_fast_ *f, ctr_job_fn job)
 {
-    for (f->round = 0; f->round < f->blocks; f->round++)
+    for (f->round = 0; f->blocks > f->round; f->round++) /* nvcc reads "round <" as a template */
         ctr_parallel_(ctx, f->round / 2 + 1 + (f->blocks + f->round) / 2 - f->round, job, f);
 }
 

@@ -61,7 +61,7 @@ typedef struct ex_options {
     const char *data;         /* not NULL after parsing, unless it was dropped or has no default */
     const char *test;         /* NULL: not given */
     const char *default_data; /* below examples/data, "" for the folder itself; NULL: none */
-    const char *arch, *device, *out;
+    const char *arch, *device, *math, *out;
     int epochs, batch, threads, save_every, resume, smoke;
     double lr, temperature;
     uint64_t seed;
@@ -146,6 +146,7 @@ EX_FN void ex_options_init(ex_options *o, const char *method, const char *summar
     o->source = source;
     o->default_data = "";
     o->device = "cpu";
+    o->math = "fp32";
     o->epochs = 10;
     o->batch = 256;
     o->lr = 0.1;
@@ -167,6 +168,8 @@ EX_FN void ex_options_init(ex_options *o, const char *method, const char *summar
     ex_options_add(o, "--threads", "N", EX_INT, &o->threads, 0, 64, "0: as many as cores");
     ex_options_add(o, "--seed", "N", EX_SEED, &o->seed, 0, 0, "same seed, same run");
     ex_options_add(o, "--device", "cpu|cuda", EX_CHOICE, &o->device, 0, 0, "where to compute");
+    ex_options_add(o, "--math", "fp32|tf32|bf16", EX_CHOICE, &o->math, 0, 0,
+                   "how a GPU rounds what it multiplies");
     ex_options_add(o, "--out", "DIR", EX_TEXT, &o->out, 0, 0, "folder for what is written");
     ex_options_add(o, "--save-every", "STEPS", EX_INT, &o->save_every, 0, 1000000000,
                    "steps between checkpoints; 0: one each epoch");

@@ -24,6 +24,7 @@
 
 typedef struct ex_run {
     ex_options *o;
+    const struct ctr_device *device;       /* NULL: the CPU */
     ctr_ctx *ctx;
     ctr_dataset *train, *test;             /* test may be NULL */
     ctr_dataset *all_train, *all_test;     /* with --smoke the two above are small parts of these */
@@ -73,6 +74,36 @@ EX_FN void ex_run_shrink(ex_run *run)
     ex_run_check(run);
 }
 
+/* The device that --device names, or the end of the program with one line. */
+EX_FN const struct ctr_device *ex_device_open(const ex_options *o)
+{
+    if (strcmp(o->device, "cuda") != 0) return NULL;
+#ifdef CONTRASTIVE_CUDA
+    {
+        ctr_cuda_config config = ctr_cuda_config_default();
+        const struct ctr_device *device;
+        char text[240];
+        config.math = o->math[0] == 't' ? CTR_CUDA_TF32
+                      : o->math[0] == 'b' ? CTR_CUDA_BF16 : CTR_CUDA_FP32;
+        device = ctr_cuda_open(&config, text, sizeof text);
+        if (!device) ex_die(o, 1, "--device cuda: %s", text);
+        return device;
+    }
+#else
+    ex_die(o, 2, "--device cuda: built without CUDA: compile with nvcc -O3 -DCONTRASTIVE_CUDA "
+           "-x cu examples/%s.c contrastive_cuda.cu -lcublas", o->method);
+#endif
+}
+
+EX_FN void ex_device_close(const struct ctr_device *device)
+{
+#ifdef CONTRASTIVE_CUDA
+    ctr_cuda_close(device);
+#else
+    (void)device;
+#endif
+}
+
 /* The context alone, for data of the example's own. */
 EX_FN void ex_run_start(ex_run *run, ex_options *o)
 {
@@ -80,9 +111,7 @@ EX_FN void ex_run_start(ex_run *run, ex_options *o)
     memset(run, 0, sizeof *run);
     run->o = o;
     run->started = ex_seconds();
-    if (strcmp(o->device, "cpu"))
-        ex_die(o, 2, "--device: this program was built without CUDA, expected cpu, got %s",
-               o->device);
+    run->device = config.device = ex_device_open(o);
     config.threads = o->threads;
     config.seed = o->seed;
     config.log_fn = ex_log;
@@ -602,6 +631,7 @@ EX_FN void ex_run_close(ex_run *run)
     ctr_dataset_destroy(run->ctx, run->all_train);
     ctr_dataset_destroy(run->ctx, run->all_test);
     ctr_ctx_destroy(run->ctx);
+    ex_device_close(run->device);
     free(run->loss);
     free(run->epoch_loss);
     free(run->epoch_x);

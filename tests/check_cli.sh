@@ -67,6 +67,7 @@ refuse "truncated CIFAR" "data_batch_1" --data cifar
 refuse "batch of one" "batch" --batch 1
 refuse "architecture that does not exist" "resnet9" --arch resnet9
 refuse "no such device" "device" --device tpu
+refuse "a GPU in a build without CUDA" "built without CUDA" --device cuda
 mkdir pnm && for i in 0 1 2 3 4 5 6 7; do { printf 'P5\n20 20\n255\n'; zeros 400; } >pnm/$i.pgm; done
 { printf 'P5\n20 20\n255\n'; zeros 100; } >pnm/3.pgm
 refuse "truncated picture" "3.pgm" --data pnm --batch 4
