@@ -405,7 +405,7 @@ static int is(const char *word, const char *words) { return ex_is_choice(words, 
 static const char *why_not(const row *w)
 {
     if (is(w->loss, "nce") && !is(w->negatives, "bank"))
-        return "--loss nce estimates a sum over a bank of all images: it goes with --negatives bank";
+        return "--loss nce is a sum over a bank of all images: it goes with --negatives bank";
     if (is(w->negatives, "bank") && !is(w->loss, "nce|infonce"))
         return "--negatives bank goes with --loss nce or infonce: its rows are negatives to draw";
     if (is(w->negatives, "bank") && is(w->parallel, "momentum"))
@@ -577,6 +577,8 @@ int main(int argc, char **argv)
     o.batch = BATCH;
     o.lr = 0;
     o.temperature = 0;
+    ex_options_find(&o, "--lr", 4)->help = "learning rate; 0: that of the method's example";
+    ex_options_find(&o, "--temperature", 13)->help = "divides the similarities; 0: as above";
     ex_options_add(&o, "--parallel", PARALLEL, EX_CHOICE, &want.parallel, 0, 0,
                    "who encodes the other view: the same network, or its slower twin");
     ex_options_add(&o, "--negatives", NEGATIVES, EX_CHOICE, &want.negatives, 0, 0,
