@@ -1,10 +1,10 @@
 /* Big batches on a small machine: the exact step of thousands of images in the memory of a hundred.
  *
  * Luyu Gao, Yunyi Zhang, Jiawei Han, Jamie Callan: "Scaling Deep Contrastive Learning Batch Size
- * under Memory Limited Setup", 2021 ("GradCache"). Contrastive losses compare every image of a batch
- * with every other, so a batch cannot be cut into small ones whose gradients are added: each would
- * lose its negatives. But the loss needs the embeddings alone, a few numbers an image; what fills
- * the memory are the activations of the encoder. So they are computed twice, a chunk at a time.
+ * under Memory Limited Setup", 2021 ("GradCache"). Contrastive losses compare every image with all
+ * others of its batch, so a batch cannot be cut into small ones whose gradients are added: each
+ * would lose its negatives. But the loss needs the embeddings alone, a few numbers an image; what
+ * fills the memory are the encoder's activations. So they are computed twice, a chunk at a time.
  *
  *   augmentation        each method's own, as in its example
  *   parallel views      as the method has it: --method simclr, mocov3, barlow_twins, vicreg
@@ -49,7 +49,7 @@ static const int64_t sizes[] = { 128, 512, 2048, 8192 }; /* 8192: SimCLR's large
 
 /* ==== The step by hand ======================================================================= */
 
-/* A linear encoder z = x w^T and NT-Xent: dw [k, d] of the rows x [m, d], in chunks of m / parts. */
+/* A linear encoder z = x w^T and NT-Xent: dw [k, d] of the rows x [m, d], in `parts` chunks. */
 static void gradient_by_hand(ctr_ctx *ctx, const ctr_real *x, ctr_tensor *w, int64_t m, int parts,
                              ctr_real *dw)
 {
