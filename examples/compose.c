@@ -1,8 +1,9 @@
 /* Compose: the methods of this library as choices among the same five components.
  *
- * Phuc H. Le-Khac, Graham Healy, Alan F. Smeaton: "Contrastive Representation Learning: A Framework
- * and Review", 2020, and many others since, describe each method by what it puts into the same few
- * places. Here the places are options, and a method is what the choices spell out.
+ * Surveys sort methods by what they put into the same few places (Phuc H. Le-Khac, Graham Healy,
+ * Alan F. Smeaton: "Contrastive Representation Learning: A Framework and Review", 2020; Ashish
+ * Jaiswal and others: "A Survey on Contrastive Self-Supervised Learning", 2021). Here they are
+ * options, and a method is what the choices spell out.
  *
  *   augmentation        which views of an image there are          (each method's own)
  *   parallel views      who encodes the other view                 --parallel, --predictor
@@ -24,6 +25,7 @@
  *   momentum + batch + infonce + pred.   MoCo v3     shared + none + variance               VICReg
  *   shared + bank + nce                  NPID        shared + prototypes + codes            SwAV
  *   shared + batch + triplet + labels    FaceNet     shared + prototypes + clusters         DeepC.
+ *   shared + prototypes + classes + labels           supervised: each class has its prototype
  *
  * A combination that is a method is that method's block, trained as its own example trains it: the
  * checkpoints are the same bytes (FaceNet's example leaves classes out). Others put a new loss into
@@ -33,7 +35,7 @@
  *     cc -O2 -o compose examples/compose.c -lm -lpthread && ./compose
  *     ./compose --parallel momentum --negatives none --loss correlation --predictor
  * Last line of the table (percentages on the test images):
- *     result method=compose rows=12 epochs=4 knn_pixels=... knn_simclr=... linear_simclr=...
+ *     result method=compose rows=13 epochs=4 knn_pixels=... knn_simclr=... linear_simclr=...
  */
 
 #define CONTRASTIVE_IMPLEMENTATION
@@ -49,7 +51,8 @@
 
 #define PARALLEL  "shared|momentum"
 #define NEGATIVES "batch|bank|queue|prototypes|none"
-#define LOSSES    "infonce|nce|triplet|pairs|codes|clusters|cosine|correlation|variance|dcl|uniform"
+#define LOSSES    "infonce|nce|triplet|pairs|codes|clusters|classes|cosine|correlation|variance|" \
+                  "dcl|uniform"
 
 /* A row of the overview, and how it is made. */
 typedef struct row {
@@ -224,6 +227,17 @@ static ctr_method *make_facenet(ex_run *run, const row *r)
     return ctr_facenet_create(run->ctx, &c);
 }
 
+/* What the labels are worth: cross entropy with them, through the views of SimCLR. */
+static ctr_method *make_supervised(ex_run *run, const row *r)
+{
+    ctr_supervised_config c = ctr_supervised_default();
+    (void)r;
+    c.classes = ctr_dataset_classes(run->train);
+    c.aug = run->view;
+    ex_run_encoder(run, &c.encoder);
+    return ctr_supervised_create(run->ctx, &c);
+}
+
 /* ==== Losses that take the place of a block's own ============================================ */
 
 static double T; /* the temperature: a loss_fn has no place for it */
@@ -343,7 +357,7 @@ static ctr_tensor *variance(ctr_method *m, ctr_tensor *p, const ctr_batch *b, ct
 
 /* ==== The overview =========================================================================== */
 
-#define NAMED 12 /* the first rows are methods, the others new combinations */
+#define NAMED 13 /* the first rows are methods, the others new combinations */
 static const row rows[] = {
     { "simclr", "SimCLR", "shared", "batch", "infonce", 0, 0, 24, 0.3, 0.2,
       "crop, flip, colour, gray", "other view / other images of the batch", make_simclr, NULL },
@@ -370,6 +384,9 @@ static const row rows[] = {
       "the same", "image's centroid / other centroids", make_deepcluster, NULL },
     { "facenet", "FaceNet", "shared", "batch", "triplet", 0, 1, 12, 0.003, 0,
       "crop, flip", "images of the label / other labels", make_facenet, NULL },
+    { "supervised", "supervised", "shared", "prototypes", "classes", 0, 1, 12, 0.1, 0,
+      "crop, flip, colour, gray", "the label's prototype / the other prototypes", make_supervised,
+      NULL },
     { "siamese", "siamese pairs", "shared", "batch", "pairs", 0, 1, 12, 0.003, 0,
       "crop, flip", "one of the label / one of another", make_facenet, NULL },
     { "npid_infonce", "NPID, InfoNCE", "shared", "bank", "infonce", 0, 0, 16, 0.06, 0.4,
@@ -410,8 +427,9 @@ static const char *why_not(const row *w)
         return "--negatives bank goes with --loss nce or infonce: its rows are negatives to draw";
     if (is(w->negatives, "bank") && is(w->parallel, "momentum"))
         return "--negatives bank goes with --parallel shared: the bank itself is the slow one";
-    if (is(w->negatives, "prototypes") != is(w->loss, "codes|clusters"))
-        return "--negatives prototypes goes with --loss codes or clusters, and these with it";
+    if (is(w->negatives, "prototypes") != is(w->loss, "codes|clusters|classes"))
+        return "--negatives prototypes goes with --loss codes, clusters or classes, and these with "
+               "it";
     if (is(w->negatives, "queue") && is(w->parallel, "shared"))
         return "--negatives queue goes with --parallel momentum: keys of older steps are "
                "comparable only if their encoder moves slowly";
@@ -425,11 +443,12 @@ static const char *why_not(const row *w)
                "--negatives none";
     if (is(w->loss, "cosine") && !w->predictor)
         return "with positives alone one point is the best answer: --loss cosine needs --predictor";
-    if (w->labels && !is(w->loss, "infonce|triplet|pairs"))
-        return "--labels goes with --loss infonce (SupCon), triplet or pairs (FaceNet)";
-    if (is(w->loss, "pairs") && !w->labels)
-        return "--loss pairs needs --labels: they say which pairs belong together";
-    if (w->labels && (w->predictor || is(w->parallel, "momentum") || !is(w->negatives, "batch")))
+    if (w->labels && !is(w->loss, "infonce|triplet|pairs|classes"))
+        return "--labels goes with --loss infonce (SupCon), triplet, pairs (FaceNet) or classes";
+    if (is(w->loss, "pairs|classes") && !w->labels)
+        return "--loss pairs and classes need --labels: they say what belongs together";
+    if (w->labels && (w->predictor || is(w->parallel, "momentum") ||
+                      !is(w->negatives, "batch|prototypes")))
         return "--labels goes with --parallel shared and --negatives batch, without --predictor";
     if (is(w->parallel, "momentum") && is(w->negatives, "batch|none") && !w->predictor)
         return "--parallel momentum goes with --predictor, or with --negatives queue";

@@ -181,6 +181,70 @@ else
     bad "examples/clip.c: $(head -n 3 log)"
 fi
 
+# compose: refusals, and a table whose checkpoints are those of the methods' own examples
+if $CC -O2 -DCONTRASTIVE_STATIC -o "$work/compose" "$here/examples/compose.c" -lm -lpthread \
+    >log 2>&1 && [ ! -s log ]; then
+    prog=$work/compose
+    refuse "compose: a loss that is none" "infonce|nce" --loss infomax
+    refuse "compose: a queue of quick keys" "momentum" --negatives queue
+    refuse "compose: a free fall to one point" "predictor" --negatives none --loss cosine
+    refuse "compose: nothing to tell apart" "negatives none" --negatives none
+    refuse "compose: pairs by what" "labels" --loss pairs
+    refuse "compose: sensible, and not there" "list" --loss dcl --predictor
+    refuse "compose: labels that are missing" "labels" --labels --data pnm
+    if [ "$("$prog" --list | grep -c -e '--parallel')" -eq 21 ]; then ok "compose --list"
+    else bad "compose --list"; fi
+    if run --out new --epochs 1 --parallel momentum --negatives none --loss correlation --predictor &&
+        tail -n 1 stdout | grep -q '^result method=compose epochs=1 loss=[0-9.]* knn='; then
+        ok "compose, a new combination: $(tail -n 1 stdout | cut -c1-80)"
+    else
+        bad "compose, a new combination: $(tail -n 1 stdout) $(cat stderr)"
+    fi
+    if [ "${QUICK:-0}" != 1 ]; then
+        if run --out table && grep -q '^| SimCLR | ' table/table.md &&
+            tail -n 1 stdout | grep -q '^result method=compose rows=13 .*linear_supervised=[0-9.]* '; then
+            ok "$(tail -n 1 stdout | cut -c1-150)"
+        else
+            bad "compose: $(tail -n 1 stdout) $(cat stderr)"
+        fi
+        prog=$work/simclr
+        run --out done_simclr --epochs 1
+        run --out done_supcon --epochs 1 --labels
+        ln -s done_moco done_moco2
+        for method in simclr supcon moco2 moco3 npid byol simsiam barlow_twins vicreg swav deepcluster; do
+            if cmp "done_$method/checkpoint.safetensors" "table/$method/checkpoint.safetensors"; then
+                ok "composed or by its example, $method is the same bytes"
+            else
+                bad "composed, $method is not what its example trains"
+            fi
+        done
+    fi
+else
+    bad "examples/compose.c: $(head -n 3 log)"
+fi
+
+# bigbatch: the curve, and one batch of another method in uneven chunks
+if $CC -O2 -DCONTRASTIVE_STATIC -o "$work/bigbatch" "$here/examples/bigbatch.c" -lm -lpthread \
+    >log 2>&1 && [ ! -s log ]; then
+    prog=$work/bigbatch
+    refuse "bigbatch: a chunk of one" "--chunk" --chunk 1
+    refuse "bigbatch: a method that has no chunks" "--method" --method swav
+    if run --out curve && [ -s curve/curve.svg ] && grep -q 'by hand .*by the library' stdout &&
+        tail -n 1 stdout | grep -q '^result method=bigbatch of=simclr .*knn_512=[0-9.]* .*peak_mb='; then
+        ok "$(tail -n 1 stdout | cut -c1-150)"
+    else
+        bad "bigbatch: $(tail -n 1 stdout) $(cat stderr)"
+    fi
+    if run --out one_batch --method mocov3 --batch 300 --chunk 70 --epochs 1 &&
+        tail -n 1 stdout | grep -q '^result method=bigbatch epochs=1 loss=[0-9.]* knn='; then
+        ok "bigbatch --method mocov3: $(tail -n 1 stdout | cut -c1-80)"
+    else
+        bad "bigbatch --method mocov3: $(tail -n 1 stdout) $(cat stderr)"
+    fi
+else
+    bad "examples/bigbatch.c: $(head -n 3 log)"
+fi
+
 # embed, search and evaluate: from nothing (--smoke makes a checkpoint), from SimCLR's of above
 mkdir gray && cp "$here"/examples/data/pictures/*.ppm gray
 for program in embed search evaluate; do
