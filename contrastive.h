@@ -19,7 +19,8 @@
    - Tested on Linux. POSIX is assumed for threads, folders and mapped files.
 
    A PROGRAM: your pixels -> training -> representations -> neighbours. See README.md, it is 25
-   lines; examples/simclr.c is the longer one.
+   lines; examples/simclr.c is the longer one, examples/compose.c has the methods side by side,
+   examples/bigbatch.c batches that do not fit into memory.
 
    MAP   sections carry a tag, >>TAG, the same here, in the interface and in the implementation
        PLATFORM MEMORY THREADS RNG TENSOR FILE      the ground

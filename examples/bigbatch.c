@@ -249,7 +249,8 @@ static void draw(ex_run *run, const char *name, const double *x, const ctr_score
     panel.count = 3;
     panel.chance = run->untrained.knn;
     panel.chance_label = "k-NN, untrained";
-    snprintf(title, sizeof title, "%s: %d epochs of the same images", name, run->o->epochs);
+    snprintf(title, sizeof title, "%s after the same %d x %ld images", name, run->o->epochs,
+             (long)sizes[count - 1]);
     ex_run_drew(run, ex_svg_curve(ex_out_path(run->o, "curve.svg", path), title, &panel, 1));
 }
 
