@@ -222,7 +222,8 @@ static double train(ex_run *run, ctr_method *m, ctr_loader *loader, int chunk, d
     return seconds;
 }
 
-static void draw(ex_run *run, const char *name, const double *x, const ctr_scores *s, int count)
+static void draw(ex_run *run, const char *name, const double *x, const ctr_scores *s, int count,
+                 int64_t images)
 {
     double y[3][SIZES];
     static const char *const names[3] = { "k-NN", "linear probe", "k-NN through a view" };
@@ -250,7 +251,7 @@ static void draw(ex_run *run, const char *name, const double *x, const ctr_score
     panel.chance = run->untrained.knn;
     panel.chance_label = "k-NN, untrained";
     snprintf(title, sizeof title, "%s after the same %d x %ld images", name, run->o->epochs,
-             (long)sizes[count - 1]);
+             (long)images);
     ex_run_drew(run, ex_svg_curve(ex_out_path(run->o, "curve.svg", path), title, &panel, 1));
 }
 
@@ -286,8 +287,8 @@ static void curve(ex_run *run, const char *name, int chunk, double rate)
         run->steps = run->epochs = 0;
         run->o->out = out;
     }
+    draw(run, name, x, scores, count, ctr_dataset_count(images));
     ctr_dataset_destroy(run->ctx, images);
-    draw(run, name, x, scores, count);
     printf("written to %s: curve.svg, and a folder with a checkpoint for each batch size\n", out);
     printf("result method=bigbatch of=%s epochs=%d chunk=%d", name, run->o->epochs, chunk);
     for (i = 0; i < count; i++)
