@@ -26,7 +26,7 @@
        PLATFORM MEMORY THREADS RNG TENSOR FILE      the ground
        VEC GEMM CONV WINO                           kernels: the scalar reference, then the fast one
        TAPE OPS NN OPTIM                            autograd, layers, networks, optimisers
-       IMAGE AUG SAMPLE DATA LOADER                 pictures, augmentations, batches of views
+       IMAGE POLICY AUG SAMPLE DATA LOADER          pictures, augmentations, batches of views
        TOKEN                                        texts as numbers, pictures with captions
        CLUSTER                                      k-means, whitening, Sinkhorn, NMI
        LOSS AGREE HEALTH METHOD TEACHER             losses; alive?; SimCLR, ...; MoCo, BYOL, ...
@@ -994,12 +994,111 @@ CTR_API int ctr_image_resize_real(ctr_ctx *ctx, const ctr_image *image, const ct
                                   int64_t h, int64_t w, ctr_interp interp, ctr_real *out);
 
 /* ------------------------------------------------------------------------------------------------
+   >>POLICY  lists of strong operations: RandAugment, AutoAugment, TrivialAugment
+
+   An image of bytes goes through a few operations, drawn at random (ctr_policy_sample) and then
+   done (ctr_policy_apply). Any augmentation may have a policy: see ctr_aug_config. Operations are
+   Pillow's on 8-bit images, bit for bit (automatic contrast: to one level), which is what the
+   papers trained with; their ranges are torchvision's. Pixels that come from outside are `fill`,
+   and geometric operations take the nearest pixel. On images with one channel COLOR does nothing.
+   ---------------------------------------------------------------------------------------------- */
+
+/* What `value` means:                                               RandAugment's range */
+typedef enum ctr_op {
+    CTR_OP_IDENTITY = 0,
+    CTR_OP_SHEAR_X,       /* x' = x + value y, about the top left      +-0.3 */
+    CTR_OP_SHEAR_Y,       /* y' = y + value x                          +-0.3 */
+    CTR_OP_TRANSLATE_X,   /* pixels to the right                       +-150/331 of the width */
+    CTR_OP_TRANSLATE_Y,   /* pixels down                               +-150/331 of the height */
+    CTR_OP_ROTATE,        /* degrees, counter-clockwise                +-30 */
+    CTR_OP_BRIGHTNESS,    /* blends with black by that factor          1 +- 0.9 */
+    CTR_OP_COLOR,         /* with the gray image                       1 +- 0.9 */
+    CTR_OP_CONTRAST,      /* with the mean of the gray image           1 +- 0.9 */
+    CTR_OP_SHARPNESS,     /* with the image smoothed by 3 x 3          1 +- 0.9 */
+    CTR_OP_POSTERIZE,     /* bits kept, 1..8                           8..4 */
+    CTR_OP_SOLARIZE,      /* bytes at or above it are inverted         255..0 */
+    CTR_OP_AUTO_CONTRAST, /* least to 0, greatest to 255, by channel */
+    CTR_OP_EQUALIZE,      /* even histograms, by channel */
+    CTR_OP_INVERT,        /* 255 - x                                   (not in RandAugment) */
+    CTR_OP_CUTOUT,        /* side of a square of `fill` about (x, y)   (nor this) */
+    CTR_OP_COUNT
+} ctr_op;
+CTR_API const char *ctr_op_name(ctr_op op); /* "shear_x", ...; "?" for no operation */
+
+typedef enum ctr_policy_kind {
+    CTR_POLICY_NONE = 0,
+    CTR_POLICY_RANDAUGMENT, /* n of the first 14 operations, all with magnitude m, signs at random
+                               (Cubuk et al., 2020) */
+    CTR_POLICY_TRIVIAL,     /* one of the 14, a random magnitude of 31 in wider ranges: shear 0.99,
+                               32 pixels, 135 degrees, factors 1 +- 0.99, 8..2 bits (Mueller and
+                               Hutter, 2021: TrivialAugment Wide) */
+    CTR_POLICY_CIFAR10,     /* one of AutoAugment's 25 learned pairs (Cubuk et al., 2019) for ... */
+    CTR_POLICY_SVHN,
+    CTR_POLICY_IMAGENET
+} ctr_policy_kind;
+
+typedef struct ctr_policy {
+    ctr_policy_kind kind;
+    int n;                /* RandAugment's N, 1..7, default 2 */
+    int m;                /* its magnitude M, 0..bins - 1, default 9 */
+    int bins;             /* steps from no effect to the end of the range, 2..101, default 31 as in
+                             torchvision: M = 9 is 9/30 of it. 11 makes it the tenths of the
+                             authors' program, where M = 9 is 9/10 */
+    int cutout;           /* side of a square to fill at the end, in pixels; 0: none, the default.
+                             16 for CIFAR-10 (DeVries and Taylor, 2017; AutoAugment uses both) */
+    int fill;             /* 0..255, default 0; the authors' program for ImageNet has 128 */
+} ctr_policy;
+
+#define CTR_POLICY_STEPS 8
+typedef struct ctr_policy_step {
+    ctr_op op;
+    double value;
+    int64_t x, y;         /* cutout: its centre, within the image; the square may leave it */
+} ctr_policy_step;
+
+/* What was drawn. All 0: nothing happens. */
+typedef struct ctr_policy_params {
+    int pair;             /* AutoAugment: which of the 25 */
+    int fill;
+    int count;            /* of steps, 0..CTR_POLICY_STEPS */
+    ctr_policy_step step[CTR_POLICY_STEPS];
+} ctr_policy_params;
+
+/* The defaults of a kind: by value, and into a struct of the caller's (for other languages). */
+CTR_API ctr_policy ctr_policy_default(ctr_policy_kind kind);
+CTR_API void ctr_policy_init(ctr_policy *policy, ctr_policy_kind kind);
+
+/* 1 if every member is in its range, else 0 with an error that names the member. Only `kind`
+   counts when there is no policy. */
+CTR_API int ctr_policy_check(ctr_ctx *ctx, const ctr_policy *policy);
+
+/* "none", "RandAugment 2 x 9/30", ... into text[size] (64 are enough); returns text. */
+CTR_API const char *ctr_policy_describe(const ctr_policy *policy, char *text, size_t size);
+
+/* AutoAugment's pair 0..24 as it was learned: step 0..1 is done with probability *p, at level 0..9
+   of 9. Returns the operation; CTR_OP_COUNT and zeros for other kinds and indices. */
+CTR_API ctr_op ctr_policy_pair(ctr_policy_kind kind, int pair, int step, double *p, int *level);
+
+/* Draws what happens to one h x w image. policy is valid (ctr_policy_check), h, w >= 1. */
+CTR_API void ctr_policy_sample(const ctr_policy *policy, ctr_rng *rng, int64_t h, int64_t w,
+                               ctr_policy_params *out);
+
+/* Does it, in place, to x[h, w, c], c = 1 or 3. Pure: it trusts its arguments, needs h * w * c
+   bytes of scratch, allocates nothing and may run in any thread. */
+CTR_API void ctr_policy_apply(const ctr_policy_params *params, uint8_t *x, int64_t h, int64_t w,
+                              int64_t c, uint8_t *scratch);
+/* The same, everything checked. 1, or 0 with CTR_E_SHAPE, CTR_E_VALUE or CTR_E_MEMORY. */
+CTR_API int ctr_policy_image(ctr_ctx *ctx, const ctr_policy_params *params, uint8_t *x, int64_t h,
+                             int64_t w, int64_t c);
+
+/* ------------------------------------------------------------------------------------------------
    >>AUG  augmentations: what makes two views of one image
 
    Each view is sampled (ctr_aug_sample: random numbers become parameters) and then applied
    (ctr_aug_apply: pure, from any thread), so that a device or a test can do the second part alone.
-   Order: crop, flip, jitter (its four operations in random order, each clipped to 0..1), gray,
-   blur, solarize, normalise; the one of Chen et al. (2020) with solarize from Grill et al. (2020).
+   Order: crop, flip, policy, jitter (its four operations in random order, each clipped to 0..1),
+   gray, blur, solarize, normalise; the one of Chen et al. (2020) with solarize from Grill et al.
+   (2020). A policy sees the view rounded to bytes, as in the papers.
    Colour operations are torchvision's for float images; blur is a true Gaussian. On images with
    one channel saturation, hue and gray do nothing.
    ---------------------------------------------------------------------------------------------- */
@@ -1020,6 +1119,9 @@ typedef struct ctr_aug_config {
     int blur_kernel; /* odd size, at most 255; 0: 2 * round(0.05 * min(height, width)) + 1 */
     double solarize_p;
     double solarize_threshold;       /* values at or above it are inverted, 0..1 */
+    ctr_policy policy;               /* of strong operations, default CTR_POLICY_NONE: see
+                                        ctr_policy_init. It adds to the jitter and the rest:
+                                        set jitter_p, gray_p, blur_p to 0 for the policy alone */
     double mean[3], std[3];          /* (x - mean) / std at the end; std > 0 */
     ctr_kernels kernels;             /* AUTO asks the processor in each call; presets have asked.
                                         Only AVX2 has more than the scalar ones here */
@@ -1066,7 +1168,7 @@ CTR_API void ctr_aug_none_config_init(ctr_aug_config *config, int64_t size);
 /* 1 if every member is in its range, else 0 with an error that names the member. */
 CTR_API int ctr_aug_config_check(ctr_ctx *ctx, const ctr_aug_config *config);
 
-/* One line of text about a config into text[size] (320 are enough); returns text. */
+/* One line of text about a config into text[size] (384 are enough); returns text. */
 CTR_API const char *ctr_aug_describe(const ctr_aug_config *config, char *text, size_t size);
 
 enum { CTR_JITTER_BRIGHTNESS = 0, CTR_JITTER_CONTRAST, CTR_JITTER_SATURATION, CTR_JITTER_HUE };
@@ -1081,6 +1183,7 @@ typedef struct ctr_aug_params {
     int gray;
     double blur_sigma;   /* 0: no blur */
     int solarize;
+    ctr_policy_params policy;
 } ctr_aug_params;
 
 /* Draws the parameters of one view of an h x w image. The crop as torchvision: ten attempts of an
@@ -12160,6 +12263,417 @@ CTR_API int ctr_image_resize_real(ctr_ctx *ctx, const ctr_image *image, const ct
 }
 
 /* ------------------------------------------------------------------------------------------------
+   >>POLICY
+
+   Everything is integer arithmetic on bytes, but for the blends, whose two roundings to float are
+   spelled out: so no compiler, level or processor changes a byte.
+   ---------------------------------------------------------------------------------------------- */
+
+/* ---- what can happen --------------------------------------------------------------------------*/
+
+CTR_API const char *ctr_op_name(ctr_op op)
+{
+    static const char *const name[CTR_OP_COUNT] = {
+        "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness",
+        "color", "contrast", "sharpness", "posterize", "solarize", "auto_contrast", "equalize",
+        "invert", "cutout"
+    };
+    return (int)op >= 0 && op < CTR_OP_COUNT ? name[op] : "?";
+}
+
+CTR_API void ctr_policy_init(ctr_policy *policy, ctr_policy_kind kind)
+{
+    memset(policy, 0, sizeof *policy);
+    policy->kind = kind;
+    policy->n = 2;
+    policy->m = 9;
+    policy->bins = 31;
+}
+
+CTR_API ctr_policy ctr_policy_default(ctr_policy_kind kind)
+{
+    ctr_policy policy;
+    ctr_policy_init(&policy, kind);
+    return policy;
+}
+
+CTR_PRIVATE_ int ctr_policy_range_(ctr_ctx *ctx, const char *member, int value, int low, int high)
+{
+    if (value >= low && value <= high) return 1;
+    ctr_fail_(ctx, CTR_E_VALUE, "policy: %s must be %d..%d, got %d", member, low, high, value);
+    return 0;
+}
+
+CTR_API int ctr_policy_check(ctr_ctx *ctx, const ctr_policy *policy)
+{
+    if (ctr_error(ctx) != CTR_OK) return 0;
+    if (!ctr_policy_range_(ctx, "kind", (int)policy->kind, 0, CTR_POLICY_IMAGENET)) return 0;
+    if (policy->kind == CTR_POLICY_NONE) return 1;
+    if (policy->kind == CTR_POLICY_RANDAUGMENT &&
+        (!ctr_policy_range_(ctx, "n", policy->n, 1, CTR_POLICY_STEPS - 1) ||
+         !ctr_policy_range_(ctx, "bins", policy->bins, 2, 101) ||
+         !ctr_policy_range_(ctx, "m", policy->m, 0, policy->bins - 1)))
+        return 0;
+    return ctr_policy_range_(ctx, "cutout", policy->cutout, 0, 65535) &&
+           ctr_policy_range_(ctx, "fill", policy->fill, 0, 255);
+}
+
+CTR_API const char *ctr_policy_describe(const ctr_policy *policy, char *text, size_t size)
+{
+    static const char *const name[] = { "none", "RandAugment", "TrivialAugment",
+                                        "AutoAugment CIFAR-10", "AutoAugment SVHN",
+                                        "AutoAugment ImageNet" };
+    char more[32] = "", hole[32] = "";
+    int known = (int)policy->kind >= 0 && policy->kind <= CTR_POLICY_IMAGENET;
+    if (policy->kind == CTR_POLICY_RANDAUGMENT)
+        snprintf(more, sizeof more, " %d x %d/%d", policy->n, policy->m, policy->bins - 1);
+    if (policy->kind != CTR_POLICY_NONE && policy->cutout)
+        snprintf(hole, sizeof hole, " cutout %d", policy->cutout);
+    if (snprintf(text, size, "%s%s%s", known ? name[policy->kind] : "?", more, hole) < 0 && size)
+        text[0] = 0;
+    return text;
+}
+
+/* AutoAugment's learned pairs (Cubuk et al., 2019, tables 7 to 9), two operations a line: ctr_op,
+   probability in tenths, level. Operations without a level have 0. */
+typedef struct ctr_policy_pair_ { uint8_t v[6]; } ctr_policy_pair_;
+
+static const ctr_policy_pair_ ctr_policy_pairs_[3][25] = {
+    { /* CIFAR-10 */
+      { { 14, 1, 0, 8, 2, 6 } }, { { 5, 7, 2, 3, 3, 9 } }, { { 9, 8, 1, 9, 9, 3 } },
+      { { 2, 5, 8, 4, 7, 9 } }, { { 12, 5, 0, 13, 9, 0 } }, { { 2, 2, 7, 10, 3, 7 } },
+      { { 7, 4, 3, 6, 6, 7 } }, { { 9, 3, 9, 6, 7, 9 } }, { { 13, 6, 0, 13, 5, 0 } },
+      { { 8, 6, 7, 9, 6, 5 } }, { { 7, 7, 7, 3, 5, 8 } }, { { 13, 3, 0, 12, 4, 0 } },
+      { { 4, 4, 3, 9, 2, 6 } }, { { 6, 9, 6, 7, 2, 8 } }, { { 11, 5, 2, 14, 0, 0 } },
+      { { 13, 2, 0, 12, 6, 0 } }, { { 13, 2, 0, 13, 6, 0 } }, { { 7, 9, 9, 13, 6, 0 } },
+      { { 12, 8, 0, 11, 2, 8 } }, { { 6, 1, 3, 7, 7, 0 } }, { { 11, 4, 5, 12, 9, 0 } },
+      { { 4, 9, 9, 4, 7, 9 } }, { { 12, 9, 0, 11, 8, 3 } }, { { 13, 8, 0, 14, 1, 0 } },
+      { { 4, 7, 9, 12, 9, 0 } } },
+    { /* SVHN */
+      { { 1, 9, 4, 14, 2, 0 } }, { { 2, 9, 8, 14, 7, 0 } }, { { 13, 6, 0, 11, 6, 6 } },
+      { { 14, 9, 0, 13, 6, 0 } }, { { 13, 6, 0, 5, 9, 3 } }, { { 1, 9, 4, 12, 8, 0 } },
+      { { 2, 9, 8, 14, 4, 0 } }, { { 2, 9, 5, 11, 2, 6 } }, { { 14, 9, 0, 12, 8, 0 } },
+      { { 13, 6, 0, 5, 9, 3 } }, { { 1, 9, 4, 11, 3, 3 } }, { { 2, 8, 8, 14, 7, 0 } },
+      { { 13, 9, 0, 4, 6, 6 } }, { { 14, 9, 0, 13, 6, 0 } }, { { 8, 3, 3, 5, 8, 4 } },
+      { { 14, 8, 0, 4, 0, 2 } }, { { 2, 7, 6, 11, 4, 8 } }, { { 14, 6, 0, 5, 8, 4 } },
+      { { 2, 3, 7, 3, 9, 3 } }, { { 1, 1, 6, 14, 6, 0 } }, { { 11, 7, 2, 4, 6, 7 } },
+      { { 2, 8, 4, 14, 8, 0 } }, { { 1, 7, 9, 4, 8, 3 } }, { { 2, 8, 5, 12, 7, 0 } },
+      { { 1, 7, 2, 14, 1, 0 } } },
+    { /* ImageNet */
+      { { 10, 4, 8, 5, 6, 9 } }, { { 11, 6, 5, 12, 6, 0 } }, { { 13, 8, 0, 13, 6, 0 } },
+      { { 10, 6, 7, 10, 6, 6 } }, { { 13, 4, 0, 11, 2, 4 } }, { { 13, 4, 0, 5, 8, 8 } },
+      { { 11, 6, 3, 13, 6, 0 } }, { { 10, 8, 5, 13, 10, 0 } }, { { 5, 2, 3, 11, 6, 8 } },
+      { { 13, 6, 0, 10, 4, 6 } }, { { 5, 8, 8, 7, 4, 0 } }, { { 5, 4, 9, 13, 6, 0 } },
+      { { 13, 0, 0, 13, 8, 0 } }, { { 14, 6, 0, 13, 10, 0 } }, { { 7, 6, 4, 8, 10, 8 } },
+      { { 5, 8, 8, 7, 10, 2 } }, { { 7, 8, 8, 11, 8, 7 } }, { { 9, 4, 7, 14, 6, 0 } },
+      { { 1, 6, 5, 13, 10, 0 } }, { { 7, 4, 0, 13, 6, 0 } }, { { 13, 4, 0, 11, 2, 4 } },
+      { { 11, 6, 5, 12, 6, 0 } }, { { 14, 6, 0, 13, 10, 0 } }, { { 7, 6, 4, 8, 10, 8 } },
+      { { 13, 8, 0, 13, 6, 0 } } }
+};
+
+CTR_API ctr_op ctr_policy_pair(ctr_policy_kind kind, int pair, int step, double *p, int *level)
+{
+    const uint8_t *v;
+    *p = 0;
+    *level = 0;
+    if (kind < CTR_POLICY_CIFAR10 || kind > CTR_POLICY_IMAGENET || pair < 0 || pair > 24 ||
+        step < 0 || step > 1)
+        return CTR_OP_COUNT;
+    v = ctr_policy_pairs_[kind - CTR_POLICY_CIFAR10][pair].v + 3 * step;
+    *p = v[1] / 10.0;
+    *level = v[2];
+    return (ctr_op)v[0];
+}
+
+/* ---- sampling ---------------------------------------------------------------------------------*/
+
+/* The value of an operation at `level` of `last` (0: no effect), negative for a sign of 1 where it
+   has one. Translations are rounded towards zero and bits to the nearest, halves to even. */
+CTR_PRIVATE_ double ctr_policy_value_(ctr_op op, int wide, int level, int last, int sign, int64_t h,
+                                      int64_t w)
+{
+    double share = (double)level / (double)last, turn = sign ? -1 : 1;
+    double side = (double)(op == CTR_OP_TRANSLATE_X ? w : h);
+    switch (op) {
+    case CTR_OP_SHEAR_X: case CTR_OP_SHEAR_Y: return turn * (wide ? 0.99 : 0.3) * share;
+    case CTR_OP_TRANSLATE_X: case CTR_OP_TRANSLATE_Y:
+        return turn * floor(wide ? 32.0 * level / last : 150.0 * side * level / (331.0 * last));
+    case CTR_OP_ROTATE: return turn * (wide ? 135 : 30) * level / last;
+    case CTR_OP_BRIGHTNESS: case CTR_OP_COLOR: case CTR_OP_CONTRAST: case CTR_OP_SHARPNESS:
+        return 1 + turn * (wide ? 0.99 : 0.9) * share;
+    case CTR_OP_POSTERIZE: return 8 - rint((wide ? 6.0 : 4.0) * level / last);
+    case CTR_OP_SOLARIZE: return 255.0 * (last - level) / last;
+    default: return 0;
+    }
+}
+
+CTR_PRIVATE_ void ctr_policy_push_(ctr_policy_params *out, ctr_op op, double value)
+{
+    ctr_policy_step *step = &out->step[out->count++];
+    step->op = op;
+    step->value = value;
+}
+
+/* Numbers are drawn whether they are needed or not, so that each has its own place. */
+CTR_API void ctr_policy_sample(const ctr_policy *policy, ctr_rng *rng, int64_t h, int64_t w,
+                               ctr_policy_params *out)
+{
+    ctr_policy_kind kind = policy->kind;
+    int wide = kind == CTR_POLICY_TRIVIAL, i, last, level, sign;
+    memset(out, 0, sizeof *out);
+    if (kind == CTR_POLICY_NONE) return;
+    out->fill = policy->fill;
+    if (kind == CTR_POLICY_RANDAUGMENT || wide) {
+        for (i = 0; i < (wide ? 1 : policy->n); i++) {
+            ctr_op op = (ctr_op)ctr_rng_below(rng, CTR_OP_EQUALIZE + 1);
+            last = wide ? 30 : policy->bins - 1;
+            level = wide ? (int)ctr_rng_below(rng, 31) : policy->m;
+            sign = (int)ctr_rng_below(rng, 2);
+            ctr_policy_push_(out, op, ctr_policy_value_(op, wide, level, last, sign, h, w));
+        }
+    } else {
+        out->pair = (int)ctr_rng_below(rng, 25);
+        for (i = 0; i < 2; i++) {
+            double p, draw = ctr_rng_uniform(rng);
+            ctr_op op = ctr_policy_pair(kind, out->pair, i, &p, &level);
+            sign = (int)ctr_rng_below(rng, 2);
+            if (draw < p) ctr_policy_push_(out, op, ctr_policy_value_(op, 0, level, 9, sign, h, w));
+        }
+    }
+    if (!policy->cutout) return;
+    ctr_policy_push_(out, CTR_OP_CUTOUT, policy->cutout);
+    out->step[out->count - 1].y = ctr_rng_below(rng, h);
+    out->step[out->count - 1].x = ctr_rng_below(rng, w);
+}
+
+/* ---- geometry ---------------------------------------------------------------------------------*/
+
+CTR_PRIVATE_ int64_t ctr_policy_fixed_(double v) { return (int64_t)floor(v * 65536.0 + 0.5); }
+
+/* Pixel (i, j) of out comes from that of x under (u, v) = (m0 i' + m1 j' + m2, m3 i' + m4 j' + m5)
+   with i' = i + 1/2 and j' = j + 1/2, in 65536ths as Pillow does it. */
+CTR_PRIVATE_ void ctr_policy_affine_(const uint8_t *x, int64_t h, int64_t w, int64_t c,
+                                     const double *m, int fill, uint8_t *out)
+{
+    const int64_t right[2] = { ctr_policy_fixed_(m[0]), ctr_policy_fixed_(m[3]) };
+    const int64_t down[2] = { ctr_policy_fixed_(m[1]), ctr_policy_fixed_(m[4]) };
+    int64_t u0 = ctr_policy_fixed_(m[2] + 0.5 * m[0] + 0.5 * m[1]), i, j, k;
+    int64_t v0 = ctr_policy_fixed_(m[5] + 0.5 * m[3] + 0.5 * m[4]);
+    for (j = 0; j < h; j++, u0 += down[0], v0 += down[1]) {
+        int64_t u = u0, v = v0;
+        for (i = 0; i < w; i++, u += right[0], v += right[1], out += c) {
+            int inside = u >= 0 && v >= 0 && u < w * 65536 && v < h * 65536;
+            const uint8_t *from = inside ? x + (v / 65536 * w + u / 65536) * c : x;
+            for (k = 0; k < c; k++) out[k] = inside ? from[k] : (uint8_t)fill;
+        }
+    }
+}
+
+CTR_PRIVATE_ void ctr_policy_move_(const ctr_policy_step *step, uint8_t *x, int64_t h, int64_t w,
+                                   int64_t c, int fill, uint8_t *scratch)
+{
+    double m[6] = { 1, 0, 0, 0, 1, 0 }, v = step->value;
+    if (step->op == CTR_OP_SHEAR_X) m[1] = v;
+    if (step->op == CTR_OP_SHEAR_Y) m[3] = v;
+    if (step->op == CTR_OP_TRANSLATE_X) m[2] = -v;
+    if (step->op == CTR_OP_TRANSLATE_Y) m[5] = -v;
+    if (step->op == CTR_OP_ROTATE) {
+        double angle = v * CTR_PI_ / 180, cx = 0.5 * (double)w, cy = 0.5 * (double)h;
+        m[0] = m[4] = cos(angle);
+        m[1] = -sin(angle);
+        m[3] = sin(angle);
+        m[2] = cx - m[0] * cx - m[1] * cy;
+        m[5] = cy - m[3] * cx - m[4] * cy;
+    }
+    ctr_policy_affine_(x, h, w, c, m, fill, scratch);
+    memcpy(x, scratch, (size_t)(h * w * c));
+}
+
+CTR_PRIVATE_ void ctr_policy_cutout_(const ctr_policy_step *step, uint8_t *x, int64_t h, int64_t w,
+                                     int64_t c, int fill)
+{
+    int64_t side = (int64_t)step->value;
+    int64_t top = CTR_MAX_(step->y - side / 2, 0), bottom = CTR_MIN_(step->y - side / 2 + side, h);
+    int64_t left = CTR_MAX_(step->x - side / 2, 0), right = CTR_MIN_(step->x - side / 2 + side, w);
+    for (; top < bottom && left < right; top++)
+        memset(x + (top * w + left) * c, fill, (size_t)((right - left) * c));
+}
+
+/* ---- blends -----------------------------------------------------------------------------------*/
+
+/* a + factor (b - a), cut to a byte: from the degenerate image a to the image b and beyond. The
+   product and the sum are exact in double and rounded to float one after the other. */
+CTR_PRIVATE_ uint8_t ctr_policy_blend_(int a, int b, float factor)
+{
+    float p = (float)((double)factor * (double)(b - a));
+    float y = (float)((double)a + (double)p);
+    return (uint8_t)(y <= 0 ? 0 : y >= 255 ? 255 : (int)y);
+}
+
+/* ITU-R 601 in 65536ths */
+CTR_PRIVATE_ int ctr_policy_luma_(const uint8_t *x, int64_t c)
+{
+    if (c == 1) return x[0];
+    return (int)((19595u * x[0] + 38470u * x[1] + 7471u * x[2] + 32768u) >> 16);
+}
+
+/* Brightness, colour and contrast: a is 0, the gray image, or its mean. */
+CTR_PRIVATE_ void ctr_policy_enhance_(ctr_op op, uint8_t *x, int64_t n, int64_t c, float factor)
+{
+    uint64_t sum = 0;
+    int a = 0;
+    int64_t i, k;
+    if (op == CTR_OP_CONTRAST) {
+        for (i = 0; i < n; i++) sum += (uint64_t)ctr_policy_luma_(x + i * c, c);
+        a = (int)((2 * sum + (uint64_t)n) / (2 * (uint64_t)n));
+    }
+    for (i = 0; i < n; i++, x += c) {
+        if (op == CTR_OP_COLOR) a = ctr_policy_luma_(x, c);
+        for (k = 0; k < c; k++) x[k] = ctr_policy_blend_(a, x[k], factor);
+    }
+}
+
+/* a = 3 x 3 mean in which the pixel itself counts five times; the border stays as it is. */
+CTR_PRIVATE_ void ctr_policy_sharpen_(uint8_t *x, int64_t h, int64_t w, int64_t c, float factor,
+                                      uint8_t *scratch)
+{
+    int64_t row = w * c, y, i;
+    memcpy(scratch, x, (size_t)(h * row));
+    for (y = 1; y + 1 < h; y++)
+        for (i = c; i < row - c; i++) {
+            const uint8_t *p = scratch + y * row + i, *up = p - row, *down = p + row;
+            int sum = up[-c] + up[0] + up[c] + p[-c] + 5 * p[0] + p[c] + down[-c] + down[0] +
+                      down[c];
+            x[y * row + i] = ctr_policy_blend_((2 * sum + 13) / 26, p[0], factor);
+        }
+}
+
+/* ---- tables -----------------------------------------------------------------------------------*/
+
+/* The least value goes to 0 and the greatest to 255; one value alone stays. */
+CTR_PRIVATE_ void ctr_policy_stretch_(const int64_t *count, uint8_t *table)
+{
+    int low = 0, high = 255, i;
+    while (low < 255 && !count[low]) low++;
+    while (high > low && !count[high]) high--;
+    for (i = 0; i < 256 && low < high; i++)
+        table[i] = (uint8_t)(i <= low ? 0 : i >= high ? 255 : 255 * (i - low) / (high - low));
+}
+
+/* table[v] = the share of pixels below v, in steps of step = (n - pixels of the greatest value) /
+   255 pixels; if that is 0, nothing changes. */
+CTR_PRIVATE_ void ctr_policy_even_(const int64_t *count, int64_t n, uint8_t *table)
+{
+    int64_t step, sum;
+    int high = 255, i;
+    while (high > 0 && !count[high]) high--;
+    step = (n - count[high]) / 255;
+    if (!step) return;
+    for (i = 0, sum = step / 2; i < 256; sum += count[i++])
+        table[i] = (uint8_t)CTR_MIN_(sum / step, 255);
+}
+
+/* The operations that look each byte up: one table for each channel. */
+CTR_PRIVATE_ void ctr_policy_lookup_(const ctr_policy_step *step, uint8_t *x, int64_t n, int64_t c)
+{
+    int bits = 8 - (int)step->value, v;
+    int64_t i, k, count[256];
+    uint8_t table[256];
+    for (k = 0; k < c; k++) {
+        memset(count, 0, sizeof count);
+        for (i = 0; i < n; i++) count[x[i * c + k]]++;
+        for (v = 0; v < 256; v++) table[v] = (uint8_t)v;
+        if (step->op == CTR_OP_AUTO_CONTRAST) ctr_policy_stretch_(count, table);
+        if (step->op == CTR_OP_EQUALIZE) ctr_policy_even_(count, n, table);
+        for (v = 0; v < 256; v++) {
+            if (step->op == CTR_OP_POSTERIZE) table[v] = (uint8_t)(v >> bits << bits);
+            if (step->op == CTR_OP_INVERT || (step->op == CTR_OP_SOLARIZE && v >= step->value))
+                table[v] = (uint8_t)(255 - v);
+        }
+        for (i = 0; i < n; i++) x[i * c + k] = table[x[i * c + k]];
+    }
+}
+
+/* ---- all together -----------------------------------------------------------------------------*/
+
+CTR_API void ctr_policy_apply(const ctr_policy_params *params, uint8_t *x, int64_t h, int64_t w,
+                              int64_t c, uint8_t *scratch)
+{
+    int i;
+    for (i = 0; i < params->count; i++) {
+        const ctr_policy_step *step = &params->step[i];
+        switch (step->op) {
+        case CTR_OP_SHEAR_X: case CTR_OP_SHEAR_Y: case CTR_OP_TRANSLATE_X: case CTR_OP_TRANSLATE_Y:
+        case CTR_OP_ROTATE:
+            ctr_policy_move_(step, x, h, w, c, params->fill, scratch);
+            break;
+        case CTR_OP_BRIGHTNESS: case CTR_OP_COLOR: case CTR_OP_CONTRAST:
+            ctr_policy_enhance_(step->op, x, h * w, c, (float)step->value);
+            break;
+        case CTR_OP_SHARPNESS:
+            ctr_policy_sharpen_(x, h, w, c, (float)step->value, scratch);
+            break;
+        case CTR_OP_POSTERIZE: case CTR_OP_SOLARIZE: case CTR_OP_AUTO_CONTRAST:
+        case CTR_OP_EQUALIZE: case CTR_OP_INVERT:
+            ctr_policy_lookup_(step, x, h * w, c);
+            break;
+        case CTR_OP_CUTOUT: ctr_policy_cutout_(step, x, h, w, c, params->fill); break;
+        default: break;
+        }
+    }
+}
+
+/* Values that are no numbers fail here, too: they compare as nothing, also under -ffast-math. */
+CTR_PRIVATE_ int ctr_policy_params_check_(ctr_ctx *ctx, const ctr_policy_params *p, int64_t h,
+                                          int64_t w)
+{
+    int i;
+    if (!ctr_policy_range_(ctx, "count", p->count, 0, CTR_POLICY_STEPS) ||
+        !ctr_policy_range_(ctx, "fill", p->fill, 0, 255))
+        return 0;
+    for (i = 0; i < p->count; i++) {
+        const ctr_policy_step *s = &p->step[i];
+        double low = 0, high = 65535;
+        if (!ctr_policy_range_(ctx, "op", (int)s->op, 0, CTR_OP_COUNT - 1)) return 0;
+        if (s->op <= CTR_OP_ROTATE) low = -high;
+        if (s->op == CTR_OP_SHEAR_X || s->op == CTR_OP_SHEAR_Y) high = -(low = -100);
+        if (s->op == CTR_OP_POSTERIZE) low = 1, high = 8;
+        if (s->op >= CTR_OP_BRIGHTNESS && s->op <= CTR_OP_SHARPNESS) high = 101;
+        if (!ctr_real_finite_((ctr_real)s->value) || s->value < low || s->value > high) {
+            ctr_fail_(ctx, CTR_E_VALUE, "policy: the value of %s must be %g..%g, got %g",
+                      ctr_op_name(s->op), low, high, s->value);
+            return 0;
+        }
+        if (s->op == CTR_OP_CUTOUT && (s->x < 0 || s->x >= w || s->y < 0 || s->y >= h)) {
+            ctr_fail_(ctx, CTR_E_VALUE, "policy: the cutout's centre (%ld, %ld) is outside the "
+                      "image of %ld x %ld", (long)s->x, (long)s->y, (long)w, (long)h);
+            return 0;
+        }
+    }
+    return 1;
+}
+
+CTR_API int ctr_policy_image(ctr_ctx *ctx, const ctr_policy_params *params, uint8_t *x, int64_t h,
+                             int64_t w, int64_t c)
+{
+    uint8_t *scratch;
+    size_t bytes;
+    if (ctr_error(ctx) != CTR_OK) return 0;
+    if (!ctr_image_sides_ok_(h, w, c)) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "policy_image: sides must be 1..65535 and channels 1 or 3, got "
+                  "%ld x %ld x %ld", (long)h, (long)w, (long)c);
+        return 0;
+    }
+    if (!ctr_policy_params_check_(ctx, params, h, w)) return 0;
+    bytes = (size_t)(h * w * c);
+    scratch = (uint8_t *)ctr_alloc_(ctx, bytes);
+    if (!scratch) return 0;
+    ctr_policy_apply(params, x, h, w, c, scratch);
+    ctr_free_host_(ctx, scratch, bytes);
+    return 1;
+}
+
+/* ------------------------------------------------------------------------------------------------
    >>AUG
 
    The reference works on the interleaved image [h, w, c], one operation after the other, in the
@@ -12352,7 +12866,7 @@ CTR_API int ctr_aug_config_check(ctr_ctx *ctx, const ctr_aug_config *c)
         if (!ctr_aug_within_(c->std[k], 1e-6, 1e6))
             return ctr_aug_refuse_(ctx, "std", c->std[k], "1e-6..1e6");
     }
-    return 1;
+    return ctr_policy_check(ctx, &c->policy);
 }
 
 /* Kernel of the blur; SimCLR's is a tenth of the view, ours the odd number nearest to that. */
@@ -12366,7 +12880,8 @@ CTR_PRIVATE_ int ctr_aug_kernel_(const ctr_aug_config *config)
 
 CTR_API const char *ctr_aug_describe(const ctr_aug_config *c, char *text, size_t size)
 {
-    char crop[96], last[64], piece[32];
+    char crop[96], last[128], piece[32], policy[64];
+    size_t used;
     if (c->center_crop)
         snprintf(crop, sizeof crop, "centre crop");
     else
@@ -12377,6 +12892,10 @@ CTR_API const char *ctr_aug_describe(const ctr_aug_config *c, char *text, size_t
         snprintf(last, sizeof last, ", solarize %g at %g", c->solarize_p, c->solarize_threshold);
     piece[0] = 0;
     if (c->grid) snprintf(piece, sizeof piece, " piece of %dx%d", c->grid, c->grid);
+    used = strlen(last);
+    if (c->policy.kind != CTR_POLICY_NONE)
+        snprintf(last + used, sizeof last - used, ", %s",
+                 ctr_policy_describe(&c->policy, policy, sizeof policy));
     if (snprintf(text, size,
                  "%ldx%ld%s, %s %s, flip %g, jitter %g (%g %g %g %g), gray %g, "
                  "blur %g (%d px, sigma %g..%g)%s",
@@ -12454,6 +12973,7 @@ CTR_PRIVATE_ void ctr_aug_look_(const ctr_aug_config *config, ctr_rng *rng, ctr_
     if (ctr_rng_uniform(rng) < config->blur_p)
         out->blur_sigma = ctr_rng_range(rng, config->blur_sigma_min, config->blur_sigma_max);
     out->solarize = ctr_rng_uniform(rng) < config->solarize_p;
+    ctr_policy_sample(&config->policy, rng, config->height, config->width, &out->policy);
 }
 
 /* Cell i of g along a side of `size` pixels, and the window in it, 64/85 of its length. */
@@ -12689,6 +13209,23 @@ CTR_PRIVATE_ void ctr_aug_jitter_(const ctr_aug_config *config, const ctr_aug_pa
     }
 }
 
+/* A policy on floats in 0..1: rounded to bytes and back. Channel k of pixel i is x[i * pixel +
+   k * plane]. The scratch has 2 n c bytes. */
+CTR_PRIVATE_ void ctr_aug_policy_(const ctr_aug_config *config, const ctr_policy_params *p,
+                                  ctr_real *x, int64_t c, int64_t pixel, int64_t plane,
+                                  void *scratch)
+{
+    int64_t n = config->height * config->width, i, k;
+    uint8_t *bytes = (uint8_t *)scratch;
+    if (!p->count) return;
+    for (i = 0; i < n; i++)
+        for (k = 0; k < c; k++)
+            bytes[i * c + k] = (uint8_t)(x[i * pixel + k * plane] * 255 + CTR_R(0.5));
+    ctr_policy_apply(p, bytes, config->height, config->width, c, bytes + n * c);
+    for (i = 0; i < n; i++)
+        for (k = 0; k < c; k++) x[i * pixel + k * plane] = (ctr_real)bytes[i * c + k] / 255;
+}
+
 /* The reference. The cubic filter overshoots; what it leaves is clipped, as 8-bit images do. */
 CTR_PRIVATE_ void ctr_aug_apply_scalar_(const ctr_aug_config *config, const ctr_aug_params *p,
                                         const ctr_pixels_ *image, ctr_real *out, void *scratch)
@@ -12697,6 +13234,7 @@ CTR_PRIVATE_ void ctr_aug_apply_scalar_(const ctr_aug_config *config, const ctr_
     ctr_resize_(image, &p->crop, h, w, config->interp, out, scratch);
     for (i = 0; i < n * c; i++) out[i] = ctr_aug_clip_(out[i]);
     if (p->flip) ctr_aug_flip_(out, h, w, c);
+    ctr_aug_policy_(config, &p->policy, out, c, c, 1, scratch);
     if (p->jitter) ctr_aug_jitter_(config, p, out, n, c);
     if (p->gray) ctr_aug_gray_(out, n, c);
     if (p->blur_sigma > 0)
@@ -13063,6 +13601,7 @@ CTR_PRIVATE_ void ctr_aug_apply_avx2_(const ctr_aug_config *config, const ctr_au
     ctr_real *planes = (ctr_real *)ctr_image_carve_(&at, (size_t)(n * c) * sizeof *planes);
     rest = at;
     ctr_aug_resize_avx2_(config, p, image, planes, &at);
+    ctr_aug_policy_(config, &p->policy, planes, c, 1, n, rest);
     if (p->jitter) ctr_aug_jitter_avx2_(config, p, planes, n, c);
     if (p->gray && c == 3) ctr_aug_gray_avx2_(planes, n);
     if (p->blur_sigma > 0) {
@@ -13095,7 +13634,8 @@ CTR_API size_t ctr_aug_scratch_size(const ctr_aug_config *config, int64_t h, int
 {
     uint64_t resize = ctr_resize_bytes_(config->interp, h, w, c, config->height, config->width);
     uint64_t blur = ctr_aug_blur_bytes_(config->height, config->width, c, ctr_aug_kernel_(config));
-    uint64_t bytes = CTR_MAX_(resize, blur) + ctr_aug_fast_bytes_(config, w, c);
+    uint64_t bytes = 2 * (uint64_t)config->height * (uint64_t)config->width * (uint64_t)c;
+    bytes = CTR_MAX_(bytes, CTR_MAX_(resize, blur)) + ctr_aug_fast_bytes_(config, w, c);
     return bytes <= SIZE_MAX / 4 ? (size_t)bytes : 0;
 }
 
@@ -13173,7 +13713,8 @@ CTR_PRIVATE_ int ctr_aug_check_(ctr_ctx *ctx, const char *name, const ctr_real *
     return !x || ctr_aug_finite_(ctx, name, x, n, h, w, c);
 }
 
-CTR_PRIVATE_ int ctr_aug_params_check_(ctr_ctx *ctx, const ctr_aug_params *p, int64_t h, int64_t w)
+CTR_PRIVATE_ int ctr_aug_params_check_(ctr_ctx *ctx, const ctr_aug_config *view,
+                                       const ctr_aug_params *p, int64_t h, int64_t w)
 {
     int k, seen = 0;
     if (!ctr_resize_check_(ctx, "aug_view", h, w, 1, &p->crop, 1, 1)) return 0;
@@ -13188,7 +13729,7 @@ CTR_PRIVATE_ int ctr_aug_params_check_(ctr_ctx *ctx, const ctr_aug_params *p, in
             return ctr_aug_refuse_(ctx, "factor", p->factor[k], "0..101, of hue -0.5..0.5");
     if (p->blur_sigma != 0 && !ctr_aug_within_(p->blur_sigma, 1e-3, 1e3))
         return ctr_aug_refuse_(ctx, "blur_sigma", p->blur_sigma, "0 or 1e-3..1e3");
-    return 1;
+    return ctr_policy_params_check_(ctx, &p->policy, view->height, view->width);
 }
 
 CTR_PRIVATE_ int ctr_aug_view_(ctr_ctx *ctx, const ctr_aug_config *config,
@@ -13199,7 +13740,7 @@ CTR_PRIVATE_ int ctr_aug_view_(ctr_ctx *ctx, const ctr_aug_config *config,
     void *scratch;
     if (!ctr_aug_check_(ctx, "aug_view", image->real, 1, image->h, image->w, image->c)) return 0;
     if (!ctr_aug_config_check(ctx, config)) return 0;
-    if (!ctr_aug_params_check_(ctx, params, image->h, image->w)) return 0;
+    if (!ctr_aug_params_check_(ctx, config, params, image->h, image->w)) return 0;
     bytes = ctr_aug_scratch_size(config, image->h, image->w, image->c);
     scratch = ctr_alloc_(ctx, bytes ? bytes : SIZE_MAX / 4);
     if (!scratch) return 0;

@@ -588,6 +588,94 @@ def make_aug():
     return g
 
 
+# ------------------------------------------------------------------------------------------- policy
+POLICY = """
+golden_policy.txt: torchvision's RandAugment, AutoAugment and TrivialAugment on Pillow's 8-bit images.
+Whole results, HWC order, bytes.
+
+Images (integer arithmetic, h x w x c):
+  noise   13 x 17 x 3   as in golden_aug.txt
+  dim     20 x 28 x 3   v * 9 / 16 + 40 + 10 * channel, v as noise's, of fill("dim")
+  gray    20 x 28 x 1   v * 9 / 16 + 40, v of fill("gray")
+
+Keys IMAGE:op:value     the operation with that value: shear, pixels, degrees, factor (torchvision's
+                        magnitude + 1), bits, threshold; 0 where there is none
+     rand:op tens:op wide:op   values for an image of 37 x 53 pixels at levels 0..30 (rand: RandAugment
+                        with 31 bins, tens: AutoAugment, levels 0..9, wide: TrivialAugment), without
+                        the sign; factors minus 1
+     pairs:NAME         150 numbers: operation (its place in the list of operations), probability,
+                        level, 25 times twice; NAME cifar10, svhn or imagenet
+     mixup cutmix       v2.MixUp and v2.CutMix of fill("mix.x", 4 x 5 x 7 x 3) with lambda 0.3 and
+                        the box top 1, left 2, height 3, width 4 and the pairs i, i - 1, digests;
+     mixup:y cutmix:y   the targets of labels 2, 0, 1, 2
+"""
+OPS_IN_ORDER = ["Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness",
+                "Color", "Contrast", "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize",
+                "Invert"]
+
+
+def policy_name(op):
+    return "".join("_" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(op))
+
+
+def policy_image(name):
+    h, w, c = (13, 17, 3) if name == "noise" else (20, 28, 1 if name == "gray" else 3)
+    v = np.floor((fill(name, h * w * c) + 1.0) * 127.5).astype(np.int64).reshape(h, w, c)
+    if name != "noise":
+        v = v * 9 // 16 + 40 + 10 * np.arange(c)
+    return v.astype(np.uint8)
+
+
+def make_policy():
+    from PIL import Image
+    from torchvision.transforms import InterpolationMode, autoaugment as A, v2
+    g = Golden("golden_policy.txt", POLICY, "%.17g")
+    factors = (1.9, .1, 1.27, .73, 2.5)
+    cases = [("noise", op, f) for op in ("Brightness", "Color", "Contrast", "Sharpness")
+             for f in factors]
+    cases += [("noise", op, v) for op in ("ShearX", "ShearY") for v in (.3, -.11, .99)]
+    cases += [("noise", op, v) for op in ("TranslateX", "TranslateY") for v in (5, -3)]
+    cases += [("noise", "Rotate", v) for v in (30, -13, 90, 180, 135)]
+    cases += [("noise", "Posterize", v) for v in (1, 4, 7)]
+    cases += [("noise", "Solarize", v) for v in (0, 127.5, 128, 255)]
+    cases += [("noise", "Invert", 0), ("noise", "Equalize", 0), ("noise", "Identity", 0)]
+    cases += [(i, op, 0) for i in ("dim", "gray") for op in ("AutoContrast", "Equalize")]
+    cases += [("dim", "Rotate", 17.5), ("dim", "Sharpness", 1.6), ("dim", "Contrast", .46)]
+    cases += [("gray", op, 1.6) for op in ("Brightness", "Color", "Contrast", "Sharpness")]
+    cases += [("gray", "Rotate", -21), ("gray", "Solarize", 90), ("gray", "ShearX", -.2)]
+    for name, op, value in cases:
+        x = policy_image(name)
+        img = Image.fromarray(x if x.shape[2] == 3 else x[:, :, 0])
+        shift = 1.0 if op in ("Brightness", "Color", "Contrast", "Sharpness") else 0.0
+        img = A._apply_op(img, op, value - shift, InterpolationMode.NEAREST, None)
+        g.put("%s:%s:%g" % (name, policy_name(op), value), np.asarray(img))
+
+    spaces = (("rand", A.RandAugment()._augmentation_space(31, (37, 53)), 31),
+              ("tens", A.AutoAugment()._augmentation_space(10, (37, 53)), 10),
+              ("wide", A.TrivialAugmentWide()._augmentation_space(31), 31))
+    for key, space, bins in spaces:
+        for op, (values, signed) in space.items():
+            if values.ndim == 0:
+                continue
+            assert signed == (op not in ("Posterize", "Solarize"))
+            values = values.double()
+            g.put(key + ":" + policy_name(op), values.trunc() if "Translate" in op else values)
+    for name in ("cifar10", "svhn", "imagenet"):
+        pairs = A.AutoAugment(A.AutoAugmentPolicy(name)).policies
+        g.put("pairs:" + name, [v for pair in pairs for op, p, level in pair
+                                for v in (OPS_IN_ORDER.index(op), p, level or 0)])
+
+    x = tfill("mix.x", (4, 5, 7, 3)).permute(0, 3, 1, 2)
+    y = torch.tensor([2, 0, 1, 2])
+    for key, mix, how in (("mixup", v2.MixUp(num_classes=3), dict(lam=.3)),
+                          ("cutmix", v2.CutMix(num_classes=3),
+                           dict(box=(2, 1, 6, 4), lam_adjusted=1 - 12 / 35))):
+        how.update(labels=y, batch_size=4)
+        g.digest(key, mix.transform(x, how).permute(0, 2, 3, 1))
+        g.put(key + ":y", mix.transform(y, how).double())
+    return g
+
+
 # ---------------------------------------------------------------------------------------------- ops
 OPS = """
 golden_ops.txt: single operations, value and gradients.
@@ -2412,9 +2500,9 @@ def main(argv):
             folder = argv.pop(0)
         else:
             names.append(a)
-    for name in names or ["loss", "losses", "aug", "ops", "optim", "net", "step", "teacher", "prototype",
-                          "bank", "deepcluster", "pretext", "clip", "token", "transfer", "eval",
-                          "cluster"]:
+    for name in names or ["loss", "losses", "aug", "policy", "ops", "optim", "net", "step", "teacher",
+                          "prototype", "bank", "deepcluster", "pretext", "clip", "token", "transfer",
+                          "eval", "cluster"]:
         globals()["make_" + name]().write(folder)
 
 
