@@ -34,6 +34,7 @@
        PRETEXT                                      puzzles, prediction: PIRL, CPC
        PROTOTYPE                                    SwAV, DeepCluster: clusters on the way
        CLIP                                         images and texts in one space
+       MIX                                          MixUp and CutMix, in any method
        EVAL MAP IO                                  k-NN, probe, retrieval; maps; files
        TRANSFER FIT                                 fine-tuning, few shots; the training driver
    A section of the implementation calls only those above it. Each level can be used alone: the
@@ -235,6 +236,9 @@ CTR_API double ctr_rng_uniform(ctr_rng *rng);                        /* [0, 1) *
 CTR_API double ctr_rng_range(ctr_rng *rng, double low, double high); /* [low, high) */
 CTR_API double ctr_rng_normal(ctr_rng *rng);                         /* mean 0, variance 1 */
 CTR_API int64_t ctr_rng_below(ctr_rng *rng, int64_t n);              /* 0..n-1, n >= 1, unbiased */
+/* Beta(alpha, alpha), alpha > 0: around 1/2 for large alpha, near 0 and 1 for small ones, as MixUp
+   wants it. By formulas without tables: Ulrich's (1984) from 1 on, Joehnk's (1964) below. */
+CTR_API double ctr_rng_beta(ctr_rng *rng, double alpha);
 /* Fills order[n] with a random permutation of 0..n-1 (Fisher and Yates). */
 CTR_API void ctr_rng_permutation(ctr_rng *rng, int64_t n, int64_t *order);
 
@@ -2515,6 +2519,67 @@ CTR_API int ctr_clip_classifier(ctr_method *method, ctr_tokenizer *tokenizer, in
 CTR_API double ctr_clip_scale(const ctr_method *method);
 
 /* ------------------------------------------------------------------------------------------------
+   >>MIX  two images in one: MixUp and CutMix, for labels and for any method of two views
+
+   x'_i = m x_i + (1 - m) x_order(i):  m is lambda everywhere (MixUp, Zhang et al., 2018), or 0 in a
+   box that covers 1 - lambda of the image and 1 outside (CutMix, Yun et al., 2019). What is asked
+   of x'_i is asked of i with weight lambda and of order(i) with 1 - lambda. One lambda, box and
+   order for the batch; order is a random permutation (torchvision takes the image before, timm the
+   batch backwards).
+   ---------------------------------------------------------------------------------------------- */
+
+typedef enum ctr_mix_kind { CTR_MIX_NONE = 0, CTR_MIX_MIXUP, CTR_MIX_CUTMIX } ctr_mix_kind;
+
+typedef struct ctr_mix_config {
+    ctr_mix_kind kind;
+    double alpha;         /* lambda is drawn from Beta(alpha, alpha), 1e-3..1e3; default 1, the
+                             authors' for CIFAR-10. MixUp on ImageNet: 0.2 */
+} ctr_mix_config;
+/* The defaults of a kind: by value, and into a struct of the caller's (for other languages). */
+CTR_API ctr_mix_config ctr_mix_default(ctr_mix_kind kind);
+CTR_API void ctr_mix_config_init(ctr_mix_config *config, ctr_mix_kind kind);
+
+/* What was drawn for a batch. */
+typedef struct ctr_mix_params {
+    ctr_mix_kind kind;    /* NONE: nothing happens, lambda 1 */
+    double lambda;        /* 0..1; CutMix: 1 - the box's share of the pixels, after clipping */
+    ctr_box box;          /* CutMix */
+} ctr_mix_params;
+
+/* Draws for n images of h x w; order [n] gets the permutation. The box as torchvision: sides
+   sqrt(1 - lambda) of the image's, rounded down to even numbers, its centre anywhere, clipped. */
+CTR_API void ctr_mix_sample(const ctr_mix_config *config, ctr_rng *rng, int64_t n, int64_t h,
+                            int64_t w, ctr_mix_params *out, int32_t *order);
+
+/* x [n, h, w, c] mixed by order [n] (host memory). An operation like those of >>OPS. */
+CTR_API ctr_tensor *ctr_mix_images(ctr_ctx *ctx, const ctr_mix_params *params, ctr_tensor *x,
+                                   const int32_t *order);
+/* Their targets [n, classes] for ctr_cross_entropy_soft: lambda at labels[i], the rest at
+   labels[order[i]]. labels [n] (host), 0..classes - 1. */
+CTR_API ctr_tensor *ctr_mix_targets(ctr_ctx *ctx, const ctr_mix_params *params, int64_t n,
+                                    const int32_t *labels, const int32_t *order, int64_t classes);
+
+/* Contrastive targets (MixCo, Kim et al., 2020; i-Mix, Lee et al., 2021; Un-Mix, Shen et al.,
+   2022): the first views are mixed, the second ones, z2 or k, are not, and
+     loss = lambda L(z1, z2) + (1 - lambda) L(z1, z2 in the order `order`)
+   which for InfoNCE is the cross entropy with the soft target lambda at i and 1 - lambda at
+   order(i). L is ctr_loss_nt_xent with two views or ctr_loss_infonce, whose comments hold; it
+   cannot fall below the entropy of lambda. order [n] in host memory. */
+CTR_API ctr_tensor *ctr_loss_nt_xent_mix(ctr_ctx *ctx, ctr_tensor *z, double lambda,
+                                         const int32_t *order, double temperature);
+CTR_API ctr_tensor *ctr_loss_infonce_mix(ctr_ctx *ctx, ctr_tensor *q, ctr_tensor *k,
+                                         const ctr_tensor *negatives, double lambda,
+                                         const int32_t *order, double temperature);
+
+/* Any method of two views trained that way: a method that mixes the first views of each batch and
+   takes `method`'s loss of both pairings as above (SimCLR, MoCo, BYOL, SimSiam, Barlow Twins,
+   VICReg, ...; whatever `method` compares, its loss is evaluated twice, its networks once). Labels
+   are kept from it: SupCon becomes NT-Xent. What is drawn depends on (seed, epoch, batch). It owns
+   `method`, which is gone also when NULL comes back. CTR_E_VALUE for a method that takes other than
+   two views of one size or that clusters before an epoch; method NULL: NULL. */
+CTR_API ctr_method *ctr_mix_create(ctr_ctx *ctx, ctr_method *method, const ctr_mix_config *config);
+
+/* ------------------------------------------------------------------------------------------------
    >>EVAL  what the embeddings are worth: k-NN, linear probe, retrieval, verification
    Everything takes host memory that stays the caller's, gives the same bits for any number of
    threads, and leaves nothing behind. Functions return 1, or 0 after recording an error.
@@ -4129,6 +4194,23 @@ CTR_API int64_t ctr_rng_below(ctr_rng *rng, int64_t n)
         x |= ctr_rng_u32(rng);
     } while (x >= limit);
     return (int64_t)(x % bound);
+}
+
+/* Ulrich: (1 + sqrt(1 - U^(2 / (2 alpha - 1))) cos(2 pi V)) / 2.
+   Joehnk: x / (x + y) for x = U^(1 / alpha), y = V^(1 / alpha) with x + y <= 1; both may underflow,
+   their logarithms do not. */
+CTR_API double ctr_rng_beta(ctr_rng *rng, double alpha)
+{
+    for (;;) {
+        double u = 1 - ctr_rng_uniform(rng), v = 1 - ctr_rng_uniform(rng); /* (0, 1] */
+        if (alpha >= 1) {
+            double r = sqrt(CTR_MAX_(1 - pow(u, 2 / (2 * alpha - 1)), 0));
+            return 0.5 * (1 + r * cos(2 * CTR_PI_ * v));
+        }
+        u = log(u) / alpha;
+        v = log(v) / alpha;
+        if (exp(u) + exp(v) <= 1) return 1 / (1 + exp(CTR_MIN_(v - u, 700)));
+    }
 }
 
 CTR_API void ctr_rng_permutation(ctr_rng *rng, int64_t n, int64_t *order)
@@ -24419,6 +24501,314 @@ CTR_API int ctr_clip_classifier(ctr_method *method, ctr_tokenizer *tokenizer, in
     ctr_free_host_(ctx, ids, ids_bytes);
     ctr_free_host_(ctx, rows, rows_bytes);
     return ctx->status == CTR_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>MIX
+   ---------------------------------------------------------------------------------------------- */
+
+CTR_API void ctr_mix_config_init(ctr_mix_config *config, ctr_mix_kind kind)
+{
+    memset(config, 0, sizeof *config);
+    config->kind = kind;
+    config->alpha = 1;
+}
+
+CTR_API ctr_mix_config ctr_mix_default(ctr_mix_kind kind)
+{
+    ctr_mix_config config;
+    ctr_mix_config_init(&config, kind);
+    return config;
+}
+
+CTR_API void ctr_mix_sample(const ctr_mix_config *config, ctr_rng *rng, int64_t n, int64_t h,
+                            int64_t w, ctr_mix_params *out, int32_t *order)
+{
+    int64_t i, y, x, half_h, half_w;
+    memset(out, 0, sizeof *out);
+    out->kind = config->kind;
+    out->lambda = config->kind == CTR_MIX_NONE ? 1 : ctr_rng_beta(rng, config->alpha);
+    y = ctr_rng_below(rng, h);
+    x = ctr_rng_below(rng, w);
+    for (i = 0; i < n; i++) { /* Fisher and Yates, growing */
+        int64_t j = ctr_rng_below(rng, i + 1);
+        order[i] = order[j];
+        order[j] = (int32_t)i;
+    }
+    if (config->kind != CTR_MIX_CUTMIX) return;
+    half_h = (int64_t)(0.5 * sqrt(1 - out->lambda) * (double)h);
+    half_w = (int64_t)(0.5 * sqrt(1 - out->lambda) * (double)w);
+    out->box.top = CTR_MAX_(y - half_h, 0);
+    out->box.left = CTR_MAX_(x - half_w, 0);
+    out->box.h = CTR_MIN_(y + half_h, h) - out->box.top;
+    out->box.w = CTR_MIN_(x + half_w, w) - out->box.left;
+    out->lambda = 1 - (double)(out->box.h * out->box.w) / (double)(h * w);
+}
+
+/* ---- operations -------------------------------------------------------------------------------*/
+
+CTR_PRIVATE_ int ctr_mix_check_(ctr_ctx *ctx, const char *op, double lambda)
+{
+    if (ctx->status != CTR_OK) return 0;
+    if (ctr_real_finite_((ctr_real)lambda) && lambda >= 0 && lambda <= 1) return 1;
+    ctr_fail_(ctx, CTR_E_VALUE, "%s: lambda must be 0..1, got %g", op, lambda);
+    return 0;
+}
+
+/* m or 1 - m as a tensor [h, w, c] */
+CTR_PRIVATE_ ctr_tensor *ctr_mix_mask_(ctr_ctx *ctx, const ctr_mix_params *p, const int64_t *shape,
+                                       int other)
+{
+    ctr_tensor *t = ctr_tensor_temp(ctx, CTR_F32, 3, shape + 1);
+    int64_t h = shape[1], w = shape[2], c = shape[3], i;
+    ctr_real *m = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, ctr_tensor_bytes_(t));
+    for (i = 0; m && i < h * w * c; i++) {
+        int64_t y = i / (w * c) - p->box.top, x = i / c % w - p->box.left;
+        double v = p->lambda;
+        if (p->kind == CTR_MIX_CUTMIX) v = y >= 0 && y < p->box.h && x >= 0 && x < p->box.w ? 0 : 1;
+        m[i] = (ctr_real)(other ? 1 - v : v);
+    }
+    if (m) ctr_tensor_write(ctx, t, m, h * w * c);
+    return t;
+}
+
+/* Rows of z whose last n are brought into an order; those before stay. */
+CTR_PRIVATE_ ctr_tensor *ctr_mix_rows_(ctr_ctx *ctx, ctr_tensor *z, int64_t n, const int32_t *order)
+{
+    int64_t rows = z->shape[0], i;
+    int32_t *index = NULL;
+    if (ctx->status == CTR_OK)
+        index = (int32_t *)ctr_arena_take_(ctx, &ctx->host, (size_t)rows * sizeof *index);
+    if (!index) return &ctx->poison;
+    for (i = 0; i < rows; i++) {
+        int64_t j = i - (rows - n);
+        if (j >= 0 && (order[j] < 0 || order[j] >= n)) {
+            ctr_fail_(ctx, CTR_E_VALUE, "mix: the order of %ld images has %ld in place %ld",
+                      (long)n, (long)order[j], (long)j);
+            return &ctx->poison;
+        }
+        index[i] = (int32_t)(j < 0 ? i : rows - n + order[j]);
+    }
+    return ctr_gather(ctx, z, ctr_loss_index_(ctx, rows, index));
+}
+
+CTR_API ctr_tensor *ctr_mix_images(ctr_ctx *ctx, const ctr_mix_params *params, ctr_tensor *x,
+                                   const int32_t *order)
+{
+    ctr_tensor *other;
+    if (!ctr_check_(ctx, "mix_images", x, 4)) return &ctx->poison;
+    if (params->kind == CTR_MIX_NONE) return x;
+    if (!ctr_mix_check_(ctx, "mix_images", params->lambda)) return &ctx->poison;
+    other = ctr_mix_rows_(ctx, x, x->shape[0], order);
+    return ctr_add(ctx, ctr_mul(ctx, x, ctr_mix_mask_(ctx, params, x->shape, 0)),
+                   ctr_mul(ctx, other, ctr_mix_mask_(ctx, params, x->shape, 1)));
+}
+
+CTR_API ctr_tensor *ctr_mix_targets(ctr_ctx *ctx, const ctr_mix_params *params, int64_t n,
+                                    const int32_t *labels, const int32_t *order, int64_t classes)
+{
+    int64_t shape[2], i;
+    ctr_tensor *t;
+    ctr_real *y;
+    if (!ctr_mix_check_(ctx, "mix_targets", params->lambda)) return &ctx->poison;
+    shape[0] = n;
+    shape[1] = classes;
+    t = ctr_tensor_temp(ctx, CTR_F32, 2, shape);
+    y = (ctr_real *)ctr_arena_take_(ctx, &ctx->host, ctr_tensor_bytes_(t));
+    if (!y) return &ctx->poison;
+    memset(y, 0, ctr_tensor_bytes_(t));
+    for (i = 0; i < n; i++) {
+        int ok = order[i] >= 0 && order[i] < n && labels[i] >= 0 && labels[i] < classes;
+        if (!ok || labels[order[i]] < 0 || labels[order[i]] >= classes) {
+            ctr_fail_(ctx, CTR_E_VALUE, "mix_targets: image %ld needs a label below %ld and a "
+                      "partner below %ld that has one", (long)i, (long)classes, (long)n);
+            return &ctx->poison;
+        }
+        y[i * classes + labels[i]] += (ctr_real)params->lambda;
+        y[i * classes + labels[order[i]]] += (ctr_real)(1 - params->lambda);
+    }
+    ctr_tensor_write(ctx, t, y, t->size);
+    return t;
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_mix_sum_(ctr_ctx *ctx, ctr_tensor *a, ctr_tensor *b, double lambda)
+{
+    return ctr_add(ctx, ctr_scale(ctx, a, lambda), ctr_scale(ctx, b, 1 - lambda));
+}
+
+CTR_API ctr_tensor *ctr_loss_nt_xent_mix(ctr_ctx *ctx, ctr_tensor *z, double lambda,
+                                         const int32_t *order, double temperature)
+{
+    ctr_tensor *other;
+    if (!ctr_check_(ctx, "loss_nt_xent_mix", z, 2)) return &ctx->poison;
+    if (!ctr_mix_check_(ctx, "loss_nt_xent_mix", lambda)) return &ctx->poison;
+    other = ctr_mix_rows_(ctx, z, z->shape[0] / 2, order);
+    return ctr_mix_sum_(ctx, ctr_loss_nt_xent(ctx, z, 2, temperature),
+                        ctr_loss_nt_xent(ctx, other, 2, temperature), lambda);
+}
+
+CTR_API ctr_tensor *ctr_loss_infonce_mix(ctr_ctx *ctx, ctr_tensor *q, ctr_tensor *k,
+                                         const ctr_tensor *negatives, double lambda,
+                                         const int32_t *order, double temperature)
+{
+    ctr_tensor *other;
+    if (!ctr_check_(ctx, "loss_infonce_mix", k, 2)) return &ctx->poison;
+    if (!ctr_mix_check_(ctx, "loss_infonce_mix", lambda)) return &ctx->poison;
+    other = ctr_mix_rows_(ctx, k, k->shape[0], order);
+    return ctr_mix_sum_(ctx, ctr_loss_infonce(ctx, q, k, negatives, temperature),
+                        ctr_loss_infonce(ctx, q, other, negatives, temperature), lambda);
+}
+
+/* ---- around a method ---------------------------------------------------------------------------
+
+        view 1 --> mixed with the view 1 of order(i) --+                +--> lambda       L(z1, z2)
+                                                       +--> method's z --+
+        view 2 ----------------------------------------+                +--> (1 - lambda) L(z1, z2')
+
+   z2' is z2 in the other order; the method's targets of view 2 go with it.                       */
+
+typedef struct ctr_mixed_ {
+    ctr_method base;
+    ctr_method *inner;
+    ctr_mix_config config;
+    ctr_mix_params params;         /* of this step */
+    int32_t *order;                /* of this step, [n] */
+} ctr_mixed_;
+
+CTR_PRIVATE_ ctr_method *ctr_mix_inner_(ctr_method *method)
+{
+    return ((ctr_mixed_ *)method)->inner;
+}
+
+/* Both networks of a step see the same views: the numbers depend on the step alone. */
+CTR_PRIVATE_ ctr_tensor *ctr_mix_views_(ctr_mixed_ *m, ctr_tensor *x)
+{
+    ctr_ctx *ctx = m->base.ctx;
+    int64_t n = x->shape[0] / 2;
+    ctr_tensor *view[2];
+    ctr_rng rng;
+    m->inner->run = m->base.run;
+    if (ctx->status != CTR_OK || m->config.kind == CTR_MIX_NONE) return x;
+    m->order = (int32_t *)ctr_arena_take_(ctx, &ctx->host, (size_t)n * sizeof *m->order);
+    if (!m->order) return &ctx->poison;
+    ctr_rng_init(&rng, ctx->config.seed, CTR_STREAM_SHUFFLE, ctx->draw_epoch, ctx->draw_position,
+                 65535);
+    ctr_mix_sample(&m->config, &rng, n, x->shape[1], x->shape[2], &m->params, m->order);
+    view[0] = ctr_mix_images(ctx, &m->params, ctr_slice(ctx, x, 0, 0, n), m->order);
+    view[1] = ctr_slice(ctx, x, 0, n, n);
+    return ctr_concat(ctx, 2, view, 0);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_mix_target_(ctr_method *method, ctr_tensor *x)
+{
+    ctr_mixed_ *m = (ctr_mixed_ *)method;
+    return m->inner->target = m->inner->target_fn(m->inner, ctr_mix_views_(m, x));
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_mix_embed_(ctr_method *method, ctr_tensor *x)
+{
+    ctr_mixed_ *m = (ctr_mixed_ *)method;
+    if (!m->inner->target_fn) m->inner->target = NULL; /* SimSiam makes its own */
+    return m->inner->embed_fn(m->inner, ctr_mix_views_(m, x));
+}
+
+/* The pairing in the batch's own order comes last: what it leaves for the commit (keys for a queue)
+   and for the report is what stays. z of n rows is MoCo's, of view 1 alone, and its target's n rows
+   are of view 2. */
+CTR_PRIVATE_ ctr_tensor *ctr_mix_loss_(ctr_method *method, ctr_tensor *z, const ctr_batch *batch,
+                                       ctr_report *report)
+{
+    ctr_mixed_ *m = (ctr_mixed_ *)method;
+    ctr_method *inner = m->inner;
+    ctr_ctx *ctx = method->ctx;
+    ctr_tensor *target = inner->target, *other, *loss;
+    ctr_batch plain = *batch;
+    if (m->config.kind == CTR_MIX_NONE) return inner->loss_fn(inner, z, batch, report);
+    if (ctx->status != CTR_OK) return &ctx->poison;
+    plain.labels = NULL;
+    other = z->shape[0] == 2 * batch->n ? ctr_mix_rows_(ctx, z, batch->n, m->order) : z;
+    if (target) inner->target = ctr_mix_rows_(ctx, target, batch->n, m->order);
+    loss = inner->loss_fn(inner, other, &plain, report);
+    inner->target = target;
+    return ctr_mix_sum_(ctx, inner->loss_fn(inner, z, &plain, report), loss, m->params.lambda);
+}
+
+CTR_PRIVATE_ ctr_tensor *ctr_mix_represent_(ctr_method *method, ctr_tensor *x, ctr_norm_mode mode)
+{
+    return ctr_mix_inner_(method)->represent_fn(ctr_mix_inner_(method), x, mode);
+}
+
+CTR_PRIVATE_ void ctr_mix_commit_(ctr_method *method, double lr)
+{
+    ctr_mix_inner_(method)->commit_fn(ctr_mix_inner_(method), lr);
+}
+
+CTR_PRIVATE_ void ctr_mix_gradients_(ctr_method *method)
+{
+    ctr_mix_inner_(method)->check_fn(ctr_mix_inner_(method));
+}
+
+CTR_PRIVATE_ void ctr_mix_visit_(ctr_method *method, const ctr_visitor *visitor)
+{
+    ctr_method_visit(ctr_mix_inner_(method), visitor);
+}
+
+CTR_PRIVATE_ void ctr_mix_describe_(ctr_method *method, char *text, size_t size)
+{
+    const ctr_mix_config *c = &((ctr_mixed_ *)method)->config;
+    size_t n;
+    ctr_mix_inner_(method)->describe_fn(ctr_mix_inner_(method), text, size);
+    n = strlen(text);
+    if (c->kind != CTR_MIX_NONE)
+        snprintf(text + n, size - n, " mix=%s alpha=%g",
+                 c->kind == CTR_MIX_MIXUP ? "mixup" : "cutmix", c->alpha);
+}
+
+CTR_PRIVATE_ void ctr_mix_destroy_(ctr_method *method)
+{
+    ctr_ctx *ctx = method->ctx;
+    ctr_method_destroy(ctr_mix_inner_(method));
+    ctr_free_host_(ctx, method, sizeof(ctr_mixed_));
+}
+
+CTR_PRIVATE_ int ctr_mix_accepts_(ctr_ctx *ctx, const ctr_method *method,
+                                  const ctr_mix_config *config)
+{
+    double a = config->alpha;
+    if (ctx->status != CTR_OK) return 0;
+    if (method->views != 2 || method->groups > 1 || method->begin_fn)
+        ctr_fail_(ctx, CTR_E_VALUE, "mix: %s does not learn from two views of one size alone",
+                  method->name);
+    else if ((int)config->kind < 0 || config->kind > CTR_MIX_CUTMIX)
+        ctr_fail_(ctx, CTR_E_VALUE, "mix: no such kind, %d", (int)config->kind);
+    else if (!ctr_real_finite_((ctr_real)a) || a < 1e-3 || a > 1e3)
+        ctr_fail_(ctx, CTR_E_VALUE, "mix: alpha must be 1e-3..1e3, got %g", a);
+    return ctx->status == CTR_OK;
+}
+
+CTR_API ctr_method *ctr_mix_create(ctr_ctx *ctx, ctr_method *method, const ctr_mix_config *config)
+{
+    ctr_mixed_ *m = NULL;
+    if (!method) return NULL;
+    if (ctr_mix_accepts_(ctx, method, config)) m = (ctr_mixed_ *)ctr_alloc_(ctx, sizeof *m);
+    if (!m) {
+        ctr_method_destroy(method);
+        return NULL;
+    }
+    memset(m, 0, sizeof *m);
+    m->base = *method;
+    m->inner = method;
+    m->config = *config;
+    m->base.represent_fn = ctr_mix_represent_;
+    m->base.target_fn = method->target_fn ? ctr_mix_target_ : NULL;
+    m->base.embed_fn = ctr_mix_embed_;
+    m->base.loss_fn = ctr_mix_loss_;
+    m->base.commit_fn = ctr_mix_commit_;
+    m->base.check_fn = ctr_mix_gradients_;
+    m->base.visit_fn = ctr_mix_visit_;
+    m->base.describe_fn = ctr_mix_describe_;
+    m->base.destroy_fn = ctr_mix_destroy_;
+    return &m->base;
 }
 
 /* ------------------------------------------------------------------------------------------------
