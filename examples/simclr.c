@@ -76,12 +76,28 @@ static void compare_losses(ex_run *run)
     ctr_step_end(run->ctx);
 }
 
+/* --aug: a policy in place of the colour operations, or a mix of images around the method. */
+#define AUGS "simclr|randaugment|trivial|cifar10|svhn|imagenet|mixup|cutmix"
+
+static void choose_policy(const char *aug, ctr_aug_config *view)
+{
+    static const char *const names[5] = { "randaugment", "trivial", "cifar10", "svhn", "imagenet" };
+    int i;
+    for (i = 0; i < 5; i++) {
+        if (strcmp(aug, names[i])) continue;
+        view->jitter_p = view->gray_p = view->blur_p = 0;
+        ctr_policy_init(&view->policy, (ctr_policy_kind)(CTR_POLICY_RANDAUGMENT + i));
+    }
+}
+
 int main(int argc, char **argv)
 {
     ex_options o;
     ex_run run;
     ctr_simclr_config config = ctr_simclr_default();
     ctr_method *method;
+    ctr_mix_config mix = ctr_mix_default(CTR_MIX_NONE);
+    const char *aug = "simclr";
     int labels = 0, layers = 2, dim = 128, size = 0;
 
     /* 1. the command line */
@@ -96,6 +112,7 @@ int main(int argc, char **argv)
     ex_options_add(&o, "--layers", "N", EX_INT, &layers, 1, 4, "of the projector (SimCLR v2: 3)");
     ex_options_add(&o, "--dim", "N", EX_INT, &dim, 2, 4096, "numbers in an embedding");
     ex_options_add(&o, "--size", "N", EX_INT, &size, 0, 512, "pixels of a view; 0: as the images");
+    ex_options_add(&o, "--aug", AUGS, EX_CHOICE, &aug, 0, 0, "colour jitter, a policy, or a mix");
     ex_options_parse(&o, argc, argv);
     ex_smoke(&o);
 
@@ -106,6 +123,7 @@ int main(int argc, char **argv)
     /* 3. the method: augmentation, encoder, projector, loss, optimiser */
     run.view.crop_min = CROP_MIN;
     run.view.brightness = run.view.contrast = run.view.saturation = JITTER;
+    choose_policy(aug, &run.view);
     config.aug = run.view;
     config.temperature = o.temperature;
     config.supervised = labels;
@@ -115,6 +133,9 @@ int main(int argc, char **argv)
     config.optim = ctr_optim_config_default(CTR_OPTIM_SGD);
     ex_run_encoder(&run, &config.encoder);
     method = ctr_simclr_create(run.ctx, &config);
+    mix.kind = !strcmp(aug, "mixup") ? CTR_MIX_MIXUP : !strcmp(aug, "cutmix") ? CTR_MIX_CUTMIX
+                                                                              : CTR_MIX_NONE;
+    if (mix.kind != CTR_MIX_NONE) method = ctr_mix_create(run.ctx, method, &mix);
     ex_run_check(&run);
 
     /* 4. judge, train, judge again */

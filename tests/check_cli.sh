@@ -303,5 +303,34 @@ refuse "another set's embeddings" "embeddings: expected float32 .12, 32." --data
     --checkpoint one/checkpoint.safetensors --embeddings done_embed/embeddings.npy
 prog=$work/evaluate
 refuse "no classes to ask for" "no classes" --data gray --checkpoint one/checkpoint.safetensors
+# what trains nothing, or a little: a result line and pictures
+# picture NAME WORD FILES: examples/NAME.c compiles, refuses, and its smoke run writes FILES
+picture() {
+    name=$1 word=$2
+    if ! $CC -O2 -DCONTRASTIVE_STATIC -o "$work/$name" "$here/examples/$name.c" -lm -lpthread >log 2>&1 || [ -s log ]; then
+        bad "examples/$name.c: $(head -n 3 log)"
+        return
+    fi
+    prog=$work/$name
+    shift 2
+    files=$*
+    refuse "$name: unknown option" "--epoch" --epoch 3
+    if "$prog" --smoke --out "done_$name" >stdout 2>stderr &&
+        tail -n 1 stdout | grep -q "^result method=$name $word"; then
+        ok "$(tail -n 1 stdout | cut -c1-100)"
+    else
+        bad "$name: $(tail -n 1 stdout) $(cat stderr)"
+    fi
+    for f in $files; do [ -s "done_$name/$f" ] || bad "done_$name/$f is missing"; done
+}
+picture augment 'pictures=12 ' operations.png methods.png policies.png mixes.png
+for aug in randaugment cutmix; do
+    prog=$work/simclr
+    if run --out "done_$aug" --epochs 1 --aug $aug; then
+        ok "simclr --aug $aug: $(tail -n 1 stdout | cut -c1-80)"
+    else
+        bad "simclr --aug $aug: $(cat stderr)"
+    fi
+done
 echo "cli: $passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]
