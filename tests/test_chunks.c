@@ -1,6 +1,6 @@
 /* test_chunks.c - a batch in chunks (ctr_method_step_chunked) against the whole batch.
  *
- * run: float double asan smoke valgrind
+ * run: float double asan smoke
  *
  * 1. Where no image's embedding depends on another image (statistics of the norms fixed), every
  *    variable moves as with the whole batch: losses of one and of several batches' worth of rows,

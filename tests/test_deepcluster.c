@@ -1,6 +1,6 @@
 /* test_deepcluster.c - DeepCluster v1: clusters of all images before each epoch, epochs that take
  * every cluster equally often, a new classifier each time.
- * run: float double asan tsan valgrind smoke
+ * run: float double asan tsan smoke
  *
  * 1. Three steps against PyTorch in float64 (tests/golden/golden_deepcluster.txt) with and without
  *    Sobel's slopes: losses, accuracy, parameters, running statistics.

@@ -1,5 +1,5 @@
 /* test_pretext.c - jigsaw puzzles and PIRL, patches and CPC.
- * run: float double asan tsan valgrind smoke
+ * run: float double asan tsan smoke
  *
  * 1. Three steps against PyTorch in float64 (tests/golden/golden_pretext.txt): losses, parameters,
  *    running statistics, PIRL's bank.

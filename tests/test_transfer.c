@@ -1,6 +1,6 @@
 /* test_transfer.c - what a trained encoder is good for: its file, supervised training and
  * fine-tuning, shares of the labels, few shots, clusters.
- * run: float double asan tsan valgrind smoke
+ * run: float double asan tsan smoke
  *
  * 1. Three supervised steps (labels, smoothing and another rate for the classifier, soft targets,
  *    frozen) against PyTorch in float64 (tests/golden/golden_transfer.txt).
