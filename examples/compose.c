@@ -25,7 +25,8 @@
  *   momentum + batch + infonce + pred.   MoCo v3     shared + none + variance               VICReg
  *   shared + bank + nce                  NPID        shared + prototypes + codes            SwAV
  *   shared + batch + triplet + labels    FaceNet     shared + prototypes + clusters         DeepC.
- *   shared + prototypes + classes + labels           supervised: each class has its prototype
+ *   shared + bank + puzzle               PIRL        shared + prototypes + classes + labels
+ *                                                    is supervised training
  *
  * A combination that is a method is that method's block, trained as its own example trains it: the
  * checkpoints are the same bytes (FaceNet's example leaves classes out). Others put a new loss into
@@ -35,7 +36,7 @@
  *     cc -O2 -o compose examples/compose.c -lm -lpthread && ./compose
  *     ./compose --parallel momentum --negatives none --loss correlation --predictor
  * Last line of the table (percentages on the test images):
- *     result method=compose rows=13 epochs=4 knn_pixels=... knn_simclr=... linear_simclr=...
+ *     result method=compose rows=14 epochs=4 knn_pixels=... knn_simclr=... linear_simclr=...
  */
 
 #define CONTRASTIVE_IMPLEMENTATION
@@ -51,8 +52,8 @@
 
 #define PARALLEL  "shared|momentum"
 #define NEGATIVES "batch|bank|queue|prototypes|none"
-#define LOSSES    "infonce|nce|triplet|pairs|codes|clusters|classes|cosine|correlation|variance|" \
-                  "dcl|uniform"
+#define LOSSES    "infonce|nce|puzzle|triplet|pairs|codes|clusters|classes|cosine|correlation|" \
+                  "variance|dcl|uniform"
 
 /* A row of the overview, and how it is made. */
 typedef struct row {
@@ -176,6 +177,24 @@ static ctr_method *make_npid(ex_run *run, const row *r)
     c.aug.crop_min = CROP_MIN;
     ex_run_encoder(run, &c.encoder);
     return ctr_npid_create(run->ctx, &c);
+}
+
+static ctr_method *make_pirl(ex_run *run, const row *r)
+{
+    ctr_pirl_config c = ctr_pirl_default();
+    (void)r;
+    c.images = ctr_dataset_count(run->train);
+    c.form = CTR_NCE_PIRL;
+    c.negatives = run->o->smoke ? 128 : 1024;
+    c.temperature = run->o->temperature;
+    c.momentum = 0.5;
+    c.weight = 0.5;
+    c.proj_dim = 128;
+    c.aug = ctr_aug_pirl_default(run->view.height, 0);
+    c.aug.crop_min = CROP_MIN;
+    c.piece_aug = ctr_aug_pirl_default(run->view.height, 1);
+    ex_run_encoder(run, &c.encoder);
+    return ctr_pirl_create(run->ctx, &c);
 }
 
 static ctr_method *make_swav(ex_run *run, const row *r)
@@ -357,7 +376,7 @@ static ctr_tensor *variance(ctr_method *m, ctr_tensor *p, const ctr_batch *b, ct
 
 /* ==== The overview =========================================================================== */
 
-#define NAMED 13 /* the first rows are methods, the others new combinations */
+#define NAMED 14 /* the first rows are methods, the others new combinations */
 static const row rows[] = {
     { "simclr", "SimCLR", "shared", "batch", "infonce", 0, 0, 24, 0.3, 0.2,
       "crop, flip, colour, gray", "other view / other images of the batch", make_simclr, NULL },
@@ -369,6 +388,8 @@ static const row rows[] = {
       "the same and solarize", "other view / other keys of the batch", make_moco, NULL },
     { "npid", "NPID", "shared", "bank", "nce", 0, 0, 16, 0.06, 0.4,
       "crop, flip, colour, gray", "the image's row / 1024 other rows", make_npid, NULL },
+    { "pirl", "PIRL", "shared", "bank", "puzzle", 0, 0, 12, 0.06, 0.4,
+      "crop, flip, colour; puzzle of 3 x 3", "the image's row / 1024 other rows", make_pirl, NULL },
     { "byol", "BYOL", "momentum", "none", "cosine", 1, 0, 12, 0.12, 0,
       "crop, flip, colour, gray, blur, solarize", "other view / none", make_byol, NULL },
     { "simsiam", "SimSiam", "shared", "none", "cosine", 1, 0, 12, 0.06, 0,
@@ -423,8 +444,11 @@ static const char *why_not(const row *w)
 {
     if (is(w->loss, "nce") && !is(w->negatives, "bank"))
         return "--loss nce is a sum over a bank of all images: it goes with --negatives bank";
-    if (is(w->negatives, "bank") && !is(w->loss, "nce|infonce"))
-        return "--negatives bank goes with --loss nce or infonce: its rows are negatives to draw";
+    if (is(w->loss, "puzzle") && !is(w->negatives, "bank"))
+        return "--loss puzzle compares the image's pieces with its row: it goes with --negatives "
+               "bank";
+    if (is(w->negatives, "bank") && !is(w->loss, "nce|infonce|puzzle"))
+        return "--negatives bank goes with --loss nce, infonce or puzzle: its rows are drawn";
     if (is(w->negatives, "bank") && is(w->parallel, "momentum"))
         return "--negatives bank goes with --parallel shared: the bank itself is the slow one";
     if (is(w->negatives, "prototypes") != is(w->loss, "codes|clusters|classes"))

@@ -192,7 +192,7 @@ if $CC -O2 -DCONTRASTIVE_STATIC -o "$work/compose" "$here/examples/compose.c" -l
     refuse "compose: pairs by what" "labels" --loss pairs
     refuse "compose: sensible, and not there" "list" --loss dcl --predictor
     refuse "compose: labels that are missing" "labels" --labels --data pnm
-    if [ "$("$prog" --list | grep -c -e '--parallel')" -eq 21 ]; then ok "compose --list"
+    if [ "$("$prog" --list | grep -c -e '--parallel')" -eq 22 ]; then ok "compose --list"
     else bad "compose --list"; fi
     if run --out new --epochs 1 --parallel momentum --negatives none --loss correlation --predictor &&
         tail -n 1 stdout | grep -q '^result method=compose epochs=1 loss=[0-9.]* knn='; then
@@ -202,7 +202,7 @@ if $CC -O2 -DCONTRASTIVE_STATIC -o "$work/compose" "$here/examples/compose.c" -l
     fi
     if [ "${QUICK:-0}" != 1 ]; then
         if run --out table && grep -q '^| SimCLR | ' table/table.md &&
-            tail -n 1 stdout | grep -q '^result method=compose rows=13 .*linear_supervised=[0-9.]* '; then
+            tail -n 1 stdout | grep -q '^result method=compose rows=14 .*linear_supervised=[0-9.]* '; then
             ok "$(tail -n 1 stdout | cut -c1-150)"
         else
             bad "compose: $(tail -n 1 stdout) $(cat stderr)"
@@ -211,7 +211,7 @@ if $CC -O2 -DCONTRASTIVE_STATIC -o "$work/compose" "$here/examples/compose.c" -l
         run --out done_simclr --epochs 1
         run --out done_supcon --epochs 1 --labels
         ln -s done_moco done_moco2
-        for method in simclr supcon moco2 moco3 npid byol simsiam barlow_twins vicreg swav deepcluster; do
+        for method in simclr supcon moco2 moco3 npid byol simsiam barlow_twins vicreg swav deepcluster pirl; do
             if cmp "done_$method/checkpoint.safetensors" "table/$method/checkpoint.safetensors"; then
                 ok "composed or by its example, $method is the same bytes"
             else
