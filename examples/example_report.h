@@ -90,8 +90,8 @@ EX_FN const struct ctr_device *ex_device_open(const ex_options *o)
         return device;
     }
 #else
-    ex_die(o, 2, "--device cuda: built without CUDA: compile with nvcc -O3 -DCONTRASTIVE_CUDA "
-           "-x cu examples/%s.c contrastive_cuda.cu -lcublas", o->method);
+    ex_die(o, 2, "--device cuda: built without CUDA: compile with nvcc -O3 -arch=native "
+           "-DCONTRASTIVE_CUDA -x cu examples/%s.c contrastive_cuda.cu -lcublas", o->method);
 #endif
 }
 
@@ -517,7 +517,7 @@ EX_FN void ex_draw_neighbours(ex_run *run, const ex_embedded *gallery, const ex_
                               const char *const *names, int classes)
 {
     enum { ROWS = 8, K = EX_NEIGHBOURS };
-    int rows = (int)(queries->n < ROWS ? queries->n : ROWS), i, j, self = run->test ? 0 : 1;
+    int rows = queries->n < ROWS ? (int)queries->n : (int)ROWS, i, j, self = run->test ? 0 : 1;
     int64_t found[ROWS * (K + 1)], index[ROWS * K];
     ctr_real similarity[ROWS * (K + 1)];
     int32_t query[ROWS], nearest[ROWS * K], labels[ROWS * K];
