@@ -2574,8 +2574,9 @@ CTR_API ctr_tensor *ctr_loss_infonce_mix(ctr_ctx *ctx, ctr_tensor *q, ctr_tensor
 /* Any method of two views trained that way: a method that mixes the first views of each batch and
    takes `method`'s loss of both pairings as above (SimCLR, MoCo, BYOL, SimSiam, Barlow Twins,
    VICReg, ...; whatever `method` compares, its loss is evaluated twice, its networks once). Labels
-   are kept from it: SupCon becomes NT-Xent. What is drawn depends on (seed, epoch, batch). It owns
-   `method`, which is gone also when NULL comes back. CTR_E_VALUE for a method that takes other than
+   are kept from it: SupCon becomes NT-Xent. What is drawn depends on (seed, epoch, batch). No
+   chunks: partners may be anywhere in the batch. It owns `method`, which is gone also when NULL
+   comes back. CTR_E_VALUE for a method that takes other than
    two views of one size or that clusters before an epoch; method NULL: NULL. */
 CTR_API ctr_method *ctr_mix_create(ctr_ctx *ctx, ctr_method *method, const ctr_mix_config *config);
 
@@ -24797,6 +24798,7 @@ CTR_API ctr_method *ctr_mix_create(ctr_ctx *ctx, ctr_method *method, const ctr_m
     }
     memset(m, 0, sizeof *m);
     m->base = *method;
+    m->base.chunks = 0; /* the order goes over the whole batch */
     m->inner = method;
     m->config = *config;
     m->base.represent_fn = ctr_mix_represent_;

@@ -324,6 +324,7 @@ picture() {
     for f in $files; do [ -s "done_$name/$f" ] || bad "done_$name/$f is missing"; done
 }
 picture augment 'pictures=12 ' operations.png methods.png policies.png mixes.png
+[ "${QUICK:-0}" = 1 ] || picture temperature 'epochs=1 best_t=' gradient.svg trained.svg
 for aug in randaugment cutmix; do
     prog=$work/simclr
     if run --out "done_$aug" --epochs 1 --aug $aug; then

@@ -333,6 +333,8 @@ static void test_step(ctr_ctx *ctx)
     test_true("a step", ctr_method_step(mixed, &batch, 0.1, &report));
     test_error("loss", fabs(report.loss - want), test_bound(1e-10, 1e-5));
     test_error("chance", fabs(report.chance - log(15.0)), 1e-12);
+    test_true("no chunks", !ctr_method_step_chunked(mixed, &batch, 4, 0.1, &report));
+    test_fails(ctx, "no chunks", CTR_E_VALUE, "in chunks");
     test_true("lambda is inside", p.lambda > 0.001 && p.lambda < 0.999);
     ctr_method_destroy(mixed);
     model_batch_free(&batch);
