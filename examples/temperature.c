@@ -20,6 +20,10 @@
  *            trained.svg    what five trainings end with: alignment and uniformity (Wang and Isola,
  *                           2020), cosines within classes (tolerance) and between images, k-NN
  *
+ * By default (four epochs each, one seed): the hardest hundredth of the negatives has 77 percent of
+ * the gradient at T 0.05, 18 at 0.2 and 2 at 1. Uniformity is best in the middle, as 0.05 learns
+ * slowly at first; cosines within classes grow from 0.1 on; k-NN stays within two points.
+ *
  * Build and run, from the folder of contrastive.h:
  *     cc -O2 -o temperature examples/temperature.c -lm -lpthread && ./temperature
  * Last line:
