@@ -306,22 +306,22 @@ refuse "no classes to ask for" "no classes" --data gray --checkpoint one/checkpo
 # what trains nothing, or a little: a result line and pictures
 # picture NAME WORD FILES: examples/NAME.c compiles, refuses, and its smoke run writes FILES
 picture() {
-    name=$1 word=$2
-    if ! $CC -O2 -DCONTRASTIVE_STATIC -o "$work/$name" "$here/examples/$name.c" -lm -lpthread >log 2>&1 || [ -s log ]; then
-        bad "examples/$name.c: $(head -n 3 log)"
+    example=$1 word_of_result=$2
+    if ! $CC -O2 -DCONTRASTIVE_STATIC -o "$work/$example" "$here/examples/$example.c" -lm -lpthread >log 2>&1 || [ -s log ]; then
+        bad "examples/$example.c: $(head -n 3 log)"
         return
     fi
-    prog=$work/$name
+    prog=$work/$example
     shift 2
     files=$*
-    refuse "$name: unknown option" "--epoch" --epoch 3
-    if "$prog" --smoke --out "done_$name" >stdout 2>stderr &&
-        tail -n 1 stdout | grep -q "^result method=$name $word"; then
+    refuse "$example: unknown option" "--epoch" --epoch 3
+    if "$prog" --smoke --out "done_$example" >stdout 2>stderr &&
+        tail -n 1 stdout | grep -q "^result method=$example $word_of_result"; then
         ok "$(tail -n 1 stdout | cut -c1-100)"
     else
-        bad "$name: $(tail -n 1 stdout) $(cat stderr)"
+        bad "$example: $(tail -n 1 stdout) $(cat stderr)"
     fi
-    for f in $files; do [ -s "done_$name/$f" ] || bad "done_$name/$f is missing"; done
+    for f in $files; do [ -s "done_$example/$f" ] || bad "done_$example/$f is missing"; done
 }
 picture augment 'pictures=12 ' operations.png methods.png policies.png mixes.png
 [ "${QUICK:-0}" = 1 ] || picture temperature 'epochs=1 best_t=' gradient.svg trained.svg
