@@ -8,7 +8,7 @@
 
    WHAT IT DOES NOT DO (yet)
    - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg, NPID, FaceNet, PIRL, CPC,
-     SwAV, DeepCluster v1 and v2, CLIP, supervised. More are to come.
+     SwAV, DeepCluster v1 and v2, CLIP, supervised training. No DINO, no masked images.
    - Numbers are float. No mixed precision, no quantisation, no more than four dimensions.
    - No second derivatives; the tape is spent after one backward pass.
    - Convolutions have odd kernels, zero padding, no groups, no dilation.
@@ -89,7 +89,7 @@
           -lm -lpthread
 
    On an NVIDIA GPU (ctr_config.device = ctr_cuda_open(...)):
-       nvcc -O3 -DCONTRASTIVE_CUDA -x cu program.c contrastive_cuda.cu -o program -lcublas
+       nvcc -O3 -arch=native -DCONTRASTIVE_CUDA -x cu program.c contrastive_cuda.cu -lcublas
 
    Licence: MIT-0, at the end of this file. */
 #ifndef CONTRASTIVE_H
@@ -1952,8 +1952,25 @@ CTR_API void ctr_health_describe(const ctr_health *health, char *text, size_t si
    A method is a block: a config with the paper's defaults, its networks, and a handful of functions
    that the step, the driver, the checkpoint and the evaluation call without knowing the method. A
    step is [target ->] embed -> loss -> backward -> commit; ctr_method_step spells it out.
-   To add one: a struct whose first member is ctr_method, a constructor that fills the functions in,
-   a config, a test and an example; nothing else in the library changes.
+
+   To add one, and nothing else in the library changes (VICReg, in the implementation, is short and
+   has all of it):
+     1 ctr_x_config with the paper's defaults, its source and its units; ctr_x_config_init fills it
+       in place after a memset, ctr_x_default returns it.
+     2 The loss as a function of embeddings, by operations, in >>LOSS or >>AGREE.
+     3 A struct whose first member is ctr_method (or ctr_twin_, if two views go through one trained
+       network and perhaps a target), with a copy of the config and what state there is.
+     4 loss_fn: z [views * n, dim] -> a scalar; fills the report's chance, accuracy and cosines in.
+       Other functions only where the struct underneath does not do: represent_fn, embed_fn,
+       target_fn, begin_fn and order_fn (before an epoch); commit_fn for what moves with the
+       optimiser (it must not allocate, nor fail).
+     5 visit_fn names every tensor and number that a resumed run needs, describe_fn the
+       architecture; `settings` is what else a resumed run must share.
+     6 ctr_x_create checks the config, one error naming the value, and fills in ctx, views, augs,
+       features, dim, lr, chunks and the functions.
+     7 tests/test_....c: three steps against another framework's in double precision, and a line of
+       tests/training.h each for threads, device, resuming and failing allocations.
+     8 examples/x.c in the form of the others, and a row in README.md.
    ---------------------------------------------------------------------------------------------- */
 
 /* What a step has to say. Numbers that were not measured are -1. */
