@@ -1,6 +1,6 @@
 /* test_bank.c - the memory bank and its negatives, instance discrimination (NPID); batches by
  * class, FaceNet, verification and re-identification.
- * run: float double asan tsan valgrind smoke
+ * run: float double asan tsan smoke
  *
  * 1. Three steps of each form against PyTorch in float64 (tests/golden/golden_bank.txt): losses,
  *    parameters, running statistics, the bank, the negatives that were drawn.

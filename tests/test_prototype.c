@@ -1,5 +1,5 @@
 /* test_prototype.c - SwAV and DeepCluster v2: prototypes, codes, clusters, crops of two sizes.
- * run: float double asan tsan valgrind smoke
+ * run: float double asan tsan smoke
  *
  * 1. Three steps against PyTorch in float64 (tests/golden/golden_prototype.txt): losses, residuals,
  *    used prototypes, parameters, running statistics, queue and bank; prototypes frozen or not.
