@@ -8,7 +8,7 @@
 
    WHAT IT DOES NOT DO (yet)
    - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg, NPID, FaceNet, PIRL, CPC,
-     SwAV, DeepCluster v1 and v2, CLIP, supervised training. No DINO, no masked images.
+     SwAV, DeepCluster v1 and v2, CLIP, SigLIP, supervised. No DINO, no masked images.
    - Numbers are float. No mixed precision, no quantisation, no more than four dimensions.
    - No second derivatives; the tape is spent after one backward pass.
    - Convolutions have odd kernels, zero padding, no groups, no dilation.
@@ -18,7 +18,7 @@
    - Pictures: JPEG, PNG and BMP through stb_image if it is found, PNM by itself. No video, no TIFF.
    - Tested on Linux. POSIX is assumed for threads, folders and mapped files.
 
-   A PROGRAM: your pixels -> training -> representations -> neighbours. See README.md, it is 25
+   A PROGRAM: your pixels -> training -> representations -> neighbours. See README.md, it is 30
    lines; examples/simclr.c is the longer one, examples/compose.c has the methods side by side,
    examples/bigbatch.c batches that do not fit into memory.
 
@@ -2945,8 +2945,9 @@ CTR_API int ctr_encoder_inspect(ctr_ctx *ctx, const char *path, const char *pref
 CTR_API int ctr_encoder_load(ctr_ctx *ctx, const char *path, const char *prefix, ctr_vars *vars,
                              const char *to);
 /* A method that only represents: the file's network without any head, whatever trained it. Images
-   go in as they did in training: torchvision's weights want the mean and std of ImageNet. NULL on
-   error. ctr_method_destroy() gives all of it back. */
+   go in as they did in training: torchvision's weights want the mean and std of ImageNet, CPC's
+   network wants patches. A network that sees something else than images (DeepCluster v1 with sobel)
+   is CTR_E_VALUE. NULL on error. ctr_method_destroy() gives all of it back. */
 CTR_API ctr_method *ctr_encoder_create(ctr_ctx *ctx, const char *path, const char *prefix);
 
 /* Cuts a dataset in two by chance, class by class: part gets share (above 0, below 1) of the images
@@ -3056,7 +3057,8 @@ typedef struct ctr_fit_config {
     const char *checkpoint;       /* file to save to, or NULL */
     int64_t save_every;           /* steps; 0 (default): after each epoch; always at the end */
     int resume;                   /* 1: go on from the checkpoint if the file is there; an error if
-                                     it is from another run (data, batch, epochs, seed, loss) */
+                                     it is from another run (data, batch, epochs, seed, loss; views
+                                     and rates are not compared) */
     void *user;
     /* after each step; not 0: stop here, with a last save. May be NULL */
     int (*step_fn)(void *user, const ctr_report *report);
@@ -20858,8 +20860,8 @@ CTR_API int ctr_method_step_chunked(ctr_method *method, const ctr_batch *batch, 
     if (chunk >= batch->n) return ctr_method_step(method, batch, lr, report);
     ctr_method_open_(method, batch, lr, &own);
     if (ctx->status == CTR_OK && (!method->chunks || chunk < 2))
-        ctr_fail_(ctx, CTR_E_VALUE, !method->chunks ? "chunks: %s cannot take a batch in chunks" :
-                  "chunks: %s needs chunks of at least 2 images", method->name);
+        ctr_fail_(ctx, CTR_E_VALUE, !method->chunks ? "chunks: %s, as it is set up, cannot take a "
+                  "batch in chunks" : "chunks: %s needs chunks of at least 2 images", method->name);
     memset(&k, 0, sizeof k);
     k.method = method;
     k.batch = batch;
@@ -28531,6 +28533,10 @@ CTR_PRIVATE_ void ctr_supervised_network_(ctr_ctx *ctx, ctr_supervised_ *m)
     ctr_safetensors *file = c->weights ? ctr_safetensors_open(ctx, c->weights) : NULL;
     char found[96];
     if (file) ctr_encoder_read_(ctx, file, c->weights, c->prefix, &c->encoder, found);
+    if (file && ctx->status == CTR_OK && c->encoder.channels == 2)
+        ctr_fail_(ctx, CTR_E_VALUE, "%s: its network sees the slopes of images (DeepCluster v1 "
+                  "with sobel), not images: use the method's own represent",
+                  ctr_file_tail_(c->weights));
     if (ctx->status == CTR_OK)
         ctr_resnet_init(ctx, &m->encoder, &m->vars, "encoder.", &c->encoder);
     if (file && ctx->status == CTR_OK)

@@ -92,12 +92,13 @@ int main(int argc, char **argv)
     o.epochs = EPOCHS;
     o.batch = BATCH;
     o.lr = RATE;
-    ex_options_add(&o, "--patch", "PIXELS", EX_INT, &patch, 2, 4096, "default a quarter");
-    ex_options_add(&o, "--stride", "PIXELS", EX_INT, &stride, 1, 4096, "default half a patch");
+    ex_options_add(&o, "--patch", "PIXELS", EX_INT, &patch, 2, 4096, "0: a quarter of the image");
+    ex_options_add(&o, "--stride", "PIXELS", EX_INT, &stride, 1, 4096, "0: half a patch");
     ex_options_add(&o, "--context", "N", EX_INT, &context, 1, 65536, "numbers in the context");
     ex_options_add(&o, "--first", "K", EX_INT, &first, 1, 8, "nearest row ahead to predict");
     ex_options_add(&o, "--last", "K", EX_INT, &last, 1, 8, "farthest row ahead to predict");
     ex_options_add(&o, "--colour", NULL, EX_FLAG, &colour, 0, 1, "images keep their colours");
+    ex_options_drop(&o, "--temperature");
     ex_options_parse(&o, argc, argv);
     ex_smoke(&o);
 

@@ -154,6 +154,8 @@ int main(int argc, char **argv)
     ex_options_add(&o, "--dim", "N", EX_INT, &dim, 2, 4096, "2: numbers in an embedding");
     ex_options_add(&o, "--larc", NULL, EX_FLAG, &larc, 0, 1, "2: the paper's optimiser, not SGD");
     ex_options_parse(&o, argc, argv);
+    if (version == 1 && ex_options_given(&o, "--temperature"))
+        ex_die(&o, 2, "--temperature: version 1 has a classifier and no temperature");
     ex_smoke(&o);
     if (o.smoke && !ex_options_given(&o, "--prototypes")) prototypes = 15;
     if (o.smoke && !ex_options_given(&o, "--small")) small = 2;

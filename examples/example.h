@@ -200,7 +200,7 @@ EX_FN void ex_options_help(const ex_options *o)
     printf("%s - %s\n\nusage: %s [options]\n\n", o->method, o->summary, o->method);
     for (i = 0; i < o->count; i++) {
         const ex_option *entry = &o->table[i];
-        width = printf("  %s %s", entry->name, entry->value);
+        width = printf("  %s %s", entry->name, entry->value ? entry->value : "");
         if (width > 22) width = printf("\n") - 1; /* a long list of choices: help on its own line */
         printf("%*s", 24 - width, "");
         for (text = entry->help; *text; text++)

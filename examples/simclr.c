@@ -114,6 +114,8 @@ int main(int argc, char **argv)
     ex_options_add(&o, "--size", "N", EX_INT, &size, 0, 512, "pixels of a view; 0: as the images");
     ex_options_add(&o, "--aug", AUGS, EX_CHOICE, &aug, 0, 0, "colour jitter, a policy, or a mix");
     ex_options_parse(&o, argc, argv);
+    if (labels && (!strcmp(aug, "mixup") || !strcmp(aug, "cutmix")))
+        ex_die(&o, 2, "--labels: a mix of two images has no class, --aug %s takes no labels", aug);
     ex_smoke(&o);
 
     /* 2. the data, and the loss compared with the one above */

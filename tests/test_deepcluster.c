@@ -445,6 +445,24 @@ static void configs(void)
     ctr_ctx_destroy(ctx);
 }
 
+/* A network that sees slopes is not taken for one that sees images. */
+static void slopes(void)
+{
+    training t = run_of(SOBEL);
+    ctr_supervised_config c = ctr_supervised_default();
+    training_run r;
+    training_begin(&r, &t);
+    test_true("save", ctr_checkpoint_save(r.method, "slopes.ctr", NULL));
+    test_true("no encoder", ctr_encoder_create(r.ctx, "slopes.ctr", NULL) == NULL);
+    test_fails(r.ctx, "no encoder", CTR_E_VALUE, "slopes.ctr: its network sees the slopes");
+    c.classes = 3;
+    c.weights = "slopes.ctr";
+    test_true("no start", ctr_supervised_create(r.ctx, &c) == NULL);
+    test_fails(r.ctx, "no start", CTR_E_VALUE, "slopes.ctr: its network sees the slopes");
+    training_end(&r);
+    remove("slopes.ctr");
+}
+
 int main(int argc, char **argv)
 {
     training t[KINDS];
@@ -463,6 +481,7 @@ int main(int argc, char **argv)
     loader_orders(3);
     test_group("reports");
     reports();
+    slopes();
     test_group("a steady step allocates nothing and is planned");
     for (i = 0; i < KINDS; i++) {
         training two = t[i];

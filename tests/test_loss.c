@@ -1,5 +1,5 @@
 /* test_loss.c - NT-Xent and SupCon.
- * run: float double asan asandouble smoke valgrind
+ * run: float double asan asandouble smoke
  *
  * 1. Values, gradients and counts that PyTorch computed (tests/golden/golden_loss.txt), on the CPU
  *    with one and three threads, scalar and best kernels, and on the fake device.
