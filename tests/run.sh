@@ -344,7 +344,7 @@ for file in tests/check_*.sh tests/house.sh; do
     name=$(basename "$file" .sh)
     wanted "${name#check_}" && echo "check ${name#check_}" >>"$WORK/tests.list"
 done
-for first in 'test valgrind' check 'test asan' 'test tsan'; do # what takes long begins early
+for first in check 'test valgrind' 'test asan' 'test tsan'; do # what takes long begins early
     grep "^$first" "$WORK/tests.list" >>"$WORK/order.list"
 done
 grep -v -e '^test valgrind' -e '^check' -e '^test asan' -e '^test tsan' "$WORK/tests.list" \
