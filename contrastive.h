@@ -1048,7 +1048,7 @@ typedef struct ctr_policy {
     int bins;             /* steps from no effect to the end of the range, 2..101, default 31 as in
                              torchvision: M = 9 is 9/30 of it. 11 makes it the tenths of the
                              authors' program, where M = 9 is 9/10 */
-    int cutout;           /* side of a square to fill at the end, in pixels; 0: none, the default.
+    int cutout;           /* side of a square to fill at the end, in pixels, 0..65535, default 0.
                              16 for CIFAR-10 (DeVries and Taylor, 2017; AutoAugment uses both) */
     int fill;             /* 0..255, default 0; the authors' program for ImageNet has 128 */
 } ctr_policy;
@@ -1526,8 +1526,8 @@ CTR_API double ctr_loader_seconds(const ctr_loader *loader);
 typedef struct ctr_tokenizer ctr_tokenizer;
 /* merges: a file's content of `size` bytes, a line "left right" each, in which a token is written
    with printable characters as in GPT-2's files; a first line with "#version" is passed over. NULL:
-   none. limit: how many of them are used, 0: CTR_TOKEN_MERGES. NULL with an error that tells the
-   line: CTR_E_FORMAT, CTR_E_VALUE, CTR_E_MEMORY. The text stays the caller's. */
+   none. limit: how many of them are used, 0..16777215, 0: CTR_TOKEN_MERGES. NULL with an error that
+   tells the line: CTR_E_FORMAT, CTR_E_VALUE, CTR_E_MEMORY. The text stays the caller's. */
 CTR_API ctr_tokenizer *ctr_tokenizer_create(ctr_ctx *ctx, const char *merges, size_t size,
                                             int64_t limit);
 /* The same from a file (.txt, not .gz); CTR_E_FILE as well. */
@@ -1535,8 +1535,9 @@ CTR_API ctr_tokenizer *ctr_tokenizer_open(ctr_ctx *ctx, const char *path, int64_
 CTR_API void ctr_tokenizer_destroy(ctr_ctx *ctx, ctr_tokenizer *tokenizer); /* or NULL */
 CTR_API int64_t ctr_tokenizer_size(const ctr_tokenizer *tokenizer); /* ids; the last is the end's */
 /* ids [context]: start, the text, end, zeros. A text that does not fit is an error, or with
-   truncate its first tokens and the end. Returns how many there are with start and end, 2..context;
-   0 with CTR_E_VALUE. A context is at least 2. */
+   truncate its first tokens and the end; more than CTR_TOKEN_TEXT bytes are an error with either.
+   Returns how many there are with start and end, 2..context; 0 with CTR_E_VALUE. A context is at
+   least 2. */
 CTR_API int64_t ctr_tokenizer_encode(ctr_ctx *ctx, ctr_tokenizer *tokenizer, const char *text,
                                      int64_t context, int truncate, int32_t *ids);
 /* The text of n ids up to the end token, words with blanks between them, cut to size bytes with the
@@ -1548,7 +1549,8 @@ CTR_API size_t ctr_tokenizer_decode(const ctr_tokenizer *tokenizer, int64_t n, c
    do not count). Paths are relative to the file's folder, or absolute. Equal captions are one
    label, numbered as they first occur, and the label's class name is the caption: so whatever asks
    for labels can treat equal captions as one. A picture with five captions has five lines.
-   NULL with an error that tells the line: CTR_E_FILE, CTR_E_FORMAT, CTR_E_VALUE, CTR_E_MEMORY. */
+   NULL with an error that tells the line, or the picture that cannot be read: CTR_E_FILE,
+   CTR_E_FORMAT, CTR_E_VALUE, CTR_E_MEMORY. */
 CTR_API ctr_dataset *ctr_dataset_open_pairs(ctr_ctx *ctx, const char *path,
                                             const ctr_data_options *options);
 /* The tokens of every class name of a dataset, [classes, context]: what ctr_loader_config.tokens
@@ -2509,8 +2511,8 @@ typedef struct ctr_clip_config {
                                      is called "siglip" */
     int equal;                    /* default 0; 1: images and texts of equal labels in a batch are
                                      positives of each other (equal captions) */
-    double scale;                 /* start of the learnt scale exp(s); default 0: 1 / 0.07, SigLIP's
-                                     10. CLIP's s is clamped to 0..ln 100 after each step */
+    double scale;                 /* start of the learnt scale exp(s), 1..100; default 0: 1 / 0.07,
+                                     SigLIP's 10. CLIP's s is clamped to 0..ln 100 after a step */
     double bias;                  /* start of SigLIP's learnt bias, default -10 */
     ctr_aug_config aug;           /* of the one view; default square crops of 0.9..1 of the area */
     ctr_optim_config optim;       /* default AdamW, decay 0.2 on weights alone */
@@ -2522,7 +2524,8 @@ CTR_API void ctr_clip_config_init(ctr_clip_config *config);
 /* NULL on error. ctr_method_destroy() gives all of it back. */
 CTR_API ctr_method *ctr_clip_create(ctr_ctx *ctx, const ctr_clip_config *config);
 
-/* Unit embeddings of n texts, tokens [n, context] in host memory, `chunk` at a time: out [n, dim].
+/* Unit embeddings of n texts, tokens [n, context] in host memory, `chunk` (below 1: 64) at a time:
+   out [n, dim].
    method: what ctr_clip_create made. 1, or 0 with an error. */
 CTR_API int ctr_clip_texts(ctr_method *method, int64_t n, const int32_t *tokens, int64_t chunk,
                            ctr_real *out);
@@ -24468,11 +24471,12 @@ CTR_PRIVATE_ void ctr_clip_prompt_(ctr_ctx *ctx, ctr_tokenizer *t, const char *n
     size_t head = hole ? (size_t)(hole - form) : 0, n = strlen(name);
     char text[CTR_TOKEN_TEXT + 1];
     if (ctx->status != CTR_OK) return;
-    if (!hole || strlen(form) + n > sizeof text) {
-        ctr_fail_(ctx, CTR_E_VALUE, "clip: a template is a short text with {} in it, got '%.60s'",
-                  form);
-        return;
-    }
+    if (!hole)
+        ctr_fail_(ctx, CTR_E_VALUE, "clip: a template is a text with {} in it, got '%.60s'", form);
+    else if (strlen(form) + n > sizeof text)
+        ctr_fail_(ctx, CTR_E_VALUE, "clip: the name '%.60s' in its template '%.60s' is too long, "
+                  "at most %d bytes", name, form, CTR_TOKEN_TEXT);
+    if (ctx->status != CTR_OK) return;
     memcpy(text, form, head);
     memcpy(text + head, name, n);
     memcpy(text + head + n, hole + 2, strlen(hole + 2) + 1);
@@ -27301,7 +27305,7 @@ CTR_PRIVATE_ int32_t ctr_io_hex4_(ctr_io_cursor_ *c)
     return x;
 }
 
-/* \uXXXX, or a pair of them, as UTF-8. */
+/* JSON's \u and four hexadecimal digits, or a pair of such, as UTF-8. */
 CTR_PRIVATE_ int ctr_io_unicode_(ctr_io_cursor_ *c)
 {
     int32_t x = ctr_io_hex4_(c), y;

@@ -495,6 +495,7 @@ static void classifiers(void)
     ctr_clip_config c = ctr_clip_default();
     ctr_method *m, *other;
     ctr_simclr_config simclr = ctr_simclr_default();
+    char *name[1];
     int32_t ids[4 * 16];
     ctr_real rows[4 * 8], got[2 * 8];
     double want[2 * 8], norm;
@@ -525,6 +526,13 @@ static void classifiers(void)
     test_fails(ctx, "no {}", CTR_E_VALUE, "{}");
     test_equal("no template", ctr_clip_classifier(m, t, 2, names, 0, forms, got), 0);
     test_fails(ctx, "no template", CTR_E_VALUE, "template");
+    name[0] = (char *)test_alloc(CTR_TOKEN_TEXT + 1);
+    memset(name[0], 'x', CTR_TOKEN_TEXT);
+    name[0][CTR_TOKEN_TEXT] = 0;
+    test_equal("a long name", ctr_clip_classifier(m, t, 1, (const char *const *)name, 1, forms,
+                                                  got), 0);
+    test_fails(ctx, "a long name", CTR_E_VALUE, "too long");
+    free(name[0]);
     ctr_tokenizer_destroy(ctx, t);
     t = ctr_tokenizer_create(ctx, "a b\n", 4, 0);
     test_equal("more ids than the tower has", ctr_clip_classifier(m, t, 2, names, 1, forms, got),
