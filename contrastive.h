@@ -36,7 +36,8 @@
        CLIP                                         images and texts in one space
        MIX                                          MixUp and CutMix, in any method
        EVAL MAP IO                                  k-NN, probe, retrieval; maps; files
-       TRANSFER FIT                                 fine-tuning, few shots; the training driver
+       TRANSFER FREEZE FIT                          fine-tuning, few shots; encoders in products;
+                                                    the training driver
    A section of the implementation calls only those above it. Each level can be used alone: the
    losses for embeddings of another framework (ctr_loss_nt_xent_flat), the augmentations
    (ctr_aug_batch), the k-NN classifier (ctr_knn_classify), or ctr_fit for everything.
@@ -3046,6 +3047,30 @@ CTR_API int ctr_clustering_measure(ctr_ctx *ctx, const ctr_points *points,
                                    const ctr_kmeans_config *config, ctr_clustering *out);
 
 /* ------------------------------------------------------------------------------------------------
+   >>FREEZE  an encoder to be used, not trained: one image at a time or many, faster
+   ---------------------------------------------------------------------------------------------- */
+
+/* A copy of a residual network in evaluation mode, in which each norm is folded into the weights
+   and the bias of the convolution before it (w gamma / sqrt(var + eps); Jacob et al., 2018),
+   weights lie as the kernels read them, and bias, shortcut and ReLU are applied while a
+   convolution's output is in the cache. Its features are those of ctr_resnet_forward with
+   CTR_NORM_EVAL up to rounding (relative 1e-4). What becomes of net later does not change it. On
+   the CPU only: a context with a device is CTR_E_DEVICE. NULL on error. It belongs to the context
+   and goes before it. */
+typedef struct ctr_frozen ctr_frozen;
+CTR_API ctr_frozen *ctr_frozen_create(ctr_ctx *ctx, const ctr_resnet *net);
+/* The same of the network in a safetensors file, as ctr_encoder_create() finds it. Errors: also
+   CTR_E_FILE and CTR_E_FORMAT. */
+CTR_API ctr_frozen *ctr_frozen_open(ctr_ctx *ctx, const char *path, const char *prefix);
+CTR_API void ctr_frozen_destroy(ctr_frozen *frozen);           /* NULL is allowed */
+CTR_API int64_t ctr_frozen_features(const ctr_frozen *frozen); /* 0 for NULL */
+/* x [n, h, w, c], host memory, c as the network has it -> out [n, features]. chunk images go
+   together (below 1: 64), which sets the memory it takes, kept for the next call: 64 images of 32 x
+   32 need 50 MB with a ResNet-18. 1, or 0 with CTR_E_SHAPE or CTR_E_MEMORY. */
+CTR_API int ctr_frozen_run(ctr_frozen *frozen, int64_t n, int64_t h, int64_t w, int64_t c,
+                           const ctr_real *x, int64_t chunk, ctr_real *out);
+
+/* ------------------------------------------------------------------------------------------------
    >>FIT  the training driver: loader, method, schedule, checkpoint, callbacks
    ---------------------------------------------------------------------------------------------- */
 
@@ -3241,6 +3266,10 @@ CTR_SIMD_FN_ ctr_simd_ ctr_simd_load_(const float *p) { return _mm256_loadu_ps(p
 CTR_SIMD_FN_ void ctr_simd_store_(float *p, ctr_simd_ x) { _mm256_storeu_ps(p, x); }
 CTR_SIMD_FN_ ctr_simd_ ctr_simd_add_(ctr_simd_ x, ctr_simd_ y) { return _mm256_add_ps(x, y); }
 CTR_SIMD_FN_ ctr_simd_ ctr_simd_sub_(ctr_simd_ x, ctr_simd_ y) { return _mm256_sub_ps(x, y); }
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_relu_(ctr_simd_ x) /* keeps NaN */
+{
+    return _mm256_max_ps(_mm256_setzero_ps(), x);
+}
 /* a x, a x + y and y - a x */
 CTR_SIMD_FN_ ctr_simd_ ctr_simd_mul_(float a, ctr_simd_ x)
 {
@@ -3263,6 +3292,7 @@ CTR_SIMD_FN_ ctr_simd_ ctr_simd_load_(const float *p) { return vld1q_f32(p); }
 CTR_SIMD_FN_ void ctr_simd_store_(float *p, ctr_simd_ x) { vst1q_f32(p, x); }
 CTR_SIMD_FN_ ctr_simd_ ctr_simd_add_(ctr_simd_ x, ctr_simd_ y) { return vaddq_f32(x, y); }
 CTR_SIMD_FN_ ctr_simd_ ctr_simd_sub_(ctr_simd_ x, ctr_simd_ y) { return vsubq_f32(x, y); }
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_relu_(ctr_simd_ x) { return vmaxq_f32(vdupq_n_f32(0.0f), x); }
 CTR_SIMD_FN_ ctr_simd_ ctr_simd_mul_(float a, ctr_simd_ x) { return vmulq_n_f32(x, a); }
 CTR_SIMD_FN_ ctr_simd_ ctr_simd_fma_(float a, ctr_simd_ x, ctr_simd_ y)
 {
@@ -7160,6 +7190,31 @@ CTR_PRIVATE_ int64_t ctr_conv_work_(const ctr_conv_shape *s)
     return s->n * s->oh * s->ow * s->kh * s->kw * s->c * s->oc;
 }
 
+/* What a network that is only used, not trained, knows of a convolution ahead: its weights as the
+   kernels want them, and what comes behind it, done while the output is still in the cache:
+       y = act(convolution(x, w) + bias + shortcut)          act: ReLU, or nothing */
+typedef struct ctr_conv_ready_ {
+    const ctr_real *w;        /* [kh, kw, c, oc] for the scalar kernels */
+    const ctr_real *packed;   /* the same as ctr_conv_pack_ writes it, for the fast ones */
+    const ctr_real *u;        /* Winograd's transform of it (ctr_wino_pack_), or NULL */
+    const ctr_real *bias;     /* [oc] */
+    const ctr_real *shortcut; /* [n, oh, ow, oc], or NULL */
+    const ctr_real *y;        /* [n, oh, ow, oc]: where the output begins */
+    int relu;
+} ctr_conv_ready_;
+
+/* The channels [o, o + n) of a pixel of the output. */
+CTR_PRIVATE_ void ctr_conv_finish_(const ctr_conv_ready_ *r, ctr_real *y, int64_t o, int64_t n)
+{
+    const ctr_real *shortcut = r->shortcut ? r->shortcut + (y - r->y) : NULL;
+    int64_t i;
+    for (i = 0; i < n; i++) {
+        ctr_real sum = y[i] + r->bias[o + i];
+        if (shortcut) sum += shortcut[i];
+        y[i] = r->relu && sum < CTR_R(0.0) ? CTR_R(0.0) : sum;
+    }
+}
+
 #if CTR_HAS_FAST_
 
 /* ---- fast: implicit gemm ------------------------------------------------------------------------
@@ -7194,6 +7249,7 @@ typedef struct ctr_conv_pass_ {
     int64_t ky, kx, kstep, kw; /* tap (a, b) has the weights (ky + a kstep, kx + b kstep) */
     int acc;
     const ctr_conv_shape *patches; /* not NULL: copy patches, ic = kh kw c, one tap */
+    const ctr_conv_ready_ *ready;  /* not NULL: packed already, and what comes behind */
     float *packed;           /* [panels][th tw][ic][16] */
     const float *zero;       /* [ic] */
     int64_t panels, rows, range, ranges; /* the cut into jobs, as for products */
@@ -7328,6 +7384,21 @@ CTR_PRIVATE_ void ctr_conv_gather_(const ctr_conv_pass_ *g, int64_t top, int64_t
     }
 }
 
+/* ctr_conv_finish_, a vector of channels at a time. */
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_conv_finish_fast_(const ctr_conv_ready_ *r, float *y,
+                                                         int64_t o, int64_t n)
+{
+    const float *shortcut = r->shortcut ? r->shortcut + (y - r->y) : NULL;
+    int64_t i;
+    for (i = 0; i + CTR_SIMD_ <= n; i += CTR_SIMD_) {
+        ctr_simd_ sum = ctr_simd_add_(ctr_simd_load_(y + i), ctr_simd_load_(r->bias + o + i));
+        if (shortcut) sum = ctr_simd_add_(sum, ctr_simd_load_(shortcut + i));
+        if (r->relu) sum = ctr_simd_relu_(sum);
+        ctr_simd_store_(y + i, sum);
+    }
+    if (i < n) ctr_conv_finish_(r, y + i, o + i, n - i);
+}
+
 /* A block of pixels times a range of panels. */
 CTR_PRIVATE_ void ctr_conv_block_job_(void *arg, int64_t chunk, int worker)
 {
@@ -7348,13 +7419,16 @@ CTR_PRIVATE_ void ctr_conv_block_job_(void *arg, int64_t chunk, int worker)
     q.last = ctr_gemm_min_(q.first + g->range, g->panels);
     q.acc = g->acc;
     ctr_conv_gather_(g, top, q.m, q.rows, outs);
+    from = q.first * CTR_GEMM_NR_;
+    to = ctr_gemm_min_(q.last * CTR_GEMM_NR_, g->oc);
     if (q.taps > 0) {
         ctr_gemm_block_run_(&q);
+        for (i = 0; i < q.m && g->ready; i++) {
+            ctr_conv_finish_fast_(g->ready, outs[i] + from, from, to - from);
+        }
         return;
     }
-    from = q.first * CTR_GEMM_NR_; /* a phase that no tap reaches */
-    to = ctr_gemm_min_(q.last * CTR_GEMM_NR_, g->oc);
-    for (i = 0; i < q.m && !g->acc; i++) {
+    for (i = 0; i < q.m && !g->acc; i++) { /* a phase that no tap reaches */
         memset(outs[i] + from, 0, (size_t)(to - from) * sizeof(float));
     }
 }
@@ -7370,7 +7444,9 @@ CTR_PRIVATE_ void ctr_conv_pass_run_(ctr_ctx *ctx, ctr_conv_pass_ *g)
     g->panels = ctr_gemm_pieces_(g->oc, CTR_GEMM_NR_);
     chunks = ctr_gemm_cut_(m, ctr_gemm_pieces_(m, CTR_CONV_ROWS_), 24, g->panels, &g->rows,
                            &g->range, &g->ranges);
-    ctr_gemm_spread_(ctx, g->panels, 8 * k * g->oc, ctr_conv_pack_job_, g);
+    if (!g->ready) {
+        ctr_gemm_spread_(ctx, g->panels, 8 * k * g->oc, ctr_conv_pack_job_, g);
+    }
     ctr_gemm_spread_(ctx, chunks, m * g->oc * (k + 8), ctr_conv_block_job_, g);
 }
 
@@ -7379,7 +7455,8 @@ CTR_PRIVATE_ void ctr_conv_pass_run_(ctr_ctx *ctx, ctr_conv_pass_ *g)
 CTR_PRIVATE_ int ctr_conv_memory_(ctr_ctx *ctx, ctr_conv_pass_ *g, int64_t taps, int64_t most)
 {
     const int64_t zeros = ctr_gemm_pieces_(g->ic, CTR_GEMM_NR_) * CTR_GEMM_NR_;
-    const int64_t packed = ctr_gemm_pieces_(g->oc, CTR_GEMM_NR_) * CTR_GEMM_NR_ * taps * g->ic;
+    const int64_t wide16 = ctr_gemm_pieces_(g->oc, CTR_GEMM_NR_) * CTR_GEMM_NR_;
+    const int64_t packed = g->ready ? 0 : wide16 * taps * g->ic;
     const int64_t patches = g->patches ? CTR_CONV_ROWS_ * g->ic : 0;
     g->work_size = (size_t)(CTR_CONV_ROWS_ * most) * sizeof(float *) +
                    (size_t)patches * sizeof(float);
@@ -7391,33 +7468,55 @@ CTR_PRIVATE_ int ctr_conv_memory_(ctr_ctx *ctx, ctr_conv_pass_ *g, int64_t taps,
     memset(g->packed + packed, 0, (size_t)zeros * sizeof(float));
     g->zero = g->packed + packed;
     g->work = (char *)(g->packed + packed + zeros);
+    if (g->ready) {
+        g->packed = (float *)g->ready->packed; /* only read */
+    }
     return 1;
 }
 
+CTR_PRIVATE_ void ctr_conv_forward_set_(ctr_conv_pass_ *g, const ctr_conv_shape *s)
+{
+    memset(g, 0, sizeof *g);
+    g->patches = s->c <= CTR_CONV_FEW_ ? s : NULL;
+    g->n = s->n;
+    g->ih = s->h;
+    g->iw = s->w;
+    g->oc = s->oc;
+    g->gh = g->oh = s->oh;
+    g->gw = g->ow = s->ow;
+    g->ic = g->patches ? s->kh * s->kw * s->c : s->c;
+    g->th = g->patches ? 1 : s->kh;
+    g->tw = g->kw = g->patches ? 1 : s->kw;
+    g->step = s->stride;
+    g->y0 = g->x0 = -s->pad;
+    g->sign = g->leap = g->kstep = 1;
+}
+
+/* ready: NULL, or instead of w. */
 CTR_PRIVATE_ void ctr_conv_forward_fast_(ctr_ctx *ctx, const ctr_conv_shape *s, const float *x,
-                                         const float *w, float *y)
+                                         const float *w, const ctr_conv_ready_ *ready, float *y)
 {
     ctr_conv_pass_ g;
-    memset(&g, 0, sizeof g);
-    g.patches = s->c <= CTR_CONV_FEW_ ? s : NULL;
+    ctr_conv_forward_set_(&g, s);
     g.in = x;
-    g.out = y;
     g.w = w;
-    g.n = s->n;
-    g.ih = s->h;
-    g.iw = s->w;
-    g.oc = s->oc;
-    g.gh = g.oh = s->oh;
-    g.gw = g.ow = s->ow;
-    g.ic = g.patches ? s->kh * s->kw * s->c : s->c;
-    g.th = g.patches ? 1 : s->kh;
-    g.tw = g.kw = g.patches ? 1 : s->kw;
-    g.step = s->stride;
-    g.y0 = g.x0 = -s->pad;
-    g.sign = g.leap = g.kstep = 1;
+    g.ready = ready;
+    g.out = y;
     if (ctr_conv_memory_(ctx, &g, g.th * g.tw, g.th * g.tw)) {
         ctr_conv_pass_run_(ctx, &g);
     }
+}
+
+/* The weights w of s as its forward pass reads them: floats of [ceil(oc / 16)][kh kw c][16]. */
+CTR_PRIVATE_ void ctr_conv_pack_(ctr_ctx *ctx, const ctr_conv_shape *s, const float *w,
+                                 float *packed)
+{
+    ctr_conv_pass_ g;
+    ctr_conv_forward_set_(&g, s);
+    g.w = w;
+    g.packed = packed;
+    g.panels = ctr_gemm_pieces_(g.oc, CTR_GEMM_NR_);
+    ctr_gemm_spread_(ctx, g.panels, 8 * g.th * g.tw * g.ic * g.oc, ctr_conv_pack_job_, &g);
 }
 
 /* The phase (py, px): pixels (r s + py, col s + px) of dx. Tap a of the kernel reaches one when
@@ -7653,7 +7752,7 @@ CTR_PRIVATE_ void ctr_conv_forward_(ctr_ctx *ctx, const ctr_conv_shape *s, const
     ctr_conv_args_ g;
 #if CTR_HAS_FAST_
     if (ctr_conv_fast_(ctx, s)) {
-        ctr_conv_forward_fast_(ctx, s, x, w, y);
+        ctr_conv_forward_fast_(ctx, s, x, w, NULL, y);
         return;
     }
 #endif
@@ -7833,6 +7932,7 @@ typedef struct ctr_wino_args_ {
     const ctr_real *dy;     /* [n, h, w, oc], for the gradient to the weights */
     const ctr_real *weight; /* [3, 3, c, oc], or [3, 3, oc, c] and turned */
     ctr_real *out;          /* y or dx [n, h, w, oc], or dw [3, 3, c, oc] */
+    const ctr_conv_ready_ *ready; /* not NULL: instead of weight, and what comes behind */
     int turned, acc;
     ctr_real *v, *m, *u;    /* 36 planes of [tiles, c], [tiles, oc], [c, oc] */
 } ctr_wino_args_;
@@ -8301,8 +8401,12 @@ CTR_PRIVATE_ void ctr_wino_out_tiles_(const ctr_wino_plan_ *g, int64_t first, in
     float *p[16];
     int64_t t;
     for (t = first; t < last; t++, m += g->lm) {
+        int64_t i;
         ctr_wino_points_(&g->a, t, 4, 0, g->a.out + j, g->a.oc, trash, p);
         ctr_wino_fast_out_(m, g->mp, oc, p, g->a.acc);
+        for (i = 0; i < 16 && g->a.ready; i++) {
+            if (p[i] != trash) ctr_conv_finish_fast_(g->a.ready, p[i], j, oc);
+        }
     }
 }
 
@@ -8312,9 +8416,10 @@ CTR_PRIVATE_ void ctr_wino_u_panel_(const ctr_wino_args_ *g, int64_t j, int64_t 
                                     float *nine, float *u, int64_t plane)
 {
     const int64_t o = j * CTR_GEMM_NR_, width = ctr_gemm_min_(CTR_GEMM_NR_, g->oc - o);
-    const int64_t size = kc * CTR_GEMM_NR_;
+    const int64_t size = kc * CTR_GEMM_NR_, tap = g->ready ? g->c * CTR_GEMM_NR_ : size;
+    const float *w = g->ready ? g->ready->packed + 9 * j * tap + k0 * CTR_GEMM_NR_ : nine;
     int64_t i;
-    for (i = 0; i < 9; i++) {
+    for (i = 0; i < 9 && !g->ready; i++) {
         if (g->turned) {
             ctr_gemm_pack_(1, kc, width, g->weight + (8 - i) * g->c * g->oc + o * g->c + k0, g->c,
                            nine + i * size);
@@ -8324,7 +8429,7 @@ CTR_PRIVATE_ void ctr_wino_u_panel_(const ctr_wino_args_ *g, int64_t j, int64_t 
         }
     }
     for (i = 0; i < size; i += CTR_SIMD_) {
-        ctr_wino_fast_u_(nine + i, size, u + i, plane);
+        ctr_wino_fast_u_(w + i, tap, u + i, plane);
     }
 }
 
@@ -8428,7 +8533,11 @@ CTR_PRIVATE_ void ctr_wino_narrow_(ctr_ctx *ctx, ctr_wino_plan_ *g)
     g->zero = g->u + CTR_WINO_PLANES_ * g->up;
     g->work = (char *)(g->zero + zeros);
     memset(g->zero, 0, (size_t)zeros * sizeof(float));
-    ctr_gemm_spread_(ctx, g->panels, 64 * g->a.c * wide16, ctr_wino_narrow_u_job_, g);
+    if (g->a.ready && g->a.ready->u) {
+        g->u = (float *)g->a.ready->u; /* only read */
+    } else {
+        ctr_gemm_spread_(ctx, g->panels, 64 * g->a.c * wide16, ctr_wino_narrow_u_job_, g);
+    }
     ctr_gemm_spread_(ctx, ctr_gemm_pieces_(g->a.tiles, g->block),
                      CTR_WINO_PLANES_ * g->a.tiles * g->a.c * g->a.oc, ctr_wino_narrow_job_, g);
 }
@@ -8639,6 +8748,33 @@ CTR_PRIVATE_ void ctr_wino_fast_(ctr_ctx *ctx, const ctr_wino_args_ *a, int weig
     }
 }
 
+/* Floats of u of a convolution that goes the narrow way whatever the tiles; 0: not this one. */
+CTR_PRIVATE_ int64_t ctr_wino_pack_size_(const ctr_conv_shape *s)
+{
+    const int64_t wide16 = ctr_gemm_pieces_(s->oc, CTR_GEMM_NR_) * CTR_GEMM_NR_;
+    const int64_t most = s->c > s->oc ? s->c : s->oc;
+    return ctr_wino_fits_(s) && most <= CTR_WINO_NARROW_
+               ? CTR_WINO_PLANES_ * (wide16 * s->c + 16)
+               : 0;
+}
+
+/* u of ctr_wino_pack_size_ floats, from the packed weights. */
+CTR_PRIVATE_ void ctr_wino_pack_(const ctr_conv_shape *s, const float *packed, float *u)
+{
+    const int64_t panels = ctr_gemm_pieces_(s->oc, CTR_GEMM_NR_);
+    ctr_conv_ready_ ready;
+    ctr_wino_args_ a;
+    int64_t j;
+    memset(&ready, 0, sizeof ready);
+    ready.packed = packed;
+    ctr_wino_args_set_(&a, s);
+    a.ready = &ready;
+    for (j = 0; j < panels; j++) {
+        ctr_wino_u_panel_(&a, j, 0, s->c, NULL, u + j * s->c * CTR_GEMM_NR_,
+                          panels * CTR_GEMM_NR_ * s->c + 16);
+    }
+}
+
 #endif /* CTR_HAS_FAST_ */
 
 CTR_PRIVATE_ void ctr_wino_run_(ctr_ctx *ctx, ctr_wino_args_ *g, int weights)
@@ -8718,6 +8854,31 @@ CTR_API void ctr_k_conv_forward(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr
     CTR_VERB_(conv_forward, (ctx, s, x, w, y))
     if (ctr_wino_chosen_(ctx, s)) ctr_wino_forward_(ctx, s, x, w, y);
     else ctr_conv_forward_(ctx, s, x, w, y);
+}
+
+/* y = act(convolution of x + bias + shortcut), on the CPU. */
+CTR_PRIVATE_ void ctr_conv_ready_run_(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *x,
+                                      const ctr_conv_ready_ *ready, ctr_real *y)
+{
+    int64_t i;
+#if CTR_HAS_FAST_
+    if (ready->packed && ctr_wino_chosen_(ctx, s)) {
+        ctr_wino_args_ g;
+        ctr_wino_args_set_(&g, s);
+        g.in = x;
+        g.ready = ready;
+        g.out = y;
+        ctr_wino_fast_(ctx, &g, 0);
+        return;
+    }
+    if (ready->packed) {
+        ctr_conv_forward_fast_(ctx, s, x, NULL, ready, y);
+        return;
+    }
+#endif
+    if (ctr_wino_chosen_(ctx, s)) ctr_wino_forward_(ctx, s, x, ready->w, y);
+    else ctr_conv_forward_(ctx, s, x, ready->w, y);
+    for (i = 0; i < s->n * s->oh * s->ow; i++) ctr_conv_finish_(ready, y + i * s->oc, 0, s->oc);
 }
 
 CTR_API void ctr_k_conv_input(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *dy,
@@ -28988,6 +29149,392 @@ CTR_API int ctr_clustering_measure(ctr_ctx *ctx, const ctr_points *points,
                  out->agreement.nmi, out->agreement.ari);
     }
     ctr_bag_close_(&bag);
+    return ctx->status == CTR_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>FREEZE
+   ---------------------------------------------------------------------------------------------- */
+
+/* A convolution and the norm behind it. ready.w NULL: there is none. */
+typedef struct ctr_frozen_conv_ {
+    ctr_conv_shape s; /* n, h, w, oh, ow: of the images at hand */
+    ctr_conv_ready_ ready;
+} ctr_frozen_conv_;
+
+typedef struct ctr_frozen_block_ {
+    ctr_frozen_conv_ conv[3], down;
+    int convs;
+} ctr_frozen_block_;
+
+struct ctr_frozen {
+    ctr_ctx *ctx;
+    ctr_resnet_config config;
+    int64_t features;
+    int stages, stage_end[4];
+    ctr_frozen_conv_ stem;
+    ctr_frozen_block_ block[34];
+    ctr_real *weights, *space; /* all weights and biases; what a run needs */
+    size_t weights_size, space_size;
+    int64_t images, h, w;      /* what space is for: so many of this size */
+    int64_t group;             /* numbers of the largest activation of a group of images */
+    int64_t whole;             /* of the largest output of a stage, all images */
+};
+
+/* Numbers of an activation that goes through a stage together, at least: with 1 MiB of each, what
+   one convolution writes is in the cache when the next one reads it. */
+#define CTR_FROZEN_GROUP_ ((int64_t)1 << 18)
+
+/* The next `count` numbers of a block of memory; at a multiple of 16. While the block is NULL only
+   *at moves on: so the same function first measures and then fills. */
+CTR_PRIVATE_ ctr_real *ctr_frozen_take_(ctr_real *base, int64_t *at, int64_t count)
+{
+    ctr_real *here = base ? base + *at : NULL;
+    *at += (count + 15) / 16 * 16;
+    return here;
+}
+
+/* w' = w scale, bias = beta - mean scale, with scale = gamma / sqrt(var + eps) */
+CTR_PRIVATE_ void ctr_frozen_fold_(const ctr_conv2d *conv, const ctr_norm *norm, ctr_real *w,
+                                   ctr_real *bias)
+{
+    const ctr_real *from = (const ctr_real *)conv->weight->data;
+    const ctr_real *mean = (const ctr_real *)norm->mean->data;
+    const ctr_real *var = (const ctr_real *)norm->var->data;
+    int64_t o, i, oc = conv->weight->shape[3];
+    for (o = 0; o < oc; o++) {
+        double scale = 1 / sqrt((double)var[o] + (double)norm->eps);
+        if (norm->gamma) scale *= (double)((const ctr_real *)norm->gamma->data)[o];
+        bias[o] = (ctr_real)(-(double)mean[o] * scale);
+        if (norm->beta) bias[o] += ((const ctr_real *)norm->beta->data)[o];
+        for (i = o; i < conv->weight->size; i += oc) w[i] = (ctr_real)((double)from[i] * scale);
+    }
+}
+
+/* Measures (base NULL) or fills one convolution. With the fast kernels the folded weights pass
+   through `plain`, and what stays is their packed form; without, they are what stays. */
+CTR_PRIVATE_ void ctr_frozen_conv_set_(ctr_ctx *ctx, ctr_frozen_conv_ *f, const ctr_conv2d *conv,
+                                       const ctr_norm *norm, int relu, ctr_real *base, int64_t *at,
+                                       int64_t *plain)
+{
+    const int64_t *k = conv->weight ? conv->weight->shape : NULL;
+    ctr_real *w, *bias;
+    if (!k) return;
+    f->s.kh = k[0];
+    f->s.kw = k[1];
+    f->s.c = k[2];
+    f->s.oc = k[3];
+    f->s.stride = conv->stride;
+    f->s.pad = conv->pad;
+    f->ready.relu = relu;
+    bias = ctr_frozen_take_(base, at, f->s.oc);
+    f->ready.bias = bias;
+#if CTR_HAS_FAST_
+    if (ctr_fast_(ctx)) {
+        int64_t rows = f->s.kh * f->s.kw * f->s.c, u;
+        float *packed = ctr_frozen_take_(base, at, (f->s.oc + 15) / 16 * 16 * rows), *pu;
+        f->s.n = f->s.h = f->s.w = f->s.oh = f->s.ow = 64; /* sizes that Winograd takes, if any */
+        u = ctr_wino_pack_size_(&f->s);
+        pu = u ? ctr_frozen_take_(base, at, u) : NULL;
+        *plain = CTR_MAX_(*plain, conv->weight->size);
+        if (!base) return;
+        w = (ctr_real *)ctr_scratch_(ctx, (size_t)*plain * sizeof *w);
+        if (!w) return;
+        ctr_frozen_fold_(conv, norm, w, bias);
+        ctr_conv_pack_(ctx, &f->s, w, packed);
+        if (u) ctr_wino_pack_(&f->s, packed, pu);
+        f->ready.w = f->ready.packed = packed;
+        f->ready.u = pu;
+        return;
+    }
+#endif
+    (void)plain;
+    (void)ctx;
+    w = ctr_frozen_take_(base, at, conv->weight->size);
+    if (base) ctr_frozen_fold_(conv, norm, w, bias);
+    f->ready.w = w;
+}
+
+/* All convolutions: measures what they take, or fills it. */
+CTR_PRIVATE_ int64_t ctr_frozen_set_(ctr_frozen *f, const ctr_resnet *net, ctr_real *base)
+{
+    ctr_ctx *ctx = f->ctx;
+    int64_t at = 0, plain = 0;
+    int b, i;
+    ctr_frozen_conv_set_(ctx, &f->stem, &net->stem, &net->stem_norm, 1, base, &at, &plain);
+    for (b = 0; b < net->blocks; b++) {
+        const ctr_res_block *from = &net->block[b];
+        ctr_frozen_block_ *to = &f->block[b];
+        to->convs = from->convs;
+        for (i = 0; i < from->convs; i++)
+            ctr_frozen_conv_set_(ctx, &to->conv[i], &from->conv[i], &from->norm[i], 1, base, &at,
+                                 &plain);
+        ctr_frozen_conv_set_(ctx, &to->down, &from->down, &from->down_norm, 0, base, &at, &plain);
+    }
+    return at;
+}
+
+CTR_API ctr_frozen *ctr_frozen_create(ctr_ctx *ctx, const ctr_resnet *net)
+{
+    ctr_frozen *f;
+    if (ctx->status != CTR_OK) return NULL;
+    if (ctx->config.device) {
+        ctr_fail_(ctx, CTR_E_DEVICE, "freeze: expected a context on the CPU, got the device %s",
+                  ctr_kernels_name(ctx));
+        return NULL;
+    }
+    f = (ctr_frozen *)ctr_alloc_(ctx, sizeof *f);
+    if (!f) return NULL;
+    memset(f, 0, sizeof *f);
+    f->ctx = ctx;
+    f->config = net->config;
+    f->features = net->features;
+    f->stages = net->stages;
+    memcpy(f->stage_end, net->stage_end, sizeof f->stage_end);
+    f->weights_size = (size_t)ctr_frozen_set_(f, net, NULL) * sizeof(ctr_real);
+    f->weights = (ctr_real *)ctr_aligned_alloc_(ctx, f->weights_size);
+    if (f->weights) ctr_frozen_set_(f, net, f->weights);
+    if (ctx->status == CTR_OK) return f;
+    ctr_frozen_destroy(f);
+    return NULL;
+}
+
+CTR_API ctr_frozen *ctr_frozen_open(ctr_ctx *ctx, const char *path, const char *prefix)
+{
+    ctr_frozen *f = NULL;
+    ctr_resnet_config config;
+    ctr_resnet net;
+    ctr_vars vars;
+    ctr_vars_init(&vars);
+    vars.frozen = 1;
+    if (ctx->status == CTR_OK && ctr_encoder_inspect(ctx, path, prefix, &config)) {
+        ctr_resnet_init(ctx, &net, &vars, "encoder.", &config);
+        if (ctr_encoder_load(ctx, path, prefix, &vars, "encoder."))
+            f = ctr_frozen_create(ctx, &net);
+    }
+    ctr_vars_destroy(ctx, &vars);
+    return f;
+}
+
+CTR_API void ctr_frozen_destroy(ctr_frozen *frozen)
+{
+    ctr_ctx *ctx = frozen ? frozen->ctx : NULL;
+    if (!ctx) return;
+    ctr_aligned_free_(ctx, frozen->weights, frozen->weights_size);
+    ctr_aligned_free_(ctx, frozen->space, frozen->space_size);
+    ctr_free_host_(ctx, frozen, sizeof *frozen);
+}
+
+CTR_API int64_t ctr_frozen_features(const ctr_frozen *frozen)
+{
+    return frozen ? frozen->features : 0;
+}
+
+/* ---- a run: stage by stage, within a stage group by group of images ---- */
+
+CTR_PRIVATE_ int64_t ctr_frozen_side_(int64_t side, int64_t kernel, int64_t stride, int64_t pad)
+{
+    return (side + 2 * pad - kernel) / stride + 1;
+}
+
+/* Sets the sizes of a convolution for n images of *h x *w, which become its output's. Returns
+   numbers of that output. */
+CTR_PRIVATE_ int64_t ctr_frozen_size_(ctr_frozen_conv_ *f, int64_t n, int64_t *h, int64_t *w)
+{
+    ctr_conv_shape *s = &f->s;
+    s->n = n;
+    s->h = *h;
+    s->w = *w;
+    *h = s->oh = ctr_frozen_side_(*h, s->kh, s->stride, s->pad);
+    *w = s->ow = ctr_frozen_side_(*w, s->kw, s->stride, s->pad);
+    return n * s->oh * s->ow * s->oc;
+}
+
+/* y = act(conv(x) + bias + shortcut) */
+CTR_PRIVATE_ void ctr_frozen_apply_(ctr_frozen *f, ctr_frozen_conv_ *conv, const ctr_real *x,
+                                    const ctr_real *shortcut, ctr_real *y)
+{
+    conv->ready.shortcut = shortcut;
+    conv->ready.y = y;
+    ctr_conv_ready_run_(f->ctx, &conv->s, x, &conv->ready, y);
+}
+
+/* The stem of n images: x -> y; aside: what comes before the pooling, and its choices. */
+CTR_PRIVATE_ void ctr_frozen_stem_(ctr_frozen *f, int64_t n, const ctr_real *x, ctr_real *aside,
+                                   ctr_real *y)
+{
+    int64_t h = f->h, w = f->w;
+    ctr_pool_shape p;
+    ctr_frozen_size_(&f->stem, n, &h, &w);
+    if (f->config.stem != CTR_STEM_LARGE) {
+        ctr_frozen_apply_(f, &f->stem, x, NULL, y);
+        return;
+    }
+    ctr_frozen_apply_(f, &f->stem, x, NULL, aside);
+    memset(&p, 0, sizeof p);
+    p.n = n;
+    p.h = h;
+    p.w = w;
+    p.c = f->stem.s.oc;
+    p.size = 3;
+    p.stride = 2;
+    p.pad = 1;
+    p.oh = ctr_frozen_side_(h, 3, 2, 1);
+    p.ow = ctr_frozen_side_(w, 3, 2, 1);
+    ctr_k_max_pool(f->ctx, &p, aside, y, (int32_t *)(void *)(aside + f->group));
+}
+
+/* A block of n images of *h x *w: x -> y, with three activations' room aside. */
+CTR_PRIVATE_ void ctr_frozen_block_run_(ctr_frozen *f, ctr_frozen_block_ *b, int64_t n, int64_t *h,
+                                        int64_t *w, const ctr_real *x, ctr_real *aside, ctr_real *y)
+{
+    const ctr_real *in = x, *shortcut = x;
+    int64_t dh = *h, dw = *w;
+    int i;
+    if (b->down.ready.w) {
+        ctr_frozen_size_(&b->down, n, &dh, &dw);
+        ctr_frozen_apply_(f, &b->down, x, NULL, aside);
+        shortcut = aside;
+    }
+    for (i = 0; i < b->convs; i++) {
+        int last = i == b->convs - 1;
+        ctr_real *out = last ? y : aside + (i + 1) * f->group;
+        ctr_frozen_size_(&b->conv[i], n, h, w);
+        ctr_frozen_apply_(f, &b->conv[i], in, last ? shortcut : NULL, out);
+        in = out;
+    }
+}
+
+/* How many images of *h x *w go through a stage together, by cutting n into equal groups whose
+   activations stay in the cache; but all the weights are read again for each group, so activations
+   outweigh those of a convolution four times. *size: numbers of an image's largest activation. h
+   and w become those of the stage's output; the first stage has the stem before it. */
+CTR_PRIVATE_ int64_t ctr_frozen_group_(ctr_frozen *f, int stage, int64_t n, int64_t *h, int64_t *w,
+                                       int64_t *size)
+{
+    int64_t most = 0, weights = 0, groups;
+    int b, i;
+    if (!stage) {
+        most = ctr_frozen_size_(&f->stem, 1, h, w);
+        if (f->config.stem == CTR_STEM_LARGE) {
+            *h = ctr_frozen_side_(*h, 3, 2, 1);
+            *w = ctr_frozen_side_(*w, 3, 2, 1);
+        }
+    }
+    for (b = stage ? f->stage_end[stage - 1] : 0; b < f->stage_end[stage]; b++)
+        for (i = 0; i < f->block[b].convs; i++) {
+            const ctr_conv_shape *s = &f->block[b].conv[i].s;
+            *size = ctr_frozen_size_(&f->block[b].conv[i], 1, h, w);
+            most = CTR_MAX_(most, *size);
+            weights = CTR_MAX_(weights, s->kh * s->kw * s->c * s->oc);
+        }
+    *size = most;
+    groups = n * most / CTR_MAX_(4 * weights, CTR_FROZEN_GROUP_);
+    groups = CTR_MAX_(1, CTR_MIN_(groups, n));
+    return (n + groups - 1) / groups;
+}
+
+/* One stage of n images of *h x *w, group after group: x -> y. The two activations that blocks hand
+   on are behind the three of a block. */
+CTR_PRIVATE_ void ctr_frozen_stage_(ctr_frozen *f, int stage, int64_t n, int64_t *h, int64_t *w,
+                                    const ctr_real *x, ctr_real *y)
+{
+    const int first = stage ? f->stage_end[stage - 1] : 0, end = f->stage_end[stage];
+    const int64_t h0 = *h, w0 = *w, c = stage ? f->block[first].conv[0].s.c : f->config.channels;
+    int64_t at, count, size, many = ctr_frozen_group_(f, stage, n, h, w, &size);
+    ctr_real *aside = f->space, *hand = aside + 3 * f->group;
+    int b;
+    size = *h * *w * f->block[end - 1].conv[f->block[end - 1].convs - 1].s.oc;
+    for (at = 0; at < n; at += many) {
+        const ctr_real *in = x + at * h0 * w0 * c;
+        count = CTR_MIN_(many, n - at);
+        *h = h0;
+        *w = w0;
+        if (!stage) {
+            ctr_frozen_stem_(f, count, in, aside, hand);
+            in = hand;
+            *h = f->stem.s.oh;
+            *w = f->stem.s.ow;
+            if (f->config.stem == CTR_STEM_LARGE) {
+                *h = ctr_frozen_side_(*h, 3, 2, 1);
+                *w = ctr_frozen_side_(*w, 3, 2, 1);
+            }
+        }
+        for (b = first; b < end; b++) {
+            ctr_real *out = b == end - 1 ? y + at * size : in == hand ? hand + f->group : hand;
+            ctr_frozen_block_run_(f, &f->block[b], count, h, w, in, aside, out);
+            in = out;
+        }
+    }
+}
+
+/* Room for `images` of h x w: five activations of a group, and the outputs of two stages. */
+CTR_PRIVATE_ int ctr_frozen_space_(ctr_frozen *f, int64_t images, int64_t h, int64_t w)
+{
+    int64_t oh = h, ow = w, stage, largest, most;
+    size_t size;
+    if (f->space && images <= f->images && h == f->h && w == f->w) return 1;
+    ctr_aligned_free_(f->ctx, f->space, f->space_size);
+    f->space = NULL;
+    f->group = f->whole = 0;
+    for (stage = 0; stage < f->stages; stage++) {
+        const ctr_frozen_block_ *last = &f->block[f->stage_end[stage] - 1];
+        most = ctr_frozen_group_(f, (int)stage, images, &oh, &ow, &largest) * largest;
+        f->group = CTR_MAX_(f->group, (most + 15) / 16 * 16);
+        most = images * oh * ow * last->conv[last->convs - 1].s.oc;
+        f->whole = CTR_MAX_(f->whole, (most + 15) / 16 * 16);
+    }
+    size = (size_t)(5 * f->group + 2 * f->whole) * sizeof(ctr_real);
+    f->space = (ctr_real *)ctr_aligned_alloc_(f->ctx, size);
+    f->space_size = f->space ? size : 0;
+    f->images = images;
+    f->h = h;
+    f->w = w;
+    return f->space != NULL;
+}
+
+/* The mean over the places of each image: x [n, places, features] -> out [n, features] */
+CTR_PRIVATE_ void ctr_frozen_mean_(const ctr_frozen *f, int64_t n, int64_t places,
+                                   const ctr_real *x, ctr_real *out)
+{
+    int64_t i, p, j;
+    for (i = 0; i < n; i++, out += f->features) {
+        for (j = 0; j < f->features; j++) out[j] = CTR_R(0.0);
+        for (p = 0; p < places; p++, x += f->features)
+            for (j = 0; j < f->features; j++) out[j] += x[j];
+        for (j = 0; j < f->features; j++) out[j] /= (ctr_real)places;
+    }
+}
+
+CTR_API int ctr_frozen_run(ctr_frozen *frozen, int64_t n, int64_t h, int64_t w, int64_t c,
+                           const ctr_real *x, int64_t chunk, ctr_real *out)
+{
+    ctr_ctx *ctx = frozen ? frozen->ctx : NULL;
+    int64_t at, count, oh, ow;
+    int stage;
+    if (!ctx || ctx->status != CTR_OK) return 0;
+    if (n < 0 || h < 1 || w < 1 || h > 65536 || w > 65536 || c != frozen->config.channels) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "freeze: expected images [n, h, w, %ld], got [%ld, %ld, %ld, "
+                  "%ld]", (long)frozen->config.channels, (long)n, (long)h, (long)w, (long)c);
+        return 0;
+    }
+    if (chunk < 1) chunk = 64;
+    chunk = CTR_MIN_(chunk, n);
+    for (at = 0; at < n; at += chunk, out += count * frozen->features) {
+        count = CTR_MIN_(chunk, n - at);
+        if (!ctr_frozen_space_(frozen, chunk, h, w)) return 0;
+        oh = h;
+        ow = w;
+        for (stage = 0; stage < frozen->stages; stage++) {
+            ctr_real *whole = frozen->space + 5 * frozen->group;
+            const ctr_real *in = stage ? whole + (stage - 1) % 2 * frozen->whole
+                                       : x + at * h * w * c;
+            ctr_frozen_stage_(frozen, stage, count, &oh, &ow, in,
+                              whole + stage % 2 * frozen->whole);
+        }
+        ctr_frozen_mean_(frozen, count, oh * ow,
+                         frozen->space + 5 * frozen->group + (stage - 1) % 2 * frozen->whole, out);
+    }
     return ctx->status == CTR_OK;
 }
 
