@@ -113,20 +113,99 @@ static void check_all(int64_t m, int64_t n, int64_t k, int64_t pad, double alpha
     }
 }
 
-/* A set that this processor or build has goes by its name and is the best; any other is the scalar
-   one. */
+/* A set that this processor or build has goes by its name, any other is the scalar one; the best is
+   taken. Whoever has AVX-512 has AVX2. */
 static void kernel_sets(void)
 {
-    static const ctr_kernels sets[2] = { CTR_KERNELS_AVX2, CTR_KERNELS_NEON };
-    static const char *const names[2] = { "avx2", "neon" };
+    static const ctr_kernels sets[3] = { CTR_KERNELS_AVX2, CTR_KERNELS_NEON, CTR_KERNELS_AVX512 };
+    static const char *const names[3] = { "avx2", "neon", "avx512" };
     const char *best = ctr_kernels_name(contexts[3]);
     int i;
     test_group("sets of kernels by name");
-    for (i = 0; i < 2; i++) {
+    for (i = 0; i < 3; i++) {
         ctr_ctx *ctx = test_ctx(1, sets[i]);
-        test_text(names[i], ctr_kernels_name(ctx), strcmp(best, names[i]) ? "scalar" : names[i]);
+        int has = !strcmp(best, names[i]) || (!strcmp(best, "avx512") && i == 0);
+        test_text(names[i], ctr_kernels_name(ctx), has ? names[i] : "scalar");
         ctr_ctx_destroy(ctx);
     }
+}
+
+/* Wide products, convolutions by both ways and the contrastive loss have AVX2's bits. */
+static void wide_bits(void)
+{
+    static const int64_t products[][3] = { { 61, 33, 70 }, { 100, 96, 401 }, { 7, 31, 64 },
+                                           { 200, 17, 9 }, { 13, 160, 800 } };
+    static const int64_t convs[][5] = { { 5, 9, 16, 48, 1 }, { 3, 12, 64, 40, 1 },
+                                        { 20, 8, 160, 136, 1 }, { 4, 11, 24, 64, 2 },
+                                        { 2, 10, 3, 32, 1 } };
+    ctr_ctx *ctx[2];
+    size_t i;
+    int k, ta;
+    test_group("AVX-512 has the bits of AVX2");
+    if (strcmp(ctr_kernels_name(contexts[3]), "avx512")) {
+        test_skip("AVX-512", "this processor or build has none");
+        return;
+    }
+    ctx[0] = test_ctx(2, CTR_KERNELS_AVX2);
+    ctx[1] = test_ctx(2, CTR_KERNELS_AVX512);
+    for (i = 0; i < 5; i++) {
+        int64_t m = products[i][0], n = products[i][1], p = products[i][2];
+        ctr_real *a = test_reals(m * p), *b = test_reals(p * n), *c[2];
+        test_fill_real("a", a, m * p, 1);
+        test_fill_real("b", b, p * n, 1);
+        for (ta = 0; ta < 2; ta++) {
+            for (k = 0; k < 2; k++) {
+                c[k] = test_reals(m * n);
+                test_fill_real("c", c[k], m * n, 1);
+                ctr_k_gemm(ctx[k], ta, 1 - ta, m, n, p, 1, a, ta ? m : p, b, ta ? n : p,
+                           (ctr_real)ta, c[k], n);
+            }
+            test_bytes("product", c[0], c[1], (size_t)(m * n) * sizeof **c);
+            free(c[0]);
+            free(c[1]);
+        }
+        free(a);
+        free(b);
+    }
+    for (i = 0; i < 5; i++) {
+        ctr_conv_shape s;
+        int64_t nx, nw, ny;
+        ctr_real *x, *w, *y, *out[2][3];
+        memset(&s, 0, sizeof s);
+        s.n = convs[i][0];
+        s.h = s.w = convs[i][1];
+        s.c = convs[i][2];
+        s.oc = convs[i][3];
+        s.stride = convs[i][4];
+        s.kh = s.kw = 3;
+        s.pad = 1;
+        s.oh = s.ow = (s.h - 1) / s.stride + 1;
+        nx = s.n * s.h * s.w * s.c;
+        nw = 9 * s.c * s.oc;
+        ny = s.n * s.oh * s.ow * s.oc;
+        x = test_reals(nx);
+        w = test_reals(nw);
+        y = test_reals(ny);
+        test_fill_real("x", x, nx, 1);
+        test_fill_real("w", w, nw, 1);
+        test_fill_real("y", y, ny, 1);
+        for (k = 0; k < 2; k++) {
+            out[k][0] = test_reals(ny);
+            out[k][1] = test_reals(nx);
+            out[k][2] = test_reals(nw);
+            ctr_k_conv_forward(ctx[k], &s, x, w, out[k][0]);
+            ctr_k_conv_input(ctx[k], &s, y, w, out[k][1], 0);
+            ctr_k_conv_weight(ctx[k], &s, x, y, out[k][2], 0);
+        }
+        test_bytes("forward", out[0][0], out[1][0], (size_t)ny * sizeof *y);
+        test_bytes("to the input", out[0][1], out[1][1], (size_t)nx * sizeof *y);
+        test_bytes("to the weights", out[0][2], out[1][2], (size_t)nw * sizeof *y);
+        for (k = 0; k < 6; k++) free(out[k / 3][k % 3]);
+        free(x);
+        free(w);
+        free(y);
+    }
+    for (k = 0; k < 2; k++) ctr_ctx_destroy(ctx[k]);
 }
 
 int main(int argc, char **argv)
@@ -142,6 +221,7 @@ int main(int argc, char **argv)
     for (k = 0; k < 6; k++)
         contexts[k] = test_ctx(1 + k % 3, k < 3 ? CTR_KERNELS_SCALAR : CTR_KERNELS_AUTO);
     kernel_sets();
+    wide_bits();
     test_group("small sizes, every transposition");
     for (i = 0; i < sizeof edges / sizeof *edges; i++)
         for (j = 0; j < sizeof edges / sizeof *edges; j += test_quick() ? 4 : 1)
