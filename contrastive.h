@@ -4,7 +4,7 @@
        #define CONTRASTIVE_IMPLEMENTATION
        #include "contrastive.h"              #include "contrastive.h"
 
-   Build:  cc -O2 program.c -lm -lpthread      (no other flag; AVX2 is found at run time)
+   Build:  cc -O2 program.c -lm -lpthread      (AVX2 and AVX-512 are found at run time)
 
    WHAT IT DOES NOT DO (yet)
    - Methods: SimCLR, SupCon, MoCo, BYOL, SimSiam, Barlow Twins, VICReg, NPID, FaceNet, PIRL, CPC,
@@ -12,9 +12,9 @@
    - Numbers are float. No mixed precision, no quantisation, no more than four dimensions.
    - No second derivatives; the tape is spent after one backward pass.
    - Convolutions have odd kernels, zero padding, no groups, no dilation.
-   - Fast kernels: x86-64 with AVX2 and FMA, and arm64 (there the augmentations have none), by gcc
-     or clang. Elsewhere plain C, much slower. NVIDIA GPUs through contrastive_cuda.cu, which no GPU
-     has run yet: only its emulation on the CPU.
+   - Fast kernels: x86-64 with AVX2 and FMA or AVX-512, and arm64 (there the augmentations have
+     none), by gcc or clang. Elsewhere plain C, much slower. NVIDIA GPUs through contrastive_cuda.cu,
+     which no GPU has run yet: only its emulation on the CPU.
    - Pictures: JPEG, PNG and BMP through stb_image if it is found, PNM by itself. No video, no TIFF.
    - Tested on Linux. POSIX is assumed for threads, folders and mapped files.
 
@@ -6326,7 +6326,7 @@ CTR_PRIVATE_ void ctr_gemm_scalar_(ctr_ctx *ctx, ctr_gemm_args_ *g)
 
 #if CTR_HAS_FAST_
 
-/* ---- AVX2 + FMA, NEON ---------------------------------------------------------------------------
+/* ---- AVX2 + FMA, AVX-512, NEON ------------------------------------------------------------------
    The product is cut into tiles of 6 x 16. With AVX2 that is twelve registers of sums, which leaves
    two for sixteen columns of B and two for broadcast elements of A, and gives each loaded value
    enough work to keep both multiply-add units of a core busy. Both sets of kernels have the same

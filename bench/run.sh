@@ -253,7 +253,7 @@ fi
 
 if wanted scaling && [ "$threads" -gt 1 ]; then
     table "Training step, $threads threads against one (ratio: times as fast)"
-    for c in resnet20:256 resnet18:64; do
+    for c in resnet20:256 resnet18:64 resnet8:256 resnet50:32; do
         case_name=${c%:*} label="one thread"
         us() { ours step --only "$case_name" --threads "$threads" --seconds "$seconds" --checked 1; }
         them() { ours step --only "$case_name" --threads 1 --seconds "$seconds" --checked 1; }
@@ -428,6 +428,27 @@ fi
 
 # ---- the report ------------------------------------------------------------------------------
 
+# Of the lines that differ in what was measured alone, the middle one by ms (or value).
+medians() {
+    awk '
+    { key = $1; m = 0
+      for (i = 2; i <= NF; i++) {
+          split($i, kv, "=")
+          if (kv[1] ~ /^(name|shape|variant|threads|net|side|views|rows|images|case|blur|n|k)$/)
+              key = key " " $i
+          if (kv[1] == "ms" || (kv[1] == "value" && !m)) m = kv[2] + 0
+      }
+      if (!(key in count)) order[++keys] = key
+      n = ++count[key]
+      for (; n > 1 && by[key, n - 1] > m; n--) {
+          by[key, n] = by[key, n - 1]; line[key, n] = line[key, n - 1]
+      }
+      by[key, n] = m; line[key, n] = $0 }
+    END { for (i = 1; i <= keys; i++) {
+              key = order[i]; n = count[key]
+              print line[key, int((n + 1) / 2)] (n > 1 ? " of=" n : "") } }'
+}
+
 report() {
     printf '\n## %s, commit %s\n\n' "$(date +%Y-%m-%d)" "$commit"
     printf '%s\n\n' "$machine"
@@ -441,8 +462,8 @@ report
 if [ $write = 1 ]; then
     {
         report
-        printf '\nThe lines behind it:\n\n'
-        sed 's/^/    /' "$work/lines"
+        printf '\nThe lines behind it, of each measurement the median one ("of" so many):\n\n'
+        medians <"$work/lines" | sed 's/^/    /'
     } >>"$here/RESULTS.md"
     say "appended to bench/RESULTS.md"
 fi
