@@ -13,8 +13,8 @@
    - No second derivatives; the tape is spent after one backward pass.
    - Convolutions have odd kernels, zero padding, no groups, no dilation.
    - Fast kernels: x86-64 with AVX2 and FMA or AVX-512, and arm64 (there the augmentations have
-     none), by gcc or clang. Elsewhere plain C, much slower. NVIDIA GPUs through contrastive_cuda.cu,
-     which no GPU has run yet: only its emulation on the CPU.
+     none), by gcc or clang. Elsewhere plain C, much slower. NVIDIA GPUs through
+     contrastive_cuda.cu, which no GPU has run yet: only its emulation on the CPU.
    - Pictures: JPEG, PNG and BMP through stb_image if it is found, PNM by itself. No video, no TIFF.
    - Tested on Linux. POSIX is assumed for threads, folders and mapped files.
 

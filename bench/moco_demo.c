@@ -4,11 +4,11 @@
  *     ./moco_demo --data cifar-10 [--epochs 2] [--threads N] [--out moco_demo.ctr]
  *
  * cifar-10: a folder with train/ and test/, one folder of pictures for each class in both, 50,000
- * and 10,000 pictures. The recipe: ResNet-18 with a 3x3 stem, a linear layer to 128 numbers, batches
- * of 512 whose batch norm sees 8 parts of 64, one query view and one key view, 4,096 keys, T 0.1,
- * momentum 0.99, SGD with momentum 0.9, decay 5e-4 and rate 0.06 on a cosine of 200 epochs (which
- * moves step by step here, epoch by epoch there); judged by k-NN (k = 200, T = 0.1) on the 128 normalised numbers. Resumes
- * from --out if that is there. About 12 minutes an epoch on two cores.
+ * and 10,000 pictures. The recipe: ResNet-18 with a 3x3 stem, a linear layer to 128 numbers,
+ * batches of 512 whose batch norm sees 8 parts of 64, one query view and one key view, 4,096 keys,
+ * T 0.1, momentum 0.99, SGD with momentum 0.9, decay 5e-4 and rate 0.06 on a cosine of 200 epochs
+ * (which moves step by step here, epoch by epoch there); judged by k-NN (k = 200, T = 0.1) on the
+ * 128 normalised numbers. Resumes from --out if that is there.
  */
 #define CONTRASTIVE_IMPLEMENTATION
 #define CONTRASTIVE_STATIC

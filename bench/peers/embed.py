@@ -3,7 +3,8 @@
     python embed.py [--threads 2] [--seconds 5] [--images 64,1] [--variants nchw,...]
 
 Variants: nchw, channels_last, compile (nchw), compile_cl (channels_last under torch.compile); all in
-evaluation mode under inference_mode. ms is the median time of a call.
+evaluation mode under inference_mode, with every norm folded into the convolution before it
+(fuse_conv_bn_eval). ms is the median time of a call.
 """
 import argparse
 import copy
@@ -11,6 +12,19 @@ import sys
 
 from common import emit, fresh, median, peak_mb, times
 from simclr_step import VARIANTS, encoder
+
+
+def fold(module):
+    """Replaces each convolution and the norm behind it by one convolution."""
+    import torch
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+    children = list(module.named_children())
+    for (name, conv), (norm_name, norm) in zip(children, children[1:]):
+        if isinstance(conv, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
+            setattr(module, name, fuse_conv_bn_eval(conv, norm))
+            setattr(module, norm_name, torch.nn.Identity())
+    for _, inner in children:
+        fold(inner)
 
 
 def child(variant, images, threads, seconds):
@@ -23,14 +37,18 @@ def child(variant, images, threads, seconds):
     layout = torch.channels_last if last else torch.contiguous_format
     x = (torch.rand(images, 3, 32, 32) - 0.5).contiguous(memory_format=layout)
     model = model.to(memory_format=layout).eval()
+    with torch.inference_mode():
+        exact = copy.deepcopy(model).double()(x.double())
+    fold(model)
+    left = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    if left:
+        sys.exit("embed: %d norms were not folded" % len(left))
     forward = torch.compile(model) if variant.startswith("compile") else model
 
     def run():
         with torch.inference_mode():
             return forward(x)
 
-    with torch.inference_mode():
-        exact = copy.deepcopy(model).double()(x.double())
     error = float((run().double() - exact).abs().max())
     if run().shape != (images, width) or not error < 1e-3:
         sys.exit("embed %s: wrong by %g" % (variant, error))
