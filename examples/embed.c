@@ -7,6 +7,7 @@
  *     embeddings.npy   [images, features], float32, in the order of paths.txt
  *     paths.txt        a line for each image: its path below --data, or its number
  *     labels.npy       [images], int32, if there are classes: their numbers
+ *     encoder.txt      which network it was, with which weights, for images of which size
  *
  *     import numpy
  *     x = numpy.load("out/embed/embeddings.npy")
@@ -77,6 +78,17 @@ static void write_paths(ex_run *run, const ctr_dataset *data)
     ex_run_drew(run, ex_bytes_write(&text, ex_out_path(run->o, "paths.txt", line)));
 }
 
+/* encoder.txt: ./search takes no vectors but those of its own encoder. */
+static void write_encoder(ex_run *run, ctr_method *method)
+{
+    ex_bytes text = { NULL, 0, 0, 0 };
+    char line[192], path[EX_PATH];
+    ex_encoder_name(run, method, line);
+    ex_bytes_add(&text, line, strlen(line));
+    ex_bytes_add(&text, "\n", 1);
+    ex_run_drew(run, ex_bytes_write(&text, ex_out_path(run->o, "encoder.txt", path)));
+}
+
 int main(int argc, char **argv)
 {
     ex_options o;
@@ -120,7 +132,8 @@ int main(int argc, char **argv)
         ctr_npy_save(run.ctx, ex_out_path(&o, "labels.npy", path), CTR_FILE_I32, 1, shape, labels);
     ex_run_check(&run);
     write_paths(&run, run.train);
-    printf("written to %s: embeddings.npy paths.txt%s\n", o.out,
+    write_encoder(&run, method);
+    printf("written to %s: embeddings.npy paths.txt encoder.txt%s\n", o.out,
            ctr_dataset_classes(run.train) ? " labels.npy" : "");
     printf("result method=embed images=%ld features=%ld images_per_s=%.0f peak_mb=%.0f "
            "seconds=%.1f\n", (long)n, (long)method->features, seconds > 0 ? (double)n / seconds : 0,

@@ -149,6 +149,17 @@ EX_FN ctr_aug_config ex_encoder_view(ex_run *run, const ex_encoder *e, const ctr
     return view;
 }
 
+/* What a vector depends on besides its image, in one line: the network, a hash of its weights, and
+ * how images are brought to it. Vectors can be compared if their lines are equal. */
+EX_FN void ex_encoder_name(const ex_run *run, ctr_method *method, char text[192])
+{
+    char network[96];
+    method->describe_fn(method, network, sizeof network);
+    snprintf(text, 192, "%s, weights %016llx, images of %ld x %ld, %s", network,
+             (unsigned long long)ctr_method_hash(method), (long)run->clean.width,
+             (long)run->clean.height, run->clean.std[0] < 1 ? "normalised" : "not normalised");
+}
+
 /* The options of training that these programs have no use for. */
 EX_FN void ex_encoder_drop(ex_options *o)
 {

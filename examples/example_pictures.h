@@ -757,7 +757,7 @@ EX_FN void ex_neighbours_caption(const ex_neighbours *s, const float *similarity
                                  char *text, size_t size)
 {
     char number[48] = "";
-    if (similarity) ex_number(number, (double)*similarity, 2);
+    if (similarity) ex_number(number, (double)*similarity, 3);
     if (label >= 0 && s->names && label < s->names_count)
         snprintf(text, size, "%s%s%s", number, similarity ? " " : "", s->names[label]);
     else if (label >= 0)

@@ -95,6 +95,25 @@ static void close_queries(ex_run *run, query_set *q)
     ctr_image_free(run->ctx, &q->file);
 }
 
+/* Ends the program if encoder.txt beside the embeddings names another encoder than this one. */
+static void check_encoder(ex_run *run, ctr_method *method, const char *file)
+{
+    char path[EX_PATH + 16], own[192], other[192] = "";
+    FILE *from;
+    snprintf(path, sizeof path, "%.*sencoder.txt", (int)ex_folder_length(file), file);
+    from = fopen(path, "rb");
+    if (from) other[fread(other, 1, sizeof other - 1, from)] = 0;
+    if (from) fclose(from);
+    other[strcspn(other, "\n")] = 0;
+    ex_encoder_name(run, method, own);
+    if (!from)
+        ex_die(run->o, 2, "--embeddings: no '%s', which tells their encoder: let ./embed write "
+               "them", path);
+    if (strcmp(own, other))
+        ex_die(run->o, 2, "--embeddings: made by another encoder, \"%s\", expected \"%s\"", other,
+               own);
+}
+
 /* The gallery's vectors: computed, or read from what ./embed wrote. */
 static ex_embedded gallery(ex_run *run, ctr_method *method, const char *file)
 {
@@ -102,6 +121,7 @@ static ex_embedded gallery(ex_run *run, ctr_method *method, const char *file)
     ctr_npy npy;
     int64_t i;
     if (!file) return ex_embed(run, method, run->train);
+    check_encoder(run, method, file);
     ctr_npy_load(run->ctx, file, &npy);
     ex_run_check(run);
     e.n = ctr_dataset_count(run->train);
@@ -136,7 +156,7 @@ static int write_table(ex_run *run, const query_set *q, int k, const int64_t *in
             int32_t label = ctr_dataset_label(run->train, at), own = ctr_dataset_label(q->images,
                                                                                        i);
             snprintf(line, sizeof line, "%s\t%d\t%s\t%ld\t%.900s\t%s\n", q->name[i], j + 1,
-                     ex_number(number, (double)cosine[i * k + j], 4), (long)at,
+                     ex_number(number, (double)cosine[i * k + j], 3), (long)at,
                      ctr_dataset_path(run->train, at), names && label >= 0 ? names[label] : "");
             ex_bytes_add(&text, line, strlen(line));
             if (i == 0) printf("%s", line);
@@ -230,8 +250,8 @@ int main(int argc, char **argv)
                    "--data; without it, some of the test images");
     ex_options_add(&o, "--k", "N", EX_INT, &k, 1, K_MOST, "neighbours of each query");
     ex_options_add(&o, "--embeddings", "FILE", EX_TEXT, &embeddings, 0, 0,
-                   "of --data, as ./embed wrote them with the same checkpoint;\n"
-                   "without it they are computed");
+                   "of --data, as ./embed wrote them with the same checkpoint and\n"
+                   "size (encoder.txt tells); without it they are computed");
     ex_options_parse(&o, argc, argv);
     if (embeddings) ex_check_readable(&o, "--embeddings", embeddings);
     if (query && strspn(query, "0123456789") != strlen(query))

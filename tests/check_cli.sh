@@ -277,7 +277,7 @@ for program in embed search evaluate; do
         bad "$program --smoke: $(tail -n 1 stdout) $(cat stderr)"
     fi
 done
-for f in embed/embeddings.npy embed/paths.txt embed/labels.npy search/nearest.png search/nearest.txt \
+for f in embed/embeddings.npy embed/paths.txt embed/labels.npy embed/encoder.txt search/nearest.png search/nearest.txt \
     evaluate/map.svg evaluate/neighbours.png evaluate/labels.svg; do
     if [ -s "done_$f" ]; then ok "done_$f is there"; else bad "done_$f is missing"; fi
 done
@@ -290,7 +290,7 @@ else
     bad "embed: $(cat stdout stderr)"
 fi
 given search --data gray found "--query gray/car.ppm --k 3 --embeddings pictures/embeddings.npy"
-if sed -n 2p found/nearest.txt | grep -q '^gray/car.ppm.1.1.0000.2.car.ppm'; then
+if sed -n 2p found/nearest.txt | grep -q '^gray/car.ppm.1.1.000.2.car.ppm'; then
     ok "a picture finds itself first: $(sed -n 2p found/nearest.txt)"
 else
     bad "search: $(cat stdout stderr)"
@@ -304,8 +304,15 @@ fi
 prog=$work/search
 refuse "number beyond the images" "from 0 to 11" --data gray --checkpoint one/checkpoint.safetensors --query 12
 refuse "query that is no picture" "readme" --data gray --checkpoint one/checkpoint.safetensors --query words/readme.md
-refuse "another set's embeddings" "embeddings: expected float32 .12, 32." --data gray \
-    --checkpoint one/checkpoint.safetensors --embeddings done_embed/embeddings.npy
+mkdir fewer && cp gray/c*.ppm fewer
+refuse "another set's embeddings" "embeddings: expected float32 .[0-9], 32." --data fewer \
+    --checkpoint one/checkpoint.safetensors --embeddings pictures/embeddings.npy
+refuse "another encoder's embeddings" "embeddings: made by another encoder" --data gray \
+    --checkpoint flat/checkpoint.safetensors --embeddings pictures/embeddings.npy
+refuse "the same encoder's, for another size" "images of 28 x 28" --data gray --size 28 \
+    --checkpoint one/checkpoint.safetensors --embeddings pictures/embeddings.npy
+refuse "embeddings of nobody knows which encoder" "encoder.txt" --data gray \
+    --checkpoint one/checkpoint.safetensors --embeddings one/embeddings.npy
 prog=$work/evaluate
 refuse "no classes to ask for" "no classes" --data gray --checkpoint one/checkpoint.safetensors
 # what trains nothing, or a little: a result line and pictures
