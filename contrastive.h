@@ -3096,6 +3096,11 @@ typedef struct ctr_fit_config {
 } ctr_fit_config;
 CTR_API ctr_fit_config ctr_fit_default(void);
 CTR_API void ctr_fit_config_init(ctr_fit_config *config);
+/* Where ctr_fit would begin: where the loader stands or, with resume, the checkpoint. Changes
+   nothing, so that what else is expensive can come after it. 1, or 0 with the error of a checkpoint
+   that ctr_fit would not go on from. */
+CTR_API int ctr_fit_locate(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config,
+                           ctr_position *position);
 /* Trains from where the loader or the checkpoint stands to the last epoch. Returns the number of
    steps done in this call, or -1 with an error (a checkpoint of another run, a full disk, ...). */
 CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config);
@@ -28293,9 +28298,10 @@ CTR_PRIVATE_ int ctr_ckpt_same_run_(const ctr_method *method, const ctr_ckpt_ *c
     return ctx->status == CTR_OK;
 }
 
-/* run (or NULL) and its batches in an epoch: the run that the position must belong to. */
+/* run (or NULL) and its batches in an epoch: the run that the position must belong to. look 1: finds
+   out whether it could be loaded, and changes nothing but the position. */
 CTR_PRIVATE_ int ctr_ckpt_load_(ctr_method *method, const char *path, ctr_position *position,
-                                const ctr_position *run, int64_t batches)
+                                const ctr_position *run, int64_t batches, int look)
 {
     ctr_ctx *ctx = method->ctx;
     ctr_ckpt_ *c = ctr_ckpt_create_(ctx, path);
@@ -28314,7 +28320,7 @@ CTR_PRIVATE_ int ctr_ckpt_load_(ctr_method *method, const char *path, ctr_positi
             ctr_fail_(ctx, CTR_E_FORMAT, "%s: holds %ld tensors, expected %ld",
                       ctr_file_tail_(path), (long)ctr_safetensors_count(file), (long)c->found);
         c->bytes = ctr_round_(c->bytes) * 2;
-        if (ctx->status == CTR_OK) c->data = (char *)ctr_aligned_alloc_(ctx, c->bytes);
+        if (ctx->status == CTR_OK && !look) c->data = (char *)ctr_aligned_alloc_(ctx, c->bytes);
         if (c->data) { /* from here on nothing can fail */
             size_t bytes = c->bytes;
             c->write = 1;
@@ -28322,8 +28328,8 @@ CTR_PRIVATE_ int ctr_ckpt_load_(ctr_method *method, const char *path, ctr_positi
             method->visit_fn(method, &v);
             ctr_aligned_free_(ctx, c->data, bytes);
             c->data = NULL;
-            if (position) *position = found;
         }
+        if (ctx->status == CTR_OK && position) *position = found;
     }
     ctr_safetensors_close(ctx, file);
     ctr_free_host_(ctx, c, sizeof *c);
@@ -28332,7 +28338,7 @@ CTR_PRIVATE_ int ctr_ckpt_load_(ctr_method *method, const char *path, ctr_positi
 
 CTR_API int ctr_checkpoint_load(ctr_method *method, const char *path, ctr_position *position)
 {
-    return method && ctr_ckpt_load_(method, path, position, NULL, 0);
+    return method && ctr_ckpt_load_(method, path, position, NULL, 0, 0);
 }
 
 /* ---- weights by torchvision's names ---- */
@@ -29741,28 +29747,45 @@ CTR_PRIVATE_ int ctr_fit_check_(ctr_ctx *ctx, const ctr_fit_config *c)
     return ctx->status == CTR_OK;
 }
 
+/* The run's position, and with resume the state that belongs to it unless this is only a look. */
+CTR_PRIVATE_ int ctr_fit_start_(ctr_method *method, const ctr_loader *loader,
+                                const ctr_fit_config *config, int look, ctr_position *p)
+{
+    int64_t batches = ctr_loader_batches(loader);
+    ctr_position saved;
+    memset(p, 0, sizeof *p);
+    ctr_loader_run_(loader, &p->images, &p->batch_size, &p->seed);
+    p->epochs = config->epochs;
+    ctr_loader_tell(loader, &p->epoch, &p->batch);
+    p->step = p->epoch * batches + p->batch;
+    if (!config->resume || !config->checkpoint || !ctr_file_exists_(config->checkpoint)) return 1;
+    if (!ctr_ckpt_load_(method, config->checkpoint, &saved, p, batches, look)) return 0;
+    *p = saved;
+    return 1;
+}
+
+CTR_API int ctr_fit_locate(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config,
+                           ctr_position *position)
+{
+    memset(position, 0, sizeof *position);
+    return method && loader && ctr_fit_check_(method->ctx, config) &&
+           ctr_fit_start_(method, loader, config, 1, position);
+}
+
 CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config)
 {
     ctr_ctx *ctx = method ? method->ctx : NULL;
     ctr_schedule schedule;
-    ctr_position p, saved;
+    ctr_position p;
     int64_t first;
-    if (!method || !loader || !ctr_fit_check_(ctx, config)) return -1;
-    memset(&p, 0, sizeof p);
-    ctr_loader_run_(loader, &p.images, &p.batch_size, &p.seed);
-    p.epochs = config->epochs;
+    if (!method || !loader || !ctr_fit_check_(ctx, config) ||
+        !ctr_fit_start_(method, loader, config, 0, &p) ||
+        !ctr_loader_seek(ctx, loader, p.epoch, p.batch))
+        return -1;
     schedule = ctr_fit_schedule_(method, config, ctr_loader_batches(loader), p.batch_size);
     method->run.images = p.images;
     method->run.steps = schedule.total;
     method->run.lr = schedule.base;
-    ctr_loader_tell(loader, &p.epoch, &p.batch);
-    p.step = p.epoch * ctr_loader_batches(loader) + p.batch;
-    if (config->resume && config->checkpoint && ctr_file_exists_(config->checkpoint)) {
-        if (!ctr_ckpt_load_(method, config->checkpoint, &saved, &p, ctr_loader_batches(loader)))
-            return -1;
-        if (!ctr_loader_seek(ctx, loader, saved.epoch, saved.batch)) return -1;
-        p = saved;
-    }
     if (p.batch > 0) ctr_method_order_(method, loader); /* else the beginning of the epoch does */
     first = p.step;
     while (p.epoch < config->epochs && ctr_fit_epoch_(method, loader, config, &schedule, &p))

@@ -199,23 +199,30 @@ static ctr_loader *load(ex_run *run, ctr_method *m, ctr_dataset *images, int64_t
     return loader;
 }
 
-/* Says what a step takes whole and in chunks, then trains. Seconds of a step. */
-static double train(ex_run *run, ctr_method *m, ctr_loader *loader, int chunk, double rate)
+/* What to train with; rate: at 128 images. */
+static ctr_fit_config settings(ex_run *run, ctr_method *m, ctr_loader *loader, int chunk,
+                               double rate)
 {
-    ctr_fit_config fit = ctr_fit_default();
-    int64_t batch = run->o->batch, c = ctr_dataset_channels(run->train);
+    ctr_fit_config fit;
+    ex_run_fit(run, m, loader, &fit);
+    fit.lr = rate * sqrt((double)run->o->batch / 128);
+    fit.chunk = chunk;
+    return fit;
+}
+
+/* Says what a step takes whole and in chunks, then trains. Seconds of a step. */
+static double train(ex_run *run, ctr_method *m, ctr_loader *loader, ctr_fit_config fit)
+{
+    int64_t chunk = fit.chunk, batch = run->o->batch, c = ctr_dataset_channels(run->train);
     int64_t side = run->view.height;
     size_t whole = ctr_method_plan(m, batch, side, side, c);
     size_t part = ctr_method_plan(m, chunk < batch ? chunk : batch, side, side, c);
     double seconds;
-    fit.epochs = run->o->epochs;
-    fit.lr = rate * sqrt((double)batch / 128);
-    fit.chunk = chunk;
     printf("\nbatch %ld: %ld steps, rate %.3g; activations of a step: %.0f MB whole, %.0f MB a "
-           "chunk of %d; batch norm sees the chunk\n", (long)batch,
+           "chunk of %ld; batch norm sees the chunk\n", (long)batch,
            (long)(ctr_loader_batches(loader) * fit.epochs), fit.lr, (double)whole / 1e6,
-           (double)part / 1e6, chunk < batch ? chunk : (int)batch);
-    ex_run_train(run, m, loader, fit);
+           (double)part / 1e6, (long)(chunk < batch ? chunk : batch));
+    ex_run_train(run, m, loader, &fit);
     seconds = run->steps ? run->trained_seconds / run->steps : 0;
     printf("batch %ld: %.2f s a step, %.0f images/s, peak %.0f MB\n", (long)batch, seconds,
            seconds > 0 ? (double)batch / seconds : 0, ex_peak_mb());
@@ -255,37 +262,54 @@ static void draw(ex_run *run, const char *name, const double *x, const ctr_score
     ex_run_drew(run, ex_svg_curve(ex_out_path(run->o, "curve.svg", path), title, &panel, 1));
 }
 
-static void curve(ex_run *run, const char *name, int chunk, double rate)
+/* One point of the curve, in a folder of its own; returns the seconds of a step. scores NULL: only
+   whether --resume can go on. */
+static double point(ex_run *run, const char *name, ctr_dataset *images, int64_t size, int chunk,
+                    double rate, ctr_scores *scores)
 {
     static char folder[EX_PATH];
+    const char *out = run->o->out;
+    ctr_method *m = make(run, name); /* the same start for each */
+    ctr_loader *loader = load(run, m, images, size);
+    ctr_fit_config fit;
+    double seconds = 0;
+    snprintf(folder, sizeof folder, "%s/%ld", out, (long)size);
+    run->o->out = folder;
+    fit = settings(run, m, loader, chunk, rate);
+    if (scores) {
+        seconds = train(run, m, loader, fit);
+        ex_run_scores(run, m, "trained encoder", scores);
+    }
+    ctr_loader_destroy(run->ctx, loader);
+    ctr_method_destroy(m);
+    free(run->loss);
+    free(run->epoch_loss);
+    free(run->epoch_x);
+    run->loss = run->epoch_loss = run->epoch_x = NULL;
+    run->steps = run->epochs = 0;
+    run->o->out = out;
+    return seconds;
+}
+
+static void curve(ex_run *run, const char *name, int chunk, double rate)
+{
     const char *out = run->o->out;
     int64_t n = ctr_dataset_count(run->train);
     double x[SIZES], seconds[SIZES];
     ctr_scores scores[SIZES];
     int count = 1, i;
     ctr_dataset *images;
-    ctr_method *m = make(run, name);
-    ex_run_before(run, m);
-    ctr_method_destroy(m);
+    ctr_method *m;
     while (count < SIZES && sizes[count] < 2 * n) count++;
     images = whole_batches(run, sizes[count - 1]); /* a multiple of all of them */
+    for (i = 0; i < count && run->o->resume; i++)
+        point(run, name, images, sizes[i], chunk, rate, NULL);
+    m = make(run, name);
+    ex_run_before(run, m);
+    ctr_method_destroy(m);
     for (i = 0; i < count; i++) {
-        ctr_loader *loader;
-        m = make(run, name); /* the same start for each */
-        loader = load(run, m, images, sizes[i]);
-        snprintf(folder, sizeof folder, "%s/%ld", out, (long)sizes[i]);
-        run->o->out = folder;
-        seconds[i] = train(run, m, loader, chunk, rate);
-        ex_run_scores(run, m, "trained encoder", &scores[i]);
+        seconds[i] = point(run, name, images, sizes[i], chunk, rate, &scores[i]);
         x[i] = log2((double)sizes[i]);
-        ctr_loader_destroy(run->ctx, loader);
-        ctr_method_destroy(m);
-        free(run->loss);
-        free(run->epoch_loss);
-        free(run->epoch_x);
-        run->loss = run->epoch_loss = run->epoch_x = NULL;
-        run->steps = run->epochs = 0;
-        run->o->out = out;
     }
     draw(run, name, x, scores, count, ctr_dataset_count(images));
     ctr_dataset_destroy(run->ctx, images);
@@ -306,6 +330,7 @@ int main(int argc, char **argv)
     ex_run run;
     ctr_method *method;
     ctr_loader *loader;
+    ctr_fit_config fit;
     ctr_dataset *images;
     const char *name = kinds[0].name;
     int chunk = CHUNK, i;
@@ -343,8 +368,9 @@ int main(int argc, char **argv)
         method = make(&run, name);
         images = whole_batches(&run, o.batch);
         loader = load(&run, method, images, o.batch);
+        fit = settings(&run, method, loader, chunk, o.lr);
         ex_run_before(&run, method);
-        train(&run, method, loader, chunk, o.lr);
+        train(&run, method, loader, fit);
         ex_run_after(&run, method, &method->augs[1]);
         ctr_loader_destroy(run.ctx, loader);
         ctr_method_destroy(method);

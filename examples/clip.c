@@ -339,7 +339,7 @@ int main(int argc, char **argv)
 {
     ex_options o;
     ex_run run;
-    ctr_fit_config fit = ctr_fit_default();
+    ctr_fit_config fit;
     ctr_tokenizer *tokenizer;
     ctr_method *method;
     ctr_loader *loader;
@@ -352,6 +352,7 @@ int main(int argc, char **argv)
     int64_t *best;
     double shot[2] = { -1, -1 }, chosen[3] = { -1, -1, -1 };
     int siglip = 0, equal = 0, images = IMAGES, i;
+    char loss[48];
 
     /* 1. the command line */
     ex_options_init(&o, "clip", "pictures and sentences in one space", __FILE__);
@@ -393,9 +394,8 @@ int main(int argc, char **argv)
     /* 3. the method: view, two towers, loss, optimiser; train it */
     method = make_method(&run, tokenizer, siglip, equal);
     loader = make_loader(&run, method, tokens);
-    fit.epochs = o.epochs;
-    fit.lr = o.lr;
-    ex_run_train(&run, method, loader, fit);
+    ex_run_fit(&run, method, loader, &fit);
+    ex_run_train(&run, method, loader, &fit);
 
     /* 4. use it: name what is held out, tell true sentences from false ones, find one by the
        other */
@@ -408,13 +408,12 @@ int main(int argc, char **argv)
     if (run.steps) ex_draw_loss(&run);
     save_embeddings(&run, &e);
     printf("cosines are multiplied by %.1f; written to %s: checkpoint.safetensors embeddings.npy "
-           "loss.svg retrieval.png%s\n", ctr_clip_scale(method), o.out,
+           "%sretrieval.png%s\n", ctr_clip_scale(method), o.out, run.steps ? "loss.svg " : "",
            o.data ? "" : " zeroshot.png");
-    printf("result method=clip epochs=%d loss=%.4f zeroshot=%.2f zeroshot_seen=%.2f colour=%.2f "
+    printf("result method=clip epochs=%d%s zeroshot=%.2f zeroshot_seen=%.2f colour=%.2f "
            "binding=%.2f relation=%.2f caption_r1=%.2f picture_r1=%.2f images_per_s=%.0f "
-           "peak_mb=%.0f seconds=%.1f\n", o.epochs,
-           run.epochs ? run.epoch_loss[run.epochs - 1] : -1, shot[1], shot[0], chosen[0], chosen[1],
-           chosen[2], 100 * text.recall[0], 100 * image.recall[0],
+           "peak_mb=%.0f seconds=%.1f\n", o.epochs, ex_run_loss(&run, loss), shot[1], shot[0],
+           chosen[0], chosen[1], chosen[2], 100 * text.recall[0], 100 * image.recall[0],
            run.trained_seconds > 0 ? run.images / run.trained_seconds : 0, ex_peak_mb(),
            ex_seconds() - run.started);
     if (fflush(stdout) != 0) ex_die(&o, 2, "the result could not be printed");

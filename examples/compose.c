@@ -509,11 +509,11 @@ static ctr_method *make(ex_run *run, const row *r)
     return m;
 }
 
-/* One row of the table: its own folder, the common budget. */
-static ctr_scores measure(ex_run *run, const row *r, const char *out)
+/* One row of the table: its own folder, the common budget. look: only whether --resume can go on. */
+static ctr_scores measure(ex_run *run, const row *r, const char *out, int look)
 {
     static char folder[EX_PATH];
-    ctr_fit_config fit = ctr_fit_default();
+    ctr_fit_config fit;
     ctr_scores scores = run->pixels;
     ctr_method *m;
     ctr_loader *loader;
@@ -524,11 +524,12 @@ static ctr_scores measure(ex_run *run, const row *r, const char *out)
     run->o->out = folder;
     m = make(run, r);
     loader = ex_run_loader(run, m);
-    printf("\n%s\n", r->name);
-    fit.epochs = run->o->epochs;
-    fit.lr = run->o->lr;
-    ex_run_train(run, m, loader, fit);
-    ex_run_scores(run, m, r->name, &scores);
+    printf("%s%s\n", look ? "" : "\n", r->name);
+    ex_run_fit(run, m, loader, &fit);
+    if (!look) {
+        ex_run_train(run, m, loader, &fit);
+        ex_run_scores(run, m, r->name, &scores);
+    }
     ctr_loader_destroy(run->ctx, loader);
     ctr_method_destroy(m);
     free(run->loss);
@@ -580,10 +581,12 @@ static void table(ex_run *run, int count)
     char path[EX_PATH];
     FILE *file;
     int i;
-    ctr_method *m = make(run, &rows[0]);
+    ctr_method *m;
+    for (i = 0; i < count && run->o->resume; i++) measure(run, &rows[i], out, 1);
+    m = make(run, &rows[0]);
     ex_run_before(run, m);
     ctr_method_destroy(m);
-    for (i = 0; i < count; i++) scores[i] = measure(run, &rows[i], out);
+    for (i = 0; i < count; i++) scores[i] = measure(run, &rows[i], out, 0);
     print_table(run, stdout, scores, count);
     file = fopen(ex_out_path(run->o, "table.md", path), "w");
     if (!file) ex_die(run->o, 2, "--out: cannot write '%s': %s", path, strerror(errno));

@@ -8,8 +8,9 @@
  *     ex_run_method(&run, method, &view);        or, where something comes in between:
  *
  *     loader = ex_run_loader(&run, method);      batches of views
+ *     ex_run_fit(&run, method, loader, &fit);    checkpoint and rate; can --resume go on from it?
  *     ex_run_before(&run, method);               scores of pixels and of the untrained encoder
- *     ex_run_train(&run, method, loader, fit);
+ *     ex_run_train(&run, method, loader, &fit);
  *     ex_run_after(&run, method, &view);         scores, pictures, the result line
  *
  * A mistake of the user's ends the program with one line and code 2, a failure of ours with 1. */
@@ -254,6 +255,9 @@ EX_FN int ex_run_step(void *user, const ctr_report *report)
 {
     ex_run *run = (ex_run *)user;
     if (run->steps == 0) {
+        printf("each epoch: its loss; how many views found their partner nearest; mean cosines;\n"
+               "spread of the embeddings, and of an even one (std); effective rank of the "
+               "features\n");
         run->first_step = report->step;
         ex_progress_begin(&run->progress, run->progress.epochs, run->progress.steps,
                           run->progress.images, (long)report->step);
@@ -287,35 +291,45 @@ EX_FN int ex_run_epoch(void *user, const ctr_report *report)
     return 0;
 }
 
-/* Trains from the start or, with --resume, from the checkpoint in the --out folder. */
-EX_FN void ex_run_train(ex_run *run, ctr_method *method, ctr_loader *loader, ctr_fit_config fit)
+/* What the command line says of training, with the checkpoint in the --out folder. One that --resume
+   cannot go on from ends the program here, before anything that takes time. */
+EX_FN void ex_run_fit(ex_run *run, ctr_method *method, ctr_loader *loader, ctr_fit_config *fit)
 {
     static char path[EX_PATH];
+    ctr_position p;
+    *fit = ctr_fit_default();
+    fit->epochs = run->o->epochs;
+    fit->lr = run->o->lr;
+    fit->checkpoint = ex_out_path(run->o, "checkpoint.safetensors", path);
+    fit->save_every = run->o->save_every;
+    fit->resume = run->o->resume;
+    fit->user = run;
+    fit->step_fn = ex_run_step;
+    fit->epoch_fn = ex_run_epoch;
+    if (!ctr_fit_locate(method, loader, fit, &p)) ex_run_check(run);
+    if (fit->resume && access(path, R_OK))
+        printf("no %s to go on from: a new run\n", path);
+    else if (fit->resume && p.epoch >= fit->epochs)
+        printf("%s has all of its %ld epochs: there is nothing left to train\n", path,
+               (long)fit->epochs);
+}
+
+/* Trains from the start or, with --resume, from the checkpoint in the --out folder. */
+EX_FN void ex_run_train(ex_run *run, ctr_method *method, ctr_loader *loader,
+                        const ctr_fit_config *fit)
+{
     int64_t batches = ctr_loader_batches(loader);
-    double start = ex_seconds();
-    FILE *before;
     ex_out_make(run->o);
-    run->step_room = (int)(batches * fit.epochs);
+    run->step_room = (int)(batches * fit->epochs);
     run->loss = (double *)ex_alloc(run, (size_t)run->step_room, sizeof(double));
-    run->epoch_loss = (double *)ex_alloc(run, (size_t)fit.epochs, sizeof(double));
-    run->epoch_x = (double *)ex_alloc(run, (size_t)fit.epochs, sizeof(double));
-    run->progress.epochs = (int)fit.epochs;
+    run->epoch_loss = (double *)ex_alloc(run, (size_t)fit->epochs, sizeof(double));
+    run->epoch_x = (double *)ex_alloc(run, (size_t)fit->epochs, sizeof(double));
+    run->progress.epochs = (int)fit->epochs;
     run->progress.steps = (int)batches;
     run->progress.images = run->o->batch;
-    fit.checkpoint = ex_out_path(run->o, "checkpoint.safetensors", path);
-    before = fopen(path, "rb");
-    if (before) fclose(before);
-    if (run->o->resume && !before) printf("no %s to go on from: a new run\n", path);
-    printf("each epoch: its loss; how many views found their partner nearest; mean cosines;\n"
-           "spread of the embeddings, and of an even one (std); effective rank of the features\n");
-    run->train_started = start;
-    fit.save_every = run->o->save_every;
-    fit.resume = run->o->resume;
-    fit.user = run;
-    fit.step_fn = ex_run_step;
-    fit.epoch_fn = ex_run_epoch;
-    if (ctr_fit(method, loader, &fit) < 0) ex_run_check(run);
-    run->trained_seconds = ex_seconds() - start;
+    run->train_started = ex_seconds();
+    if (ctr_fit(method, loader, fit) < 0) ex_run_check(run);
+    run->trained_seconds = ex_seconds() - run->train_started;
     run->images = (double)run->steps * run->o->batch;
 }
 
@@ -565,6 +579,14 @@ EX_FN void ex_draw_neighbours(ex_run *run, const ex_embedded *gallery, const ex_
     free(ex_image_at(right, 0));
 }
 
+/* " loss=3.1416" of the last epoch; nothing if no epoch came to its end here. */
+EX_FN const char *ex_run_loss(const ex_run *run, char text[48])
+{
+    text[0] = 0;
+    if (run->epochs) snprintf(text, 48, " loss=%.4f", run->epoch_loss[run->epochs - 1]);
+    return text;
+}
+
 /* Scores, embeddings.npy, pictures, and the one line that scripts read. */
 EX_FN void ex_run_after(ex_run *run, ctr_method *method, const ctr_aug_config *view)
 {
@@ -572,7 +594,7 @@ EX_FN void ex_run_after(ex_run *run, ctr_method *method, const ctr_aug_config *v
     ex_embedded train, test;
     int64_t shape[2];
     int classes;
-    char path[EX_PATH], lines[2048];
+    char path[EX_PATH], lines[2048], loss[48];
     const char **names = ex_class_names(run, judged, &classes, lines);
     ex_run_scores(run, method, "trained encoder", &run->trained);
     train = ex_embed(run, method, run->train);
@@ -591,10 +613,10 @@ EX_FN void ex_run_after(ex_run *run, ctr_method *method, const ctr_aug_config *v
     printf("written to %s: checkpoint.safetensors embeddings.npy %sviews.png map.svg "
            "neighbours.png\n", run->o->out, run->steps ? "loss.svg " : "");
     printf(
-        "result method=%s epochs=%d loss=%.4f knn=%.2f linear=%.2f linear_10=%.2f knn_views=%.2f "
+        "result method=%s epochs=%d%s knn=%.2f linear=%.2f linear_10=%.2f knn_views=%.2f "
         "knn_random=%.2f linear_random=%.2f knn_views_random=%.2f knn_pixels=%.2f "
         "linear_pixels=%.2f knn_views_pixels=%.2f images_per_s=%.0f peak_mb=%.0f seconds=%.1f\n",
-        run->o->method, run->o->epochs, run->epochs ? run->epoch_loss[run->epochs - 1] : -1,
+        run->o->method, run->o->epochs, ex_run_loss(run, loss),
         run->trained.knn, run->trained.linear, run->trained.linear_10, run->trained.knn_views,
         run->untrained.knn, run->untrained.linear, run->untrained.knn_views, run->pixels.knn,
         run->pixels.linear, run->pixels.knn_views,
@@ -614,12 +636,11 @@ EX_FN void ex_run_after(ex_run *run, ctr_method *method, const ctr_aug_config *v
    the augmentations it trains with, for the pictures. */
 EX_FN void ex_run_method(ex_run *run, ctr_method *method, const ctr_aug_config *view)
 {
-    ctr_fit_config fit = ctr_fit_default();
     ctr_loader *loader = ex_run_loader(run, method);
-    fit.epochs = run->o->epochs;
-    fit.lr = run->o->lr;
+    ctr_fit_config fit;
+    ex_run_fit(run, method, loader, &fit);
     ex_run_before(run, method);
-    ex_run_train(run, method, loader, fit);
+    ex_run_train(run, method, loader, &fit);
     ex_run_after(run, method, view);
     ctr_loader_destroy(run->ctx, loader);
 }

@@ -133,7 +133,7 @@ int main(int argc, char **argv)
     ex_options o;
     ex_run run;
     ctr_facenet_config config = ctr_facenet_default();
-    ctr_fit_config fit = ctr_fit_default();
+    ctr_fit_config fit;
     ctr_method *method;
     ctr_loader *loader;
     ctr_dataset *seen, *unseen, *all;
@@ -186,14 +186,13 @@ int main(int argc, char **argv)
     run.train = seen;
     loader = ex_run_loader(&run, method);
     run.train = all;
+    ex_run_fit(&run, method, loader, &fit);
     ex_run_before(&run, method);
     printf("training sees %ld of %ld classes, %ld images\n", (long)first, (long)classes,
            (long)ctr_dataset_count(seen));
     verify(&run, NULL, unseen, "raw pixels");
     verify(&run, method, unseen, "untrained");
-    fit.epochs = o.epochs;
-    fit.lr = o.lr;
-    ex_run_train(&run, method, loader, fit);
+    ex_run_train(&run, method, loader, &fit);
     verify(&run, method, unseen, "trained");
     ex_run_after(&run, method, &method->augs[0]);
 

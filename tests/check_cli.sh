@@ -109,6 +109,18 @@ if [ $? -eq 2 ] && [ "$(cat stopped/checkpoint.safetensors)" = garbage ]; then
 else
     bad "a checkpoint that is none was taken: $(cat stderr)"
 fi
+run --out one --resume --batch 32
+if [ $? -eq 2 ] && ! grep -q 'raw pixels' stdout && grep -q 'in batches of 64' stderr; then
+    ok "another run's checkpoint, before anything is judged: $(cut -c1-100 stderr)"
+else
+    bad "another run's checkpoint: $(cat stdout stderr)"
+fi
+if run --out one --resume --threads 1 && grep -q 'nothing left to train' stdout &&
+    tail -n 1 stdout | grep -q '^result method=simclr epochs=2 knn=' && cmp -s before one/checkpoint.safetensors; then
+    ok "a run that is finished: $(tail -n 1 stdout | cut -c1-80)"
+else
+    bad "a run that is finished: $(cat stdout stderr)"
+fi
 run --out one --resume --arch resnet8
 if [ $? -eq 2 ] && cmp -s before one/checkpoint.safetensors; then
     ok "another architecture's checkpoint: $(tail -n 1 stderr | cut -c1-150)"

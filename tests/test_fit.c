@@ -640,6 +640,7 @@ static void wrong_files(void)
 static void refused_resume(const char *what, const job_config *config, const char *word)
 {
     job_config c = *config;
+    ctr_position p;
     uint64_t before;
     job j;
     unsigned char *a, *b;
@@ -648,6 +649,9 @@ static void refused_resume(const char *what, const job_config *config, const cha
     c.resume = 1;
     job_begin(&j, &c, "resume.ctr");
     before = ctr_method_hash(j.method);
+    test_equal("it is known before", ctr_fit_locate(j.method, j.loader, &j.fit, &p), 0);
+    test_fails(j.ctx, what, CTR_E_VALUE, word);
+    ctr_error_clear(j.ctx);
     test_equal(what, (double)job_fit(&j), -1);
     test_fails(j.ctx, what, CTR_E_VALUE, word);
     test_true("the method is as it was", ctr_method_hash(j.method) == before);
@@ -669,10 +673,14 @@ static void other_runs(void)
 {
     job_config c = job_config_default(), d;
     ctr_position p;
+    int64_t epoch, batch;
+    uint64_t before;
     job j;
     remove("resume.ctr");
     c.resume = 1;
     job_begin(&j, &c, "resume.ctr");
+    test_true("where it would begin", ctr_fit_locate(j.method, j.loader, &j.fit, &p) &&
+              p.step == 0 && p.images == 22 && p.epochs == 2);
     j.fit.step_fn = stop_at_three;
     test_equal("resume without a file: from the beginning", (double)job_fit(&j), 3);
     test_fine(j.ctx, "stopped");
@@ -699,6 +707,11 @@ static void other_runs(void)
     test_true("the batches of an epoch", ctr_loader_batches(j.loader) == 6);
     job_end(&j);
     job_begin(&j, &c, "resume.ctr");
+    before = ctr_method_hash(j.method);
+    test_true("found without a change", ctr_fit_locate(j.method, j.loader, &j.fit, &p) &&
+              p.step == 3 && ctr_method_hash(j.method) == before);
+    ctr_loader_tell(j.loader, &epoch, &batch);
+    test_true("in the loader neither", epoch == 0 && batch == 0);
     test_true("the position", ctr_checkpoint_load(j.method, "resume.ctr", &p) && p.epoch == 0 &&
               p.batch == 3 && p.step == 3 && p.images == 22 && p.batch_size == 4 && p.epochs == 2 &&
               p.seed == 1);
