@@ -1551,8 +1551,8 @@ CTR_API size_t ctr_tokenizer_decode(const ctr_tokenizer *tokenizer, int64_t n, c
    do not count). Paths are relative to the file's folder, or absolute. Equal captions are one
    label, numbered as they first occur, and the label's class name is the caption: so whatever asks
    for labels can treat equal captions as one. A picture with five captions has five lines.
-   NULL with an error that tells the line, or the picture that cannot be read: CTR_E_FILE,
-   CTR_E_FORMAT, CTR_E_VALUE, CTR_E_MEMORY. */
+   NULL with an error that tells the line (of a picture that is not there, too), or the picture that
+   cannot be decoded: CTR_E_FILE, CTR_E_FORMAT, CTR_E_VALUE, CTR_E_MEMORY. */
 CTR_API ctr_dataset *ctr_dataset_open_pairs(ctr_ctx *ctx, const char *path,
                                             const ctr_data_options *options);
 /* The tokens of every class name of a dataset, [classes, context]: what ctr_loader_config.tokens
@@ -17082,7 +17082,19 @@ CTR_PRIVATE_ int ctr_pairs_line_(ctr_ctx *ctx, ctr_dataset *d, ctr_token_set_ *s
     return ctr_token_add_(ctx, set, caption, rest);
 }
 
-/* The file's lines; an error of format tells the file's name and the line. */
+/* Is the picture that was added last there? Who asked for corrupt ones to be left out may have
+   missing ones, too. */
+CTR_PRIVATE_ int ctr_pairs_there_(ctr_ctx *ctx, const ctr_dataset *d, const char *path, long line)
+{
+    const char *picture = ctr_file_name_(&d->names, d->n - 1);
+    if (d->options.corrupt != CTR_CORRUPT_FAIL ||
+        ctr_file_look_(ctx, picture).kind != CTR_FILE_MISSING_) return 1;
+    ctr_fail_(ctx, CTR_E_FILE, "pairs: '%s' line %ld: cannot read '%s': %s",
+              ctr_file_tail_(path), line, ctr_file_tail_(picture), strerror(errno));
+    return 0;
+}
+
+/* The file's lines; an error tells the file's name and the line. */
 CTR_PRIVATE_ int ctr_pairs_read_(ctr_ctx *ctx, ctr_dataset *d, ctr_token_set_ *set,
                                  const char *path, const ctr_file_bytes_ *b)
 {
@@ -17095,7 +17107,8 @@ CTR_PRIVATE_ int ctr_pairs_read_(ctr_ctx *ctx, ctr_dataset *d, ctr_token_set_ *s
         memcpy(folder, path, (size_t)(slash - path) + 1);
     while (ctr_token_next_(text, b->size, &at, &line, &n)) {
         number++;
-        if (!n || ctr_pairs_line_(ctx, d, set, folder, line, n, &room)) continue;
+        if (!n || (ctr_pairs_line_(ctx, d, set, folder, line, n, &room) &&
+                   ctr_pairs_there_(ctx, d, path, number))) continue;
         if (ctx->status != CTR_E_FORMAT) return 0;
         ctr_error_clear(ctx);
         ctr_fail_(ctx, CTR_E_FORMAT, "pairs: '%s' line %ld: expected path<TAB>caption",

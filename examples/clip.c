@@ -264,6 +264,9 @@ static void open_data(ex_run *run, int64_t images, ex_pairs *train, ex_pairs *te
     train->images = ctr_dataset_open_pairs(run->ctx, run->o->data, &options);
     ex_run_check(run);
     n = train->n = ctr_dataset_count(train->images);
+    if (n < 10)
+        ex_die(run->o, 2, "--data: '%s' has %ld pictures, expected 10 or more: every tenth is kept "
+               "for the test", run->o->data, (long)n);
     train->count = ctr_dataset_classes(train->images);
     index = (int64_t *)ex_alloc(run, (size_t)n, sizeof *index);
     for (tenth = 0; tenth < 2; tenth++) {
@@ -313,6 +316,7 @@ static ctr_loader *make_loader(ex_run *run, const ctr_method *method, const int3
 {
     ctr_loader_config config = ctr_loader_config_default();
     ctr_loader *loader;
+    ex_check_batch(run);
     config.batch = run->o->batch;
     config.views = method->views;
     config.augs = method->augs;

@@ -48,11 +48,15 @@ EX_FN void ex_log(void *user, ctr_log_level level, const char *text)
 EX_FN void ex_run_check(ex_run *run)
 {
     ctr_status status = ctr_error(run->ctx);
+    const char *text = ctr_error_text(run->ctx);
+    size_t n = strlen(run->o->method);
     ex_progress_break(&run->progress);
     if (status == CTR_OK) return;
+    if (!strncmp(text, run->o->method, n) && !strncmp(text + n, ": ", 2))
+        text += n + 2; /* "cpc: " once is enough */
     ex_die(run->o,
            status == CTR_E_MEMORY || status == CTR_E_NUMBER || status == CTR_E_DEVICE ? 1 : 2, "%s",
-           ctr_error_text(run->ctx));
+           text);
 }
 
 EX_FN void *ex_alloc(ex_run *run, size_t count, size_t size)
@@ -165,11 +169,21 @@ EX_FN void ex_smoke(ex_options *o)
     if (!ex_options_given(o, "--arch")) o->arch = "resnet8-w8";
 }
 
+/* Ends the program if there is not one whole batch of images. */
+EX_FN void ex_check_batch(ex_run *run)
+{
+    long n = (long)ctr_dataset_count(run->train);
+    if (run->o->batch > n)
+        ex_die(run->o, 2, "--batch: there are %ld images to train on, expected at most so many, got "
+               "%d", n, run->o->batch);
+}
+
 /* Batches of a method's views. */
 EX_FN ctr_loader *ex_run_loader(ex_run *run, ctr_method *method)
 {
     ctr_loader_config config = ctr_loader_config_default();
     ctr_loader *loader;
+    ex_check_batch(run);
     config.batch = run->o->batch;
     config.views = method->views;
     config.augs = method->augs;

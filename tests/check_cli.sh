@@ -65,6 +65,7 @@ refuse "IDX with a wrong magic number" "idx" --data magic
 mkdir cifar && zeros 5000 >cifar/data_batch_1.bin
 refuse "truncated CIFAR" "data_batch_1" --data cifar
 refuse "batch of one" "batch" --batch 1
+refuse "batch of more than there are" "--batch: there are 8 images" --data pnm --batch 9
 refuse "architecture that does not exist" "resnet9" --arch resnet9
 refuse "no such device" "device" --device tpu
 refuse "a GPU in a build without CUDA" "built without CUDA" --device cuda
@@ -152,6 +153,10 @@ for method in $methods; do
         [ -s "done_$method/$f" ] || bad "done_$method/$f is missing"
     done
 done
+if [ "${QUICK:-0}" != 1 ]; then
+    prog=$work/cpc
+    refuse "cpc: its name once" "^cpc: the views have" --patch 100
+fi
 for version in 1 3; do
     prog=$work/moco
     if run --out "done_moco$version" --epochs 1 --version $version; then
@@ -176,6 +181,11 @@ if $CC $FAST -o "$work/clip" "$here/examples/clip.c" -lm -lpthread >log 2>&1 && 
     for i in 0 1 2 3 4 5 6; do printf 'pnm/%d.pgm\tanother %d\n' $i $((i % 3)); done >>pairs.tsv
     { cat pairs.tsv; echo no tab; } >broken.tsv
     refuse "clip: a line without a caption" "line 15" --data broken.tsv
+    { head -n 3 pairs.tsv; printf '\npnm/none.pgm\tnot there\n'; } >broken.tsv
+    refuse "clip: a picture that is missing" "'broken.tsv' line 5: cannot read 'pnm/none.pgm'" --data broken.tsv
+    head -n 9 pairs.tsv >few.tsv
+    refuse "clip: too few pictures" "9 pictures, expected 10" --data few.tsv
+    refuse "clip: more in a batch than there are" "--batch: there are 13" --data pairs.tsv --batch 14
     refuse "clip: merges that are none" "line 1 of the merges" --merges pairs.tsv
     if "$prog" --smoke --epochs 1 --out done_clip >stdout 2>stderr &&
         grep -q 'by hand .*by the library' stdout &&

@@ -350,7 +350,8 @@ static void wrong_pairs(void)
     write_text("token_pairs.tsv", "token_1.pgm\tx\ntoken_3.pgm\ty\n");
     test_true("a picture that is missing",
               ctr_dataset_open_pairs(ctx, "token_pairs.tsv", NULL) == NULL);
-    test_fails(ctx, "a picture that is missing", CTR_E_FILE, "token_3.pgm");
+    test_fails(ctx, "a picture that is missing", CTR_E_FILE,
+               "'token_pairs.tsv' line 2: cannot read 'token_3.pgm'");
     test_equal("nothing is left", (double)ctr_memory_stats(ctx).held, (double)held);
     o.corrupt = CTR_CORRUPT_SKIP;
     d = ctr_dataset_open_pairs(ctx, "token_pairs.tsv", &o);
