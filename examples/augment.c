@@ -233,9 +233,9 @@ static void draw_mixes(ex_run *run, ex_images pictures)
 
 int main(int argc, char **argv)
 {
-    static const char *const unused[10] = { "--test", "--epochs", "--batch", "--arch", "--lr",
+    static const char *const unused[11] = { "--test", "--epochs", "--batch", "--arch", "--lr",
                                             "--temperature", "--save-every", "--resume", "--smoke",
-                                            "--device" };
+                                            "--device", "--math" };
     ex_options o;
     ex_run run;
     ex_images pictures;
@@ -244,7 +244,7 @@ int main(int argc, char **argv)
     /* 1. the command line: this program trains nothing */
     ex_options_init(&o, "augment", "every augmentation, drawn", __FILE__);
     o.default_data = "pictures";
-    for (i = 0; i < 10; i++) ex_options_drop(&o, unused[i]);
+    for (i = 0; i < 11; i++) ex_options_drop(&o, unused[i]);
     ex_options_add(&o, "--smoke", "", EX_FLAG, &smoke, 0, 1, "the same: it takes a second anyway");
     ex_options_parse(&o, argc, argv);
 

@@ -80,9 +80,18 @@ EX_FN void ex_run_shrink(ex_run *run)
 }
 
 /* The device that --device names, or the end of the program with one line. */
-EX_FN const struct ctr_device *ex_device_open(const ex_options *o)
+EX_FN const struct ctr_device *ex_device_open(ex_options *o)
 {
-    if (strcmp(o->device, "cuda") != 0) return NULL;
+    if (strcmp(o->device, "cuda") != 0) {
+        if (ex_options_given(o, "--math"))
+            ex_die(o, 2, "--math: says how a GPU rounds, it goes with --device cuda%s",
+#ifdef CONTRASTIVE_CUDA
+                   "");
+#else
+                   " in a build with CUDA, which this is not");
+#endif
+        return NULL;
+    }
 #ifdef CONTRASTIVE_CUDA
     {
         ctr_cuda_config config = ctr_cuda_config_default();

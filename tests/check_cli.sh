@@ -69,6 +69,7 @@ refuse "batch of more than there are" "--batch: there are 8 images" --data pnm -
 refuse "architecture that does not exist" "resnet9" --arch resnet9
 refuse "no such device" "device" --device tpu
 refuse "a GPU in a build without CUDA" "built without CUDA" --device cuda
+refuse "a GPU's rounding without one" "^simclr: --math: .*--device cuda" --math tf32
 mkdir pnm && for i in 0 1 2 3 4 5 6 7; do { printf 'P5\n20 20\n255\n'; zeros 400; } >pnm/$i.pgm; done
 { printf 'P5\n20 20\n255\n'; zeros 100; } >pnm/3.pgm
 refuse "truncated picture" "3.pgm" --data pnm --batch 4
