@@ -18,6 +18,7 @@
  *                                                                         |
  *        negatives: the batch, a queue of keys, a bank of all images, ----+
  *                   prototypes, or none
+ *        with --parallel parts there is one view, whose lower parts are told from its upper ones
  *
  *   shared + batch + infonce             SimCLR      momentum + none + cosine + predictor   BYOL
  *   shared + batch + infonce + labels    SupCon      shared + none + cosine + predictor     SimSiam
@@ -25,18 +26,19 @@
  *   momentum + batch + infonce + pred.   MoCo v3     shared + none + variance               VICReg
  *   shared + bank + nce                  NPID        shared + prototypes + codes            SwAV
  *   shared + batch + triplet + labels    FaceNet     shared + prototypes + clusters         DeepC.
- *   shared + bank + puzzle               PIRL        shared + prototypes + classes + labels
- *                                                    is supervised training
+ *   shared + bank + puzzle               PIRL        shared + prototypes + classes          DeepC. 1
+ *   parts + batch + infonce              CPC         the same + labels: supervised training
  *
  * A combination that is a method is that method's block, trained as its own example trains it: the
  * checkpoints are the same bytes (FaceNet's example leaves classes out). Others put a new loss into
- * a block; what makes no sense is refused with the reason. --list shows all.
+ * a block; what makes no sense is refused with the reason. --list shows all. CLIP is not among
+ * them: its second modality is captions, and the images here have none (examples/clip.c).
  *
  * Build and run, from the folder of contrastive.h: a table of all methods, or one combination
  *     cc -O2 -o compose examples/compose.c -lm -lpthread && ./compose
  *     ./compose --parallel momentum --negatives none --loss correlation --predictor
  * Last line of the table (percentages on the test images):
- *     result method=compose rows=14 epochs=4 knn_pixels=... knn_simclr=... linear_simclr=...
+ *     result method=compose rows=16 epochs=4 knn_pixels=... knn_simclr=... linear_simclr=...
  */
 
 #define CONTRASTIVE_IMPLEMENTATION
@@ -50,7 +52,7 @@
 #define HIDDEN       256
 #define CROP_MIN     0.2
 
-#define PARALLEL  "shared|momentum"
+#define PARALLEL  "shared|momentum|parts"
 #define NEGATIVES "batch|bank|queue|prototypes|none"
 #define LOSSES    "infonce|nce|puzzle|triplet|pairs|codes|clusters|classes|cosine|correlation|" \
                   "variance|dcl|uniform"
@@ -216,6 +218,19 @@ static ctr_method *make_swav(ex_run *run, const row *r)
     return ctr_swav_create(run->ctx, &c);
 }
 
+/* Version 1: a classifier of its own for the clusters, which are classes for an epoch. */
+static ctr_method *make_deepcluster_1(ex_run *run, const row *r)
+{
+    ctr_deepcluster_v1_config c = ctr_deepcluster_v1_default();
+    (void)r;
+    c.images = ctr_dataset_count(run->train);
+    c.clusters = run->o->smoke ? 15 : 100;
+    c.aug.height = c.aug.width = run->view.height;
+    c.aug.crop_min = CROP_MIN;
+    ex_run_encoder(run, &c.encoder);
+    return ctr_deepcluster_v1_create(run->ctx, &c);
+}
+
 static ctr_method *make_deepcluster(ex_run *run, const row *r)
 {
     ctr_deepcluster_v2_config c = ctr_deepcluster_v2_default();
@@ -232,6 +247,22 @@ static ctr_method *make_deepcluster(ex_run *run, const row *r)
     c.optim = ctr_optim_config_default(CTR_OPTIM_SGD);
     ex_run_encoder(run, &c.encoder);
     return ctr_deepcluster_v2_create(run->ctx, &c);
+}
+
+/* The encoder sees patches, a quarter of the side each; smaller batches, of as many patches. */
+static ctr_method *make_cpc(ex_run *run, const row *r)
+{
+    ctr_cpc_config c = ctr_cpc_default();
+    (void)r;
+    c.patch = run->view.height / 4;
+    c.stride = (c.patch + 1) / 2;
+    c.context = 64;
+    c.aug.height = c.aug.width = run->view.height;
+    c.aug.crop_min = 0.73;
+    ex_run_encoder(run, &c.encoder);
+    c.encoder.image_size = c.patch;
+    if (!run->o->smoke && !ex_options_given(run->o, "--batch")) run->o->batch = 32;
+    return ctr_cpc_create(run->ctx, &c);
 }
 
 static ctr_method *make_facenet(ex_run *run, const row *r)
@@ -376,7 +407,7 @@ static ctr_tensor *variance(ctr_method *m, ctr_tensor *p, const ctr_batch *b, ct
 
 /* ==== The overview =========================================================================== */
 
-#define NAMED 14 /* the first rows are methods, the others new combinations */
+#define NAMED 16 /* the first rows are methods, the others new combinations */
 static const row rows[] = {
     { "simclr", "SimCLR", "shared", "batch", "infonce", 0, 0, 24, 0.3, 0.2,
       "crop, flip, colour, gray", "other view / other images of the batch", make_simclr, NULL },
@@ -401,8 +432,12 @@ static const row rows[] = {
     { "swav", "SwAV", "shared", "prototypes", "codes", 0, 0, 12, 0.12, 0.1,
       "multi-crop, flip, colour, gray, blur", "other crop's code / other prototypes", make_swav,
       NULL },
+    { "deepcluster1", "DeepCluster v1", "shared", "prototypes", "classes", 0, 0, 12, 0.05, 0,
+      "crop, flip, Sobel's slopes", "image's cluster / other clusters", make_deepcluster_1, NULL },
     { "deepcluster", "DeepCluster v2", "shared", "prototypes", "clusters", 0, 0, 12, 0.12, 0.1,
       "the same", "image's centroid / other centroids", make_deepcluster, NULL },
+    { "cpc", "CPC", "parts", "batch", "infonce", 0, 0, 6, 0.001, 0,
+      "crop, flip, gray", "patch k rows below / other patches of the batch", make_cpc, NULL },
     { "facenet", "FaceNet", "shared", "batch", "triplet", 0, 1, 12, 0.003, 0,
       "crop, flip", "images of the label / other labels", make_facenet, NULL },
     { "supervised", "supervised", "shared", "prototypes", "classes", 0, 1, 12, 0.1, 0,
@@ -442,6 +477,9 @@ static int is(const char *word, const char *words) { return ex_is_choice(words, 
 /* Why there is no such method. */
 static const char *why_not(const row *w)
 {
+    if (is(w->parallel, "parts"))
+        return "--parallel parts is CPC's: it goes with --negatives batch and --loss infonce, and "
+               "nothing else";
     if (is(w->loss, "nce") && !is(w->negatives, "bank"))
         return "--loss nce is a sum over a bank of all images: it goes with --negatives bank";
     if (is(w->loss, "puzzle") && !is(w->negatives, "bank"))
@@ -469,8 +507,8 @@ static const char *why_not(const row *w)
         return "with positives alone one point is the best answer: --loss cosine needs --predictor";
     if (w->labels && !is(w->loss, "infonce|triplet|pairs|classes"))
         return "--labels goes with --loss infonce (SupCon), triplet, pairs (FaceNet) or classes";
-    if (is(w->loss, "pairs|classes") && !w->labels)
-        return "--loss pairs and classes need --labels: they say what belongs together";
+    if (is(w->loss, "pairs") && !w->labels)
+        return "--loss pairs needs --labels: they say what belongs together";
     if (w->labels && (w->predictor || is(w->parallel, "momentum") ||
                       !is(w->negatives, "batch|prototypes")))
         return "--labels goes with --parallel shared and --negatives batch, without --predictor";
@@ -486,6 +524,7 @@ static void list(void)
         printf("%-27s --parallel %-8s --negatives %-10s --loss %-11s%s%s\n", rows[i].name,
                rows[i].parallel, rows[i].negatives, rows[i].loss,
                rows[i].predictor ? " --predictor" : "", rows[i].labels ? " --labels" : "");
+    printf("CLIP is not here: its positives are captions, see examples/clip.c\n");
 }
 
 /* ==== Training =============================================================================== */
@@ -626,7 +665,8 @@ int main(int argc, char **argv)
     ex_options_find(&o, "--lr", 4)->help = "learning rate; 0: that of the method's example";
     ex_options_find(&o, "--temperature", 13)->help = "divides the similarities; 0: as above";
     ex_options_add(&o, "--parallel", PARALLEL, EX_CHOICE, &want.parallel, 0, 0,
-                   "who encodes the other view: the same network, or its slower twin");
+                   "who encodes the other view: the same network, or its slower twin;\n"
+                   "parts: there is one view, parts of which predict others");
     ex_options_add(&o, "--negatives", NEGATIVES, EX_CHOICE, &want.negatives, 0, 0,
                    "where they come from");
     ex_options_add(&o, "--loss", LOSSES, EX_CHOICE, &want.loss, 0, 0,
@@ -636,7 +676,8 @@ int main(int argc, char **argv)
     ex_options_add(&o, "--labels", "", EX_FLAG, &want.labels, 0, 1,
                    "images of one class are positives");
     ex_options_add(&o, "--table", "", EX_FLAG, &as_table, 0, 1,
-                   "train all methods and compare; what happens without a combination");
+                   "train all methods and compare; what happens without a combination\n"
+                   "(not CLIP: it needs captions, which these images do not have)");
     ex_options_add(&o, "--all", "", EX_FLAG, &all, 0, 1, "the table with new combinations as well");
     ex_options_add(&o, "--list", "", EX_FLAG, &listed, 0, 1, "all combinations that there are");
     ex_options_parse(&o, argc, argv);
@@ -651,6 +692,8 @@ int main(int argc, char **argv)
     if (one) {
         r = find(&want);
         if (!r) ex_die(&o, 2, "%s", why_not(&want));
+        if (r->temperature <= 0 && ex_options_given(&o, "--temperature"))
+            ex_die(&o, 2, "--temperature: --loss %s, as %s has it, takes none", r->loss, r->name);
         if (!ex_options_given(&o, "--epochs")) o.epochs = r->epochs;
     }
     ex_smoke(&o);

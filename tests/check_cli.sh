@@ -215,11 +215,14 @@ if $CC $FAST -o "$work/compose" "$here/examples/compose.c" -lm -lpthread \
     refuse "compose: a loss that is none" "infonce|nce" --loss infomax
     refuse "compose: a queue of quick keys" "momentum" --negatives queue
     refuse "compose: a free fall to one point" "predictor" --negatives none --loss cosine
+    refuse "compose: a temperature that nobody reads" "^compose: --temperature" --loss cosine \
+        --negatives none --predictor --temperature 0.1
     refuse "compose: nothing to tell apart" "negatives none" --negatives none
+    refuse "compose: parts of what else" "CPC" --parallel parts --predictor
     refuse "compose: pairs by what" "labels" --loss pairs
     refuse "compose: sensible, and not there" "list" --loss dcl --predictor
     refuse "compose: labels that are missing" "labels" --labels --data pnm
-    if [ "$("$prog" --list | grep -c -e '--parallel')" -eq 22 ]; then ok "compose --list"
+    if [ "$("$prog" --list | grep -c -e '--parallel')" -eq 24 ]; then ok "compose --list"
     else bad "compose --list"; fi
     if run --out new --epochs 1 --parallel momentum --negatives none --loss correlation --predictor &&
         tail -n 1 stdout | grep -q '^result method=compose epochs=1 loss=[0-9.]* knn='; then
@@ -229,7 +232,7 @@ if $CC $FAST -o "$work/compose" "$here/examples/compose.c" -lm -lpthread \
     fi
     if [ "${QUICK:-0}" != 1 ]; then
         if run --out table && grep -q '^| SimCLR | ' table/table.md &&
-            tail -n 1 stdout | grep -q '^result method=compose rows=14 .*linear_supervised=[0-9.]* '; then
+            tail -n 1 stdout | grep -q '^result method=compose rows=16 .*linear_supervised=[0-9.]* '; then
             ok "$(tail -n 1 stdout | cut -c1-150)"
         else
             bad "compose: $(tail -n 1 stdout) $(cat stderr)"
@@ -239,7 +242,10 @@ if $CC $FAST -o "$work/compose" "$here/examples/compose.c" -lm -lpthread \
         run --out done_simclr --epochs 1
         run --out done_supcon --epochs 1 --labels
         ln -s done_moco done_moco2
-        for method in simclr supcon moco2 moco3 npid byol simsiam barlow_twins vicreg swav deepcluster pirl; do
+        prog=$work/deepcluster
+        run --out done_deepcluster1 --epochs 1 --version 1
+        for method in simclr supcon moco2 moco3 npid byol simsiam barlow_twins vicreg swav deepcluster1 \
+            deepcluster cpc pirl; do
             if cmp "done_$method/checkpoint.safetensors" "table/$method/checkpoint.safetensors"; then
                 ok "composed or by its example, $method is the same bytes"
             else
