@@ -7,7 +7,7 @@
  * asked for what is not there; if a glance suffices, it will not learn more than a glance.
  *
  *   operations.png   every operation at values along its range
- *   methods.png      the views of SimCLR, MoCo, BYOL and SwAV
+ *   methods.png      the views of SimCLR, MoCo, BYOL, VICReg, SwAV and CPC, PIRL's with its puzzle
  *   policies.png     RandAugment (Cubuk et al., 2020), TrivialAugment (Mueller and Hutter, 2021),
  *                    AutoAugment's three learned policies (Cubuk et al., 2019), with cutout
  *   mixes.png        MixUp (Zhang et al., 2018) and CutMix (Yun et al., 2019) of pairs
@@ -36,7 +36,8 @@ typedef struct row {
     int decimals;               /* of the values' captions; -1: no value, three pairs instead */
 } row;
 
-/* Weak effects stand in the middle where an operation goes both ways, else on the left. */
+/* RandAugment's ranges, of posterize and on to the 2 bits of TrivialAugment's. Weak effects stand in
+   the middle where an operation goes both ways, else on the left. */
 static const row rows[2 * ROWS] = {
     { "shear x",      CTR_OP_SHEAR_X,       { -.3, -.2, -.1, .1, .2, .3 }, 1 },
     { "shear y",      CTR_OP_SHEAR_Y,       { -.3, -.2, -.1, .1, .2, .3 }, 1 },
@@ -47,7 +48,7 @@ static const row rows[2 * ROWS] = {
     { "contrast",     CTR_OP_CONTRAST,      { .1, .4, .7, 1.3, 1.6, 1.9 }, 1 },
     { "color",        CTR_OP_COLOR,         { .1, .4, .7, 1.3, 1.6, 1.9 }, 1 },
     { "sharpness",    CTR_OP_SHARPNESS,     { .1, .4, .7, 1.3, 1.6, 1.9 }, 1 },
-    { "posterize",    CTR_OP_POSTERIZE,     { 6, 5, 4, 3, 2, 1 }, 0 },
+    { "posterize",    CTR_OP_POSTERIZE,     { 8, 7, 6, 5, 4, 2 }, 0 },
     { "solarize",     CTR_OP_SOLARIZE,      { 255, 204, 153, 102, 51, 0 }, 0 },
     { "cutout",       CTR_OP_CUTOUT,        { 8, 16, 24, 32, 48, 64 }, 0 },
     { "hue",          CTR_OP_COUNT,         { -.5, -.2, -.1, .1, .2, .35 }, 2 },
@@ -143,7 +144,11 @@ static void draw_views(ex_run *run, ex_images pictures, const char *name, const 
     first.count = n;
     for (i = 0; i < n; i++)
         for (j = 0; j < k; j++)
-            ex_render(run, run->train, i, &augs[j], j, ex_image_at(views, i * k + j));
+            if (augs[j].grid)
+                ex_render_puzzle(run, run->train, i, &augs[j], SIDE, SIDE, j,
+                                 ex_image_at(views, i * k + j));
+            else
+                ex_render(run, run->train, i, &augs[j], j, ex_image_at(views, i * k + j));
     ex_out_path(run->o, name, path);
     ex_run_drew(run, ex_sheet_views(path, title, first, views, k, names));
     free(ex_image_at(views, 0));
@@ -151,19 +156,31 @@ static void draw_views(ex_run *run, ex_images pictures, const char *name, const 
 
 static void draw_methods(ex_run *run, ex_images pictures)
 {
-    static const char *const names[8] = { "SimCLR", "SimCLR", "MoCo v1", "MoCo v2", "BYOL view 1",
-                                          "BYOL view 2", "SwAV large", "SwAV small" };
-    ctr_aug_config a[8];
+    enum { VIEWS = 13 };
+    static const char *const names[VIEWS] = {
+        "SimCLR", "MoCo v1", "MoCo v2", "MoCo v3, 1", "MoCo v3, 2", "BYOL, 1", "BYOL, 2", "VICReg",
+        "SwAV large", "SwAV small", "PIRL image", "PIRL puzzle", "CPC"
+    };
+    ctr_vicreg_config vicreg = ctr_vicreg_default();
+    ctr_cpc_config cpc = ctr_cpc_default();
+    ctr_aug_config a[VIEWS];
     ctr_aug_simclr_config_init(&a[0], SIDE);
-    ctr_aug_simclr_config_init(&a[1], SIDE);
-    ctr_aug_moco_config_init(&a[2], SIDE, 1, 0);
-    ctr_aug_moco_config_init(&a[3], SIDE, 2, 0);
-    ctr_aug_byol_config_init(&a[4], SIDE, 0);
-    ctr_aug_byol_config_init(&a[5], SIDE, 1);
-    ctr_aug_swav_config_init(&a[6], SIDE, 0);
-    ctr_aug_swav_config_init(&a[7], SIDE, 1);
-    a[7].height = a[7].width = SIDE;              /* as large as the others; 3/7 in training */
-    draw_views(run, pictures, "methods.png", "Views as the methods train with them", a, names, 8);
+    ctr_aug_moco_config_init(&a[1], SIDE, 1, 0);
+    ctr_aug_moco_config_init(&a[2], SIDE, 2, 0);
+    ctr_aug_moco_config_init(&a[3], SIDE, 3, 0);
+    ctr_aug_moco_config_init(&a[4], SIDE, 3, 1);
+    ctr_aug_byol_config_init(&a[5], SIDE, 0);
+    ctr_aug_byol_config_init(&a[6], SIDE, 1);
+    a[7] = vicreg.aug[0];
+    a[7].blur_p = 0.5;                            /* above 32 pixels */
+    ctr_aug_swav_config_init(&a[8], SIDE, 0);
+    ctr_aug_swav_config_init(&a[9], SIDE, 1);     /* 3/7 as large in training */
+    ctr_aug_pirl_config_init(&a[10], SIDE, 0);
+    ctr_aug_pirl_config_init(&a[11], SIDE, 1);    /* pieces, smaller than a tile */
+    a[12] = cpc.aug;
+    a[7].height = a[7].width = a[9].height = a[9].width = a[12].height = a[12].width = SIDE;
+    draw_views(run, pictures, "methods.png", "Views as the methods train with them", a, names,
+               VIEWS);
 }
 
 static void draw_policies(ex_run *run, ex_images pictures)

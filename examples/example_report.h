@@ -394,6 +394,39 @@ EX_FN void ex_render(ex_run *run, const ctr_dataset *data, int64_t index, const 
     ex_run_check(run);
 }
 
+/* A puzzle of image `index` as one picture [height, width, c]: its pieces on gray, in the order in
+   which the network gets them, as far apart as there is room. */
+EX_FN void ex_render_puzzle(ex_run *run, const ctr_dataset *data, int64_t index,
+                            const ctr_aug_config *piece, int64_t height, int64_t width, int view,
+                            unsigned char *out)
+{
+    int64_t g = piece->grid, h = piece->height, w = piece->width, i, y;
+    int64_t down = h + (height - g * h) / (g + 1), across = w + (width - g * w) / (g + 1);
+    int64_t top = (height - (g - 1) * down - h) / 2, left = (width - (g - 1) * across - w) / 2;
+    ctr_aug_params *params = (ctr_aug_params *)ex_alloc(run, (size_t)(g * g), sizeof *params);
+    ctr_real *x = (ctr_real *)ex_alloc(run, (size_t)(h * w * 3), sizeof *x);
+    unsigned char *bytes = (unsigned char *)ex_alloc(run, (size_t)(h * w * 3), 1);
+    ctr_image image;
+    ctr_rng rng;
+    if (ctr_dataset_image(run->ctx, data, index, &image)) {
+        memset(out, 160, (size_t)(height * width * image.c));
+        ctr_rng_init(&rng, run->o->seed, CTR_STREAM_USER, 0, index, view);
+        ctr_aug_jigsaw_sample(piece, &rng, image.h, image.w, params);
+        for (i = 0; i < g * g; i++) {
+            ctr_aug_view(run->ctx, piece, &params[i], image.pixels, image.h, image.w, image.c, x);
+            ex_bytes_of(piece, x, image.c, bytes);
+            for (y = 0; y < h; y++)
+                memcpy(out + ((top + i / g * down + y) * width + left + i % g * across) * image.c,
+                       bytes + y * w * image.c, (size_t)(w * image.c));
+        }
+        ctr_image_free(run->ctx, &image);
+    }
+    free(params);
+    free(x);
+    free(bytes);
+    ex_run_check(run);
+}
+
 EX_FN ex_images ex_images_make(ex_run *run, const ctr_dataset *data, const ctr_aug_config *aug,
                                int count)
 {
@@ -413,20 +446,29 @@ EX_FN unsigned char *ex_image_at(ex_images images, int i)
            (size_t)i * (size_t)(images.height * images.width * images.channels);
 }
 
-/* views.png: what the network gets to see, six views each of a few images. */
+/* views.png: what the network gets to see, six views each of a few images; with pieces of a puzzle
+   (not NULL) three views and three puzzles. */
 EX_FN void ex_draw_views(ex_run *run, const ctr_dataset *data, const ctr_aug_config *view,
-                         const ctr_aug_config *clean, const char *name, const char *title)
+                         const ctr_aug_config *piece, const ctr_aug_config *clean,
+                         const char *name, const char *title)
 {
+    static const char *const captions[] = { "view 1", "view 2", "view 3", "puzzle 1", "puzzle 2",
+                                            "puzzle 3" };
     int rows = (int)(ctr_dataset_count(data) < 8 ? ctr_dataset_count(data) : 8), k = 6, i, j;
     ex_images originals = ex_images_make(run, data, clean, rows);
     ex_images views = ex_images_make(run, data, view, rows * k);
     char path[EX_PATH];
     for (i = 0; i < rows; i++) {
         ex_render(run, data, i, clean, 0, ex_image_at(originals, i));
-        for (j = 0; j < k; j++) ex_render(run, data, i, view, j, ex_image_at(views, i * k + j));
+        for (j = 0; j < k; j++)
+            if (piece && j >= 3)
+                ex_render_puzzle(run, data, i, piece, view->height, view->width, j,
+                                 ex_image_at(views, i * k + j));
+            else
+                ex_render(run, data, i, view, j, ex_image_at(views, i * k + j));
     }
     ex_run_drew(run, ex_sheet_views(ex_out_path(run->o, name, path), title, originals, views, k,
-                                    NULL));
+                                    piece ? captions : NULL));
     free(ex_image_at(originals, 0));
     free(ex_image_at(views, 0));
 }
@@ -443,7 +485,7 @@ EX_FN void ex_draw_colour_views(ex_run *run)
     if (access(path, R_OK)) return;
     pictures = ctr_dataset_open(run->ctx, path, NULL, NULL);
     ex_run_check(run);
-    ex_draw_views(run, pictures, &view, &clean, "views_colour.png",
+    ex_draw_views(run, pictures, &view, NULL, &clean, "views_colour.png",
                   "SimCLR's augmentations at 96 pixels: crop, flip, colour jitter, gray, blur");
     ctr_dataset_destroy(run->ctx, pictures);
 }
@@ -614,9 +656,10 @@ EX_FN const char *ex_run_loss(const ex_run *run, char text[48])
 EX_FN void ex_run_after(ex_run *run, ctr_method *method, const ctr_aug_config *view)
 {
     const ctr_dataset *judged = run->test ? run->test : run->train;
+    const ctr_aug_config *piece = NULL; /* of a puzzle */
     ex_embedded train, test;
     int64_t shape[2];
-    int classes;
+    int classes, i;
     char path[EX_PATH], lines[2048], loss[48];
     const char **names = ex_class_names(run, judged, &classes, lines);
     ex_run_scores(run, method, "trained encoder", &run->trained);
@@ -627,8 +670,11 @@ EX_FN void ex_run_after(ex_run *run, ctr_method *method, const ctr_aug_config *v
     ctr_npy_save(run->ctx, ex_out_path(run->o, "embeddings.npy", path),
                  sizeof(ctr_real) == 8 ? CTR_FILE_F64 : CTR_FILE_F32, 2, shape, test.x);
     ex_run_check(run);
-    ex_draw_views(run, run->train, view, &run->clean, "views.png",
-                  "the image and six of its views: what training pulls together");
+    for (i = 0; i < method->views && !piece; i++)
+        if (method->augs[i].grid) piece = &method->augs[i];
+    ex_draw_views(run, run->train, view, piece, &run->clean, "views.png",
+                  piece ? "the image, views and puzzles of it: what training pulls together"
+                        : "the image and six of its views: what training pulls together");
     ex_draw_colour_views(run);
     if (run->steps) ex_draw_loss(run);
     ex_draw_map(run, &test, names, classes);
