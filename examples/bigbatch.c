@@ -251,7 +251,8 @@ static void draw(ex_run *run, const char *name, const double *x, const ctr_score
         series[i].y = y[i];
         series[i].count = count;
     }
-    panel.x_title = "log2 of the batch size";
+    panel.x_title = "images in a batch";
+    panel.x_log = 2;
     panel.y_title = "accuracy in percent";
     panel.series = series;
     panel.count = 3;

@@ -207,7 +207,8 @@ static void draw_labels(ex_run *run, double accuracy[2][SHARES], const long *ima
         series[i].y = accuracy[i];
         series[i].count = SHARES;
     }
-    panel.x_title = "labelled images, as a power of ten: 2 is 100, 3 is 1000";
+    panel.x_title = "labelled images";
+    panel.x_log = 10;
     panel.y_title = "accuracy on test images, %";
     panel.series = series;
     panel.count = 2;

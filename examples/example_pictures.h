@@ -856,11 +856,13 @@ typedef struct ex_panel {
     int count;
     double chance;            /* a dashed line at this height ... */
     const char *chance_label; /* ... with this label; NULL: no line */
+    int x_log, y_log;         /* 2 or 10: the points are logarithms to this base; ticks say of what */
 } ex_panel;
 
 typedef struct ex_axis {
     double low, high, step; /* values at both ends, distance of ticks */
     double from, to;        /* where the ends lie on the page */
+    int log;                /* 2, 10: values are logarithms to this base; else 0 */
 } ex_axis;
 
 /* Widens low..high to whole ticks of 1, 2 or 5 times a power of ten, about `ticks` of them. */
@@ -881,6 +883,33 @@ EX_FN void ex_axis_fit(ex_axis *a, int ticks, int widen)
     a->high = a->step * ceil(a->high / a->step - 1e-9);
 }
 
+/* 1e-7, 0.002, 0.5, 100, 1e+7: m times ten to the n, m a digit. text holds 48 characters. */
+EX_FN void ex_tick_power(char *text, int m, int n)
+{
+    if (n < -3 || n > 4) snprintf(text, 48, "%de%+d", m, n);
+    else ex_number(text, m * pow(10, n), n < 0 ? -n : 0);
+}
+
+/* Tick number i: where it is, in the axis' own values, and what it says. 0 behind the last one.
+ * Powers of 2 or of 10, or between a few of 10 also twice and five times as much. */
+EX_FN int ex_axis_tick(const ex_axis *a, int i, double *at, char text[48])
+{
+    static const int digits[3] = {1, 2, 5};
+    double span = a->high - a->low;
+    int stride = 1 + (int)(span / 8), fine = a->log == 10 && span <= 3, first, n;
+    if (!a->log) {
+        *at = (ceil(a->low / a->step - 1e-6) + i) * a->step;
+        ex_number(text, *at, (int)ceil(-log10(a->step) - 1e-6));
+        return *at <= a->high + 1e-6 * a->step;
+    }
+    first = (int)ceil(a->low / stride - 1e-6) * stride;
+    n = fine ? (int)floor(a->low) + i / 3 : first + i * stride;
+    *at = n + (fine ? log10(digits[i % 3]) : 0);
+    if (a->log == 2) ex_number(text, pow(2, n), n < 0 ? 3 : 0);
+    else ex_tick_power(text, fine ? digits[i % 3] : 1, n);
+    return *at <= a->high + 1e-6;
+}
+
 EX_FN double ex_axis_at(const ex_axis *a, double value)
 {
     return a->from + (value - a->low) / (a->high - a->low) * (a->to - a->from);
@@ -896,6 +925,8 @@ EX_FN double ex_series_x(const ex_series *s, int i)
 EX_FN void ex_panel_axes(const ex_panel *p, ex_axis *x, ex_axis *y)
 {
     int i, k;
+    x->log = p->x_log;
+    y->log = p->y_log;
     x->low = y->low = 1e300;
     x->high = y->high = -1e300;
     if (p->chance_label && ex_finite(p->chance)) y->low = y->high = p->chance;
@@ -915,21 +946,20 @@ EX_FN void ex_panel_axes(const ex_panel *p, ex_axis *x, ex_axis *y)
 /* Grid, ticks, and titles of both axes. */
 EX_FN void ex_svg_axes(ex_bytes *b, const ex_panel *p, const ex_axis *x, const ex_axis *y)
 {
-    char number[48];
-    int decimals, which;
+    char text[48];
+    double value;
+    int i, which;
     ex_bytes_print(b, "<g fill=\"none\" stroke-width=\"1\">\n");
     for (which = 0; which < 2; which++) {
         const ex_axis *a = which ? y : x;
-        double i, first = ceil(a->low / a->step - 1e-6), last = floor(a->high / a->step + 1e-6);
-        decimals = (int)ceil(-log10(a->step) - 1e-6);
-        for (i = first; i <= last; i++) {
-            double at = ex_axis_at(a, i * a->step);
-            ex_number(number, i * a->step, decimals);
+        for (i = 0; ex_axis_tick(a, i, &value, text); i++) {
+            double at = ex_axis_at(a, value);
+            if (value < a->low - 1e-6) continue;
             ex_bytes_print(b, "<path d=\"M%f %f%s%f\" stroke=\"#e2e2e2\"/>\n", which ? x->from : at,
                            which ? at : y->from, which ? "H" : "V", which ? x->to : y->to);
             ex_bytes_print(b, "<text x=\"%f\" y=\"%f\" font-size=\"15\" fill=\"#444444\" "
                            "text-anchor=\"%s\">%s</text>\n", which ? x->from - 10 : at,
-                           which ? at + 5 : y->from + 22, which ? "end" : "middle", number);
+                           which ? at + 5 : y->from + 22, which ? "end" : "middle", text);
         }
     }
     ex_bytes_print(b, "<path d=\"M%f %fV%fH%f\" stroke=\"#444444\" stroke-width=\"1.5\"/>\n</g>\n",

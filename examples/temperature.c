@@ -304,7 +304,8 @@ static void draw_gradients(ex_run *run, const look *at, int m, double *low, doub
     }
     panels[0].title = "Weight of one negative";
     panels[0].x_title = "its cosine with the anchor";
-    panels[0].y_title = "log10 of its weight; 0: the average";
+    panels[0].y_title = "its weight; 1: the average";
+    panels[0].y_log = 10;
     panels[1].title = "The hardest negatives' part of the gradient";
     panels[1].x_title = "hardest negatives, percent";
     panels[1].y_title = "percent of the gradient";
@@ -350,7 +351,8 @@ static void draw_trained(ex_run *run, const look *at)
     for (i = 0; i < 3; i++) {
         panels[i].series = &series[2 * i];
         panels[i].count = i < 2 ? 2 : 1;
-        panels[i].x_title = "log10 of the temperature it was trained with";
+        panels[i].x_title = "temperature it was trained with";
+        panels[i].x_log = 10;
     }
     ex_run_drew(run, ex_svg_curve(ex_out_path(run->o, "trained.svg", path),
                                   "Five trainings: spread out, or tolerant of neighbours", panels,
