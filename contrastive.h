@@ -2026,6 +2026,7 @@ struct ctr_method {
     const ctr_view_group *group;      /* [groups] */
     ctr_tensor *crops[CTR_MAX_VIEWS]; /* [groups]: [views * n, h, w, c] each */
     int64_t per_class;                /* images of each class that a batch has; 0: any */
+    int64_t least;                    /* images in a batch: 2 if all negatives are from it; 0: 1 */
     int chunks;                       /* 1: a batch may come in chunks, ctr_method_step_chunked */
     int64_t features, dim;            /* numbers in a representation, in an embedding */
     double lr; /* what the driver takes if it is given none, for a batch ... */
@@ -2058,8 +2059,9 @@ struct ctr_method {
     void (*destroy_fn)(ctr_method *method);
 };
 
-/* One training step. Fills *report in (may be NULL). Returns 1; or 0 with an error, among them
-   CTR_E_NUMBER for a batch, loss or gradient that is not finite. After an error the method is as it
+/* One training step, lr finite and at least 0. Fills *report in (may be NULL). Returns 1; or 0 with
+   an error, among them CTR_E_VALUE for a batch of fewer images than method->least and CTR_E_NUMBER
+   for a batch, loss or gradient that is not finite. After an error the method is as it
    was before; clear the error and go on, or stop. */
 CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double lr,
                             ctr_report *report);
@@ -20934,8 +20936,12 @@ CTR_PRIVATE_ void ctr_method_open_(ctr_method *method, const ctr_batch *batch, d
 {
     ctr_report_init_(report, batch, lr);
     ctr_method_groups_(method, batch);
-    if (!ctr_real_finite_((ctr_real)lr))
-        ctr_fail_(method->ctx, CTR_E_VALUE, "step: the learning rate is not finite");
+    if (!ctr_real_finite_((ctr_real)lr) || lr < 0)
+        ctr_fail_(method->ctx, CTR_E_VALUE, "step: the learning rate must be finite and at least "
+                  "0, got %g", lr);
+    if (batch->n < CTR_MAX_(method->least, 1))
+        ctr_fail_(method->ctx, CTR_E_VALUE, "step: %s takes batches of %ld images or more, got %ld",
+                  method->name, (long)CTR_MAX_(method->least, 1), (long)batch->n);
     ctr_step_begin(method->ctx);
     ctr_draws_at(method->ctx, batch->epoch, batch->batch);
 }
@@ -21393,6 +21399,7 @@ CTR_API ctr_method *ctr_simclr_create(ctr_ctx *ctx, const ctr_simclr_config *con
     m->base.lr = config->lr;
     m->base.lr_rule = config->lr_rule;
     m->base.chunks = 1;
+    m->base.least = 2;
     for (i = 0; i < config->views; i++) m->augs[i] = config->aug;
     m->base.augs = m->augs;
     ctr_resnet_init(ctx, &m->encoder, &m->vars, "encoder.", &config->encoder);
@@ -22928,6 +22935,7 @@ CTR_API ctr_method *ctr_facenet_create(ctr_ctx *ctx, const ctr_facenet_config *c
              config->siamese ? config->siamese_margin : config->triplet.margin,
              (long)config->per_class);
     m->twin.base.views = 1;
+    m->twin.base.least = 2;
     m->twin.base.per_class = config->per_class;
     m->twin.base.features = config->dim;
     m->twin.base.represent_fn = ctr_facenet_represent_;
@@ -24682,6 +24690,7 @@ CTR_API ctr_method *ctr_clip_create(ctr_ctx *ctx, const ctr_clip_config *config)
     m->config = *config;
     snprintf(m->twin.base.settings, sizeof m->twin.base.settings, "equal=%d", config->equal);
     m->twin.base.views = 1;
+    m->twin.base.least = config->siglip ? 1 : 2; /* a yes is a loss, too */
     m->twin.base.features = config->dim;
     m->twin.base.represent_fn = ctr_clip_represent_;
     m->twin.base.embed_fn = ctr_clip_embed_;
@@ -28311,8 +28320,8 @@ CTR_PRIVATE_ int ctr_ckpt_same_run_(const ctr_method *method, const ctr_ckpt_ *c
     return ctx->status == CTR_OK;
 }
 
-/* run (or NULL) and its batches in an epoch: the run that the position must belong to. look 1: finds
-   out whether it could be loaded, and changes nothing but the position. */
+/* run (or NULL) and its batches in an epoch: the run that the position must belong to. look 1: only
+   finds out whether it could be loaded, and where it stands. */
 CTR_PRIVATE_ int ctr_ckpt_load_(ctr_method *method, const char *path, ctr_position *position,
                                 const ctr_position *run, int64_t batches, int look)
 {

@@ -36,7 +36,7 @@ typedef struct row {
     int decimals;               /* of the values' captions; -1: no value, three pairs instead */
 } row;
 
-/* RandAugment's ranges, of posterize and on to the 2 bits of TrivialAugment's. Weak effects stand in
+/* RandAugment's ranges; posterize goes on to the 2 bits of TrivialAugment's. Weak effects stand in
    the middle where an operation goes both ways, else on the left. */
 static const row rows[2 * ROWS] = {
     { "shear x",      CTR_OP_SHEAR_X,       { -.3, -.2, -.1, .1, .2, .3 }, 1 },

@@ -26,7 +26,7 @@
  *   momentum + batch + infonce + pred.   MoCo v3     shared + none + variance               VICReg
  *   shared + bank + nce                  NPID        shared + prototypes + codes            SwAV
  *   shared + batch + triplet + labels    FaceNet     shared + prototypes + clusters         DeepC.
- *   shared + bank + puzzle               PIRL        shared + prototypes + classes          DeepC. 1
+ *   shared + bank + puzzle               PIRL        shared + prototypes + classes         DeepC. 1
  *   parts + batch + infonce              CPC         the same + labels: supervised training
  *
  * A combination that is a method is that method's block, trained as its own example trains it: the
@@ -548,7 +548,7 @@ static ctr_method *make(ex_run *run, const row *r)
     return m;
 }
 
-/* One row of the table: its own folder, the common budget. look: only whether --resume can go on. */
+/* One row of the table: its own folder, the common budget. look: only, can --resume go on? */
 static ctr_scores measure(ex_run *run, const row *r, const char *out, int look)
 {
     static char folder[EX_PATH];

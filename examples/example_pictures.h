@@ -856,7 +856,7 @@ typedef struct ex_panel {
     int count;
     double chance;            /* a dashed line at this height ... */
     const char *chance_label; /* ... with this label; NULL: no line */
-    int x_log, y_log;         /* 2 or 10: the points are logarithms to this base; ticks say of what */
+    int x_log, y_log;         /* 2 or 10: points are logarithms to this base, ticks say of what */
 } ex_panel;
 
 typedef struct ex_axis {

@@ -183,8 +183,8 @@ EX_FN void ex_check_batch(ex_run *run)
 {
     long n = (long)ctr_dataset_count(run->train);
     if (run->o->batch > n)
-        ex_die(run->o, 2, "--batch: there are %ld images to train on, expected at most so many, got "
-               "%d", n, run->o->batch);
+        ex_die(run->o, 2, "--batch: there are %ld images to train on, expected at most so many, "
+               "got %d", n, run->o->batch);
 }
 
 /* Batches of a method's views. */
@@ -314,8 +314,8 @@ EX_FN int ex_run_epoch(void *user, const ctr_report *report)
     return 0;
 }
 
-/* What the command line says of training, with the checkpoint in the --out folder. One that --resume
-   cannot go on from ends the program here, before anything that takes time. */
+/* What the command line says of training, with the checkpoint in the --out folder. One that
+   --resume cannot go on from ends the program here, before anything that takes time. */
 EX_FN void ex_run_fit(ex_run *run, ctr_method *method, ctr_loader *loader, ctr_fit_config *fit)
 {
     static char path[EX_PATH];

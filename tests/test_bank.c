@@ -478,6 +478,11 @@ static void reports_facenet(void)
         labels[0] = labels[1] = 0;
         labels[2] = labels[5] = 1;
         labels[3] = 2;
+        batch.n = 1;
+        test_true("one image", !ctr_method_step(r.method, &batch, 0.01, &a));
+        test_fails(r.ctx, "one image", CTR_E_VALUE, "2 images or more, got 1");
+        ctr_error_clear(r.ctx);
+        batch.n = 6;
         r.method->describe_fn(r.method, text, sizeof text);
         test_true(text, strncmp(text, "facenet resnet8 width=4", 23) == 0);
         test_fine(r.ctx, "reports");

@@ -468,6 +468,12 @@ static void reports(void)
             step_refused(&r, &batch, "no labels", CTR_E_VALUE, "labels");
             batch.labels = golden_labels;
         }
+        batch.n = 1;
+        if (kind == SIGLIP) /* a yes or no of a single pair is a loss */
+            test_true("one pair", ctr_method_step(r.method, &batch, 0, &a) && a.loss > 0);
+        else
+            step_refused(&r, &batch, "one pair", CTR_E_VALUE, "2 images or more, got 1");
+        batch.n = 6;
         test_true("step", ctr_method_step(r.method, &batch, 0.004, &a));
         test_error("chance", fabs(a.chance - (kind == SIGLIP ? ctr_loss_siglip_chance(6, -10)
                                                              : log(6.0))), test_bound(1e-13, 1e-5));
