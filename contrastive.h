@@ -2823,11 +2823,12 @@ CTR_API int ctr_tsne_map(ctr_ctx *ctx, const ctr_points *data, const ctr_tsne_co
 /* ------------------------------------------------------------------------------------------------
    >>IO  arrays and tensors in files: npy and safetensors
 
-   Every save goes to "path.tmp" in the same folder, is synced to the disk and then renamed:
-   whatever fails (disk full, no permission) and whenever the program is killed, the old file is
-   there whole or the new one is. Files hold no clock and no path; equal content makes equal bytes.
-   Every load reads the whole file and verifies all of it before it returns: sizes are computed,
-   never believed. Numbers in files are little-endian on every machine.
+   Every save goes to "path.N.tmp" in the same folder, N being the process, is synced to the disk
+   and then renamed: whatever fails (disk full, no permission), whenever the program is killed and
+   whoever else saves there, the old file is there whole or a new one is. What a killed process has
+   left is removed by the next save to that path. Files hold no clock and no path; equal content
+   makes equal bytes. Every load reads the whole file and verifies all of it before it returns:
+   sizes are computed, never believed. Numbers in files are little-endian on every machine.
    ---------------------------------------------------------------------------------------------- */
 
 /* Types of numbers in files. The library's own tensors are F32 (F64 in the double build). */
@@ -3153,6 +3154,7 @@ CTR_API int ctr_scores_measure(ctr_ctx *ctx, ctr_method *method, const ctr_datas
 
 #if defined(__unix__) || defined(__APPLE__)
 #define CTR_POSIX_ 1
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/types.h>
@@ -3347,6 +3349,27 @@ CTR_PRIVATE_ double ctr_platform_seconds_(void)
     return (double)t.tv_sec + 1e-6 * (double)t.tv_usec;
 #else
     return 0;
+#endif
+}
+
+/* This process by its number. */
+CTR_PRIVATE_ long ctr_platform_process_(void)
+{
+#if CTR_POSIX_
+    return (long)getpid();
+#else
+    return 0;
+#endif
+}
+
+/* Is there a process of that number? (Asked in a way that strict C99 does not hide, as kill.) */
+CTR_PRIVATE_ int ctr_platform_alive_(long process)
+{
+#if CTR_POSIX_
+    errno = 0;
+    return getpriority(PRIO_PROCESS, (id_t)process) != -1 || errno != ESRCH;
+#else
+    return process >= 0;
 #endif
 }
 
@@ -4806,13 +4829,14 @@ CTR_PRIVATE_ int ctr_file_read_(ctr_ctx *ctx, const char *path, uint64_t limit,
 
 /* ---- replacing ------------------------------------------------------------------------------- */
 
-/* Writes "path.tmp" and, once every byte is safe on the disk, gives it the name path. Whatever
-   fails before that, and a kill at any moment, leaves the old file as it was. */
+/* Writes "path.N.tmp" and, once every byte is safe on the disk, gives it the name path. Whatever
+   fails before that, and a kill at any moment, leaves the old file as it was. N is the process, so
+   that two runs that save to one path do not write into each other's file. */
 typedef struct ctr_file_writer_ {
     ctr_ctx *ctx;
     FILE *file;
     const char *path;
-    char *temp;               /* "path.tmp" */
+    char *temp;               /* "path.N.tmp" */
     size_t temp_size;
 } ctr_file_writer_;
 
@@ -4838,19 +4862,47 @@ CTR_PRIVATE_ void ctr_file_writer_close_(ctr_file_writer_ *w)
     }
 }
 
+enum { CTR_FILE_TEMP_ = 32 };  /* most characters behind the path, the final zero among them */
+
+/* Removes what killed processes have left of their saves to the path; what cannot be, stays. */
+CTR_PRIVATE_ void ctr_file_sweep_(ctr_file_writer_ *w)
+{
+#if CTR_POSIX_
+    const char *slash = strrchr(w->path, '/'), *name = slash ? slash + 1 : w->path;
+    size_t n = strlen(w->path), length = strlen(name);
+    struct dirent *entry;
+    DIR *dir;
+    memcpy(w->temp, w->path, n - length);
+    memcpy(w->temp + (n - length), ".", 2);           /* "folder/." or "." */
+    dir = opendir(w->temp);
+    memcpy(w->temp, w->path, n);
+    while (dir && (entry = readdir(dir)) != NULL) {
+        long process;
+        if (strncmp(entry->d_name, name, length) ||
+            sscanf(entry->d_name + length, ".%9ld", &process) != 1 || process < 1) continue;
+        snprintf(w->temp + n, CTR_FILE_TEMP_, ".%ld.tmp", process);
+        if (!strcmp(entry->d_name + length, w->temp + n) && !ctr_platform_alive_(process))
+            remove(w->temp);
+    }
+    if (dir) closedir(dir);
+#else
+    (void)w;
+#endif
+}
+
 CTR_PRIVATE_ int ctr_file_writer_open_(ctr_ctx *ctx, ctr_file_writer_ *w, const char *path)
 {
     size_t n = strlen(path);
     memset(w, 0, sizeof *w);
     w->ctx = ctx;
     w->path = path;
-    w->temp_size = n + 5;
+    w->temp_size = n + CTR_FILE_TEMP_;
     w->temp = (char *)ctr_alloc_(ctx, w->temp_size);
     if (!w->temp) return 0;
-    memcpy(w->temp, path, n);
-    memcpy(w->temp + n, ".tmp", 5);
+    ctr_file_sweep_(w);
+    snprintf(w->temp, w->temp_size, "%s.%ld.tmp", path, ctr_platform_process_());
     errno = 0;
-    remove(w->temp); /* left by a run that was killed, or a link laid there by somebody else */
+    remove(w->temp); /* of a killed process with this number, or a link that somebody laid there */
     errno = 0;
     if (!ctr_file_fault_(ctx, "create", w->temp)) w->file = fopen(w->temp, "wb");
     if (w->file) return 1;

@@ -13,9 +13,10 @@
  *     ex_out_make(&o);                                   the first thing that is written
  *     ex_svg_curve(ex_out_path(&o, "loss.svg", path), "SimCLR", &panel, 1);
  *
- * Functions that write a file build it in memory, write `path.tmp` and rename it, so that no reader
- * ever sees half of it. They return 0, or -1 after one line on stderr that says what went wrong.
- * Colours are 0xRRGGBB. Numbers in files have a point whatever the locale says. */
+ * Functions that write a file build it in memory, write `path.N.tmp`, N being the process, and
+ * rename it, so that no reader ever sees half of it. They return 0, or -1 after one line on stderr
+ * that says what went wrong. Colours are 0xRRGGBB. Numbers in files have a point whatever the locale
+ * says. */
 
 #ifndef EX_EXAMPLE_H
 #define EX_EXAMPLE_H

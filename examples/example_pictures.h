@@ -6,9 +6,10 @@
  *     ex_svg_map            2-D map of embeddings, coloured by class        (SVG)
  *     ex_png_write          any gray or RGB image
  *
- * Each builds its file in memory, writes `path.tmp` and renames it, so that no reader ever sees
- * half of one, and returns 0, or -1 after one line on stderr that says what went wrong. Colours
- * are 0xRRGGBB. Numbers have a point whatever the locale says. C99 that is also C++11. */
+ * Each builds its file in memory, writes `path.N.tmp`, N being the process, and renames it, so that
+ * no reader ever sees half of one, and returns 0, or -1 after one line on stderr that says what
+ * went wrong. Colours are 0xRRGGBB. Numbers have a point whatever the locale says. C99 that is also
+ * C++11. */
 
 #ifndef EX_PICTURES_H
 #define EX_PICTURES_H
@@ -20,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #if !defined(EX_FN) && defined(__GNUC__)
 #define EX_FN static __attribute__((unused)) /* a program need not use all of it */
@@ -56,12 +58,12 @@ EX_FN void ex_bytes_add(ex_bytes *b, const void *data, size_t n)
 /* Writes what was gathered and gives the memory back, also on failure. 0, or -1 with a message. */
 EX_FN int ex_bytes_write(ex_bytes *b, const char *path)
 {
-    char temporary[EX_PATH + 8];
+    char temporary[EX_PATH + 32];
     FILE *file = NULL;
     int ok = 0;
     errno = b->failed ? ENOMEM : ENAMETOOLONG;
     if (!b->failed && strlen(path) < EX_PATH) {
-        snprintf(temporary, sizeof temporary, "%s.tmp", path);
+        snprintf(temporary, sizeof temporary, "%s.%ld.tmp", path, (long)getpid());
         file = fopen(temporary, "wb");
     }
     if (file) {

@@ -38,6 +38,14 @@ static int is_there(const char *path)
     return stat(path, &s) == 0;
 }
 
+/* No save has left anything in the folder. */
+static int is_swept(const char *folder)
+{
+    char line[300];
+    snprintf(line, sizeof line, "ls %s/*.tmp >/dev/null 2>&1", folder);
+    return system(line) != 0;
+}
+
 static int symlink_to(const char *target, const char *path)
 {
     char line[300];
@@ -246,7 +254,7 @@ static void test_npy_arguments(ctr_ctx *ctx)
     CHECK_ERROR(ctx, CTR_E_FILE, "No such file");
     CHECK(!ctr_npy_save(ctx, DIR_, CTR_FILE_F32, 1, two, x)); /* a folder stands there */
     CHECK_ERROR(ctx, CTR_E_FILE, "rename");
-    CHECK(!is_there(DIR_ ".tmp"));
+    CHECK(is_swept("."));
     ctr_fail_(ctx, CTR_E_STATE, "pending");
     CHECK(!ctr_npy_save(ctx, path_, CTR_FILE_F32, 1, two, x) && !is_there(path_));
     CHECK_ERROR(ctx, CTR_E_STATE, "pending");
@@ -576,7 +584,7 @@ static void test_faults(ctr_ctx *ctx)
         ctx->file_hook = &hook;
         ok = ctr_safetensors_save(ctx, path_, &t, 1, NULL, 0);
         ctx->file_hook = NULL;
-        CHECK(ctr_memory_stats(ctx).held == held && !is_there(DIR_ "/file.tmp"));
+        CHECK(ctr_memory_stats(ctx).held == held && is_swept(DIR_));
         if (ok) break;
         operations++;
         CHECK_ERROR(ctx, CTR_E_FILE, strerror(ENOSPC));
@@ -617,12 +625,13 @@ static void test_kill(ctr_ctx *ctx)
 {
     ctr_file_tensor t = tensor("new", CTR_FILE_F32, 1, 6, 0, weights_);
     ctr_config one_thread = ctr_config_default();
-    int n, status = 1, olds = 0, news = 0;
+    int n, status = 1, olds = 0, news = 0, left = 0;
     one_thread.threads = 1;
     for (n = 0; n < 40 && status; n++) {
         ctr_safetensors *f;
         pid_t child;
-        CHECK(save_some(ctx, path_));
+        left += !is_swept(DIR_);
+        CHECK(save_some(ctx, path_) && is_swept(DIR_)); /* what a killed one left, too */
         fflush(stdout);
         child = fork();
         if (child == 0) {
@@ -643,15 +652,59 @@ static void test_kill(ctr_ctx *ctx)
         else if (CHECK(ctr_safetensors_find(f, "conv1.weight") >= 0)) olds++;
         ctr_safetensors_close(ctx, f);
     }
-    CHECK(status == 0 && olds >= 7 && news >= 1);
+    CHECK(status == 0 && olds >= 7 && news >= 1 && left >= 6);
     printf("kill: at %d operations; %d times the old file, %d times the new one, never none\n",
            n - 1, olds, news);
+}
+
+/* While this process writes, another one saves to the same path: both files are whole, the last one
+   stays. Nor does a save remove what belongs to a process that lives, or what is no save's. */
+static void test_two(ctr_ctx *ctx)
+{
+    static const char *const others[3] = { "file.999999999.tmpx", "file.x.tmp",
+                                           "other.999999999.tmp" };
+    ctr_config one_thread = ctr_config_default();
+    ctr_file_writer_ w;
+    uint8_t now[1024];
+    char path[64];
+    int status = 1, i;
+    size_t n;
+    pid_t child;
+    one_thread.threads = 1;
+    CHECK(ctr_file_writer_open_(ctx, &w, path_));
+    ctr_file_writer_put_(&w, "who", 3);
+    fflush(stdout);
+    child = fork();
+    if (child == 0) {
+        ctr_ctx *own = ctr_ctx_create(&one_thread);
+        _exit(!save_some(own, path_));
+    }
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+    n = get_file(path_, now, sizeof now);
+    CHECK(n > 5 && !is_swept(DIR_)); /* the other's file; this one's is not there yet */
+    ctr_file_writer_put_(&w, "le", 2);
+    CHECK(ctr_file_writer_commit_(&w));
+    CHECK(get_file(path_, now, sizeof now) == 5 && !memcmp(now, "whole", 5) && is_swept(DIR_));
+    snprintf(path, sizeof path, "%s.%ld.tmp", path_, (long)getppid());
+    put_file(path, "x", 1);
+    for (i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s/%s", DIR_, others[i]);
+        put_file(path, "x", 1);
+    }
+    CHECK(save_some(ctx, path_));
+    for (i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s/%s", DIR_, others[i]);
+        CHECK(is_there(path) && !remove(path));
+    }
+    snprintf(path, sizeof path, "%s.%ld.tmp", path_, (long)getppid());
+    CHECK(is_there(path) && !remove(path) && is_swept(DIR_));
 }
 
 /* Without the right to write there: the process gives up being root, if it is. */
 static void test_permission(ctr_ctx *ctx)
 {
     uint8_t old[1024], now[1024];
+    char trap[64];
     ctr_config one_thread = ctr_config_default();
     int status = 0;
     pid_t child;
@@ -672,9 +725,12 @@ static void test_permission(ctr_ctx *ctx)
     CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
     CHECK(chmod(DIR_, 0777) == 0);
     CHECK(get_file(path_, now, sizeof now) == n && !memcmp(old, now, n));
-    CHECK(save_some(ctx, "bare") && is_there("bare") && !is_there("bare.tmp"));
-    CHECK(symlink_to("/dev/zero", DIR_ "/file.tmp") && save_some(ctx, path_)); /* laid in wait */
-    CHECK(get_file(path_, now, sizeof now) == n && !is_there(DIR_ "/file.tmp"));
+    CHECK(save_some(ctx, "bare") && is_there("bare") && is_swept("."));
+    snprintf(trap, sizeof trap, "%s.%ld.tmp", path_, (long)getpid()); /* laid in wait */
+    CHECK(symlink_to("/dev/zero", trap) && save_some(ctx, path_));
+    CHECK(get_file(path_, now, sizeof now) == n && is_swept(DIR_));
+    put_file("bare.999999999.tmp", "x", 1); /* beside a path without a folder */
+    CHECK(save_some(ctx, "bare") && is_swept("."));
 }
 
 /* A real limit instead of a pretended one. */
@@ -697,7 +753,7 @@ static void test_full(ctr_ctx *ctx)
     setrlimit(RLIMIT_FSIZE, &before);
     CHECK_ERROR(ctx, CTR_E_FILE, strerror(EFBIG));
     CHECK(get_file(path_, now, sizeof now) == n && !memcmp(old, now, n));
-    CHECK(!is_there(DIR_ "/file.tmp"));
+    CHECK(is_swept(DIR_));
     mkdir(DIR_ "/small", 0777);
     mounted = mount("tmpfs", DIR_ "/small", "tmpfs", 0, "size=64k") == 0;
     if (mounted) {
@@ -705,7 +761,7 @@ static void test_full(ctr_ctx *ctx)
         CHECK(!ctr_npy_save(ctx, DIR_ "/small/file", CTR_FILE_F32, 1, &count, big));
         CHECK_ERROR(ctx, CTR_E_FILE, strerror(ENOSPC));
         CHECK(get_file(DIR_ "/small/file", now, sizeof now) == n && !memcmp(old, now, n));
-        CHECK(!is_there(DIR_ "/small/file.tmp"));
+        CHECK(is_swept(DIR_ "/small"));
         umount(DIR_ "/small");
     }
     printf("full disk: file size limit%s\n",
@@ -772,6 +828,7 @@ int main(void)
     test_st_arguments(ctx);
     test_faults(ctx);
     test_kill(ctx);
+    test_two(ctx);
     test_permission(ctx);
     test_full(ctx);
     test_memory();
