@@ -355,7 +355,7 @@ int main(int argc, char **argv)
     int32_t *tokens, *test_tokens;
     int64_t *best;
     double shot[2] = { -1, -1 }, chosen[3] = { -1, -1, -1 };
-    int siglip = 0, equal = 0, images = IMAGES, i;
+    int siglip = 0, equal = 0, images = IMAGES, chunk = 0, i;
     char loss[48];
 
     /* 1. the command line */
@@ -375,6 +375,9 @@ int main(int argc, char **argv)
     ex_options_add(&o, "--merges", "FILE", EX_TEXT, &merges, 0, 0,
                    "CLIP's bpe_simple_vocab_16e6.txt, unpacked; without it, tokens are bytes");
     ex_options_add(&o, "--siglip", "", EX_FLAG, &siglip, 0, 1, "SigLIP's loss instead");
+    ex_options_add(&o, "--chunk", "N", EX_INT, &chunk, 2, 1000000,
+                   "pictures embedded at a time, for big batches (examples/bigbatch.c);\n"
+                   "0: the batch");
     ex_options_add(&o, "--equal", "", EX_FLAG, &equal, 0, 1,
                    "equal captions in a batch are positives of each other");
     ex_options_parse(&o, argc, argv);
@@ -399,6 +402,7 @@ int main(int argc, char **argv)
     method = make_method(&run, tokenizer, siglip, equal);
     loader = make_loader(&run, method, tokens);
     ex_run_fit(&run, method, loader, &fit);
+    fit.chunk = chunk;
     ex_run_train(&run, method, loader, &fit);
 
     /* 4. use it: name what is held out, tell true sentences from false ones, find one by the

@@ -15,8 +15,8 @@
  *
  * Functions that write a file build it in memory, write `path.N.tmp`, N being the process, and
  * rename it, so that no reader ever sees half of it. They return 0, or -1 after one line on stderr
- * that says what went wrong. Colours are 0xRRGGBB. Numbers in files have a point whatever the locale
- * says. */
+ * that says what went wrong. Colours are 0xRRGGBB. Numbers in files have a point whatever the
+ * locale says. */
 
 #ifndef EX_EXAMPLE_H
 #define EX_EXAMPLE_H

@@ -198,7 +198,8 @@ if $CC $FAST -o "$work/clip" "$here/examples/clip.c" -lm -lpthread >log 2>&1 && 
     for f in checkpoint.safetensors embeddings.npy loss.svg retrieval.png zeroshot.png; do
         [ -s "done_clip/$f" ] || bad "done_clip/$f is missing"
     done
-    if "$prog" --smoke --siglip --data pairs.tsv --batch 4 --out done_pairs >stdout 2>stderr &&
+    refuse "clip: a chunk of one" "--chunk" --chunk 1
+    if "$prog" --smoke --siglip --data pairs.tsv --batch 6 --chunk 4 --out done_pairs >stdout 2>stderr &&
         [ -s done_pairs/retrieval.png ]; then
         ok "clip --data pairs.tsv: $(grep '^retrieval' stdout | cut -c1-80)"
     else
@@ -263,13 +264,14 @@ if $CC $FAST -o "$work/bigbatch" "$here/examples/bigbatch.c" -lm -lpthread \
     prog=$work/bigbatch
     refuse "bigbatch: a chunk of one" "--chunk" --chunk 1
     refuse "bigbatch: a method that has no chunks" "--method" --method swav
-    if run --out curve && grep -q '>512</text>' curve/curve.svg && grep -q 'by hand .*by the library' stdout &&
+    refuse "bigbatch: CLIP has its own" "simclr|mocov3" --method clip
+    if run --out curve && grep -q 'take 1024 images, there are 600: each comes 1 or 2 times' stdout && grep -q '>512</text>' curve/curve.svg && grep -q 'by hand .*by the library' stdout &&
         tail -n 1 stdout | grep -q '^result method=bigbatch of=simclr .*knn_512=[0-9.]* .*peak_mb='; then
         ok "$(tail -n 1 stdout | cut -c1-150)"
     else
         bad "bigbatch: $(tail -n 1 stdout) $(cat stderr)"
     fi
-    if run --out one_batch --method mocov3 --batch 300 --chunk 70 --epochs 1 &&
+    if run --out one_batch --method mocov3 --batch 300 --chunk 70 --epochs 1 && ! grep -q 'each comes' stdout &&
         tail -n 1 stdout | grep -q '^result method=bigbatch epochs=1 loss=[0-9.]* knn='; then
         ok "bigbatch --method mocov3: $(tail -n 1 stdout | cut -c1-80)"
     else
