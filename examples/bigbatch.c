@@ -24,7 +24,7 @@
  * batch norm; with fixed statistics or layer norm the step is that of the whole batch. --chunk says
  * how many images; compare batch sizes with the same chunk, as the curve below does.
  *
- * CLIP takes chunks, too, of its pictures (./clip --batch 1024 --chunk 64); all of a batch's captions
+ * CLIP takes chunks, too, of its pictures (./clip --batch 1024 --chunk 64); all captions of a batch
  * pass its text tower at once. With a queue or a bank there is nothing to gain.
  *
  * Build and run, from the folder of contrastive.h: a curve of accuracy over batch sizes, all of
@@ -186,9 +186,9 @@ static ctr_dataset *whole_batches(ex_run *run, int64_t batch)
     ctr_dataset *d;
     for (i = 0; i < count; i++) index[i] = i % n;
     if (count > n)
-        printf("whole batches of %ld take %ld images, there are %ld: each comes %ld or %ld times an "
-               "epoch; copies in a batch are false negatives\n", (long)batch, (long)count, (long)n,
-               (long)(count / n), (long)((count + n - 1) / n));
+        printf("whole batches of %ld take %ld images, there are %ld: each comes %ld or %ld times "
+               "an epoch; copies in a batch are false negatives\n", (long)batch, (long)count,
+               (long)n, (long)(count / n), (long)((count + n - 1) / n));
     d = ctr_dataset_select(run->ctx, run->train, count, index);
     free(index);
     ex_run_check(run);
