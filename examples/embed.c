@@ -35,9 +35,9 @@
 
 #define BATCH 64 /* images that go through the network together */
 
-/* Every image through the network, a batch at a time: x [n, features]. Frozen is the way of a program
- * that only uses a network: three calls, ctr_frozen_open, _run and _destroy, and the fastest. It is
- * for the CPU; on a GPU (frozen NULL) the method represents. */
+/* Every image through the network, a batch at a time: x [n, features]. Frozen is the way of a
+ * program that only uses a network: three calls, ctr_frozen_open, _run and _destroy, and the
+ * fastest. It is for the CPU; on a GPU (frozen NULL) the method represents. */
 static void embed(ex_run *run, ctr_method *method, ctr_frozen *frozen, const ctr_dataset *data,
                   ctr_real *x, int32_t *labels)
 {
