@@ -23420,6 +23420,7 @@ CTR_API ctr_method *ctr_cpc_create(ctr_ctx *ctx, const ctr_cpc_config *config)
     if (!m) return NULL;
     m->config = *config;
     m->twin.base.views = 1;
+    m->twin.base.chunks = 0; /* embeddings are the patches', many for an image */
     m->twin.base.represent_fn = ctr_cpc_represent_;
     m->twin.base.embed_fn = ctr_cpc_embed_;
     m->twin.base.loss_fn = ctr_cpc_loss_;

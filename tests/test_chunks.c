@@ -219,9 +219,10 @@ static void steady(void)
 static void fails(void)
 {
     ctr_ctx *ctx = ctr_ctx_create(NULL);
-    ctr_method *m = make(ctx, MOCO3), *queue, *crops;
+    ctr_method *m = make(ctx, MOCO3), *queue, *crops, *patches;
     ctr_moco_config moco = ctr_moco_default(2);
     ctr_swav_config swav = ctr_swav_default();
+    ctr_cpc_config cpc = ctr_cpc_default();
     ctr_batch b = model_batch("chunks", 12, 2, 8, 8);
     ctr_report report;
     uint64_t before = ctr_method_hash(m);
@@ -243,11 +244,18 @@ static void fails(void)
     crops = ctr_swav_create(ctx, &swav);
     test_true("crops", !ctr_method_step_chunked(crops, &b, 4, 0.03, NULL));
     test_fails(ctx, "crops", CTR_E_VALUE, "swav, as it is set up, cannot");
+    cpc.encoder = tiny();
+    patches = ctr_cpc_create(ctx, &cpc);
+    b.views = 1;
+    test_true("patches", !ctr_method_step_chunked(patches, &b, 4, 0.03, NULL));
+    test_fails(ctx, "patches", CTR_E_VALUE, "cpc, as it is set up, cannot");
+    b.views = 2;
     test_true("and again", ctr_method_step_chunked(m, &b, 4, 0.03, NULL));
     model_batch_free(&b);
     ctr_method_destroy(m);
     ctr_method_destroy(queue);
     ctr_method_destroy(crops);
+    ctr_method_destroy(patches);
     ctr_ctx_destroy(ctx);
 }
 
