@@ -674,6 +674,7 @@ TEST_FN void fake_verbs_net_(ctr_device *d)
 TEST_FN fake_device *fake_device_open(void)
 {
     fake_device *f = (fake_device *)test_alloc(sizeof *f);
+    ctr_config config = ctr_config_default();
     memset(f, 0, sizeof *f);
     f->page = (size_t)sysconf(_SC_PAGESIZE);
     f->far_base = (char *)mmap(NULL, FAKE_SPACE, PROT_NONE,
@@ -684,7 +685,10 @@ TEST_FN fake_device *fake_device_open(void)
         fprintf(stderr, "fake device: no address space\n");
         exit(3);
     }
-    f->host = test_ctx(1, CTR_KERNELS_SCALAR);
+    config.threads = 1;
+    config.kernels = CTR_KERNELS_SCALAR;
+    f->host = test_host_create(&config);
+    if (!f->host) exit(3);
     f->device.version = CTR_DEVICE_VERSION;
     f->device.name = "fake";
     f->device.user = f;

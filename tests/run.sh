@@ -1,7 +1,7 @@
 #!/bin/sh
 # tests/run.sh - builds and runs every test; the last line is "N passed, N failed, N skipped".
 #
-#     sh tests/run.sh [--install] [--quick] [--jobs N] [--on PLACE] [NAME...]
+#     sh tests/run.sh [--install] [--quick] [--jobs N] [--on PLACE] [--device DEVICE] [NAME...]
 #
 #   --install   fetches compilers and tools that are missing with the system's package manager
 #               (apt-get, as root or through sudo) and says which; without it they are named, and what
@@ -9,6 +9,9 @@
 #   --quick     one compiler, float and double, short runs: a minute instead of ten
 #   --jobs N    programs that are built or run at the same time (default: one a processor, at most 8)
 #   --on PLACE  only in that configuration, e.g. asan or clang-c99-O2; may be given more than once
+#   --device D  only on that device: cuda; or cuda:tf32 and cuda:bf16, single operations alone, with
+#               bounds that are 20 and 200 times as wide. On this machine's GPU with nvcc; without them on the emulation of
+#               tests/cuda, which takes a hundred times as long (--quick, and name the tests)
 #   NAME        only tests/test_NAME.c, tests/check_NAME.sh, tests/house.sh; default: all of them
 #
 # A new file tests/test_x.c is found by itself. A comment in it says where it runs, for example
@@ -26,14 +29,15 @@
 cd "$(dirname "$0")/.." || exit 1
 ROOT=$(pwd)
 WORK="$ROOT/out/tests"
-INSTALL=0 QUICK=0 NAMES='' JOBS='' ON=''
+INSTALL=0 QUICK=0 NAMES='' JOBS='' ON='' DEVICE=''
 while [ $# -gt 0 ]; do
     case "$1" in
     --install) INSTALL=1 ;;
     --quick) QUICK=1 ;;
     --jobs) shift; JOBS=${1:-2} ;;
     --on) shift; ON="$ON $1" ;;
-    --help | -h) sed -n '2,29s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    --device) shift; DEVICE=$1 ON='device' ;;
+    --help | -h) sed -n '2,32s/^# \{0,1\}//p' "$0"; exit 0 ;;
     -*) echo "run.sh: unknown option $1 (see --help)" >&2; exit 2 ;;
     *) NAMES="$NAMES $(basename "$1" | sed 's/^test_//;s/^check_//;s/\.c$//;s/\.sh$//')" ;;
     esac
@@ -126,6 +130,17 @@ sanitizer_works() {
 WARN='-Wall -Wextra -pedantic -Wshadow -Wconversion -Werror'
 STRICT='-Wall -Wextra -pedantic -Wshadow -Werror'
 LIBS='-lm -lpthread'
+
+# A GPU wants nvcc; GPU=0 is the emulation, with device memory that the host cannot read.
+GPU=0
+if [ -n "$DEVICE" ]; then
+    has nvcc || PATH="$PATH:/usr/local/cuda/bin"
+    has nvcc && has nvidia-smi && nvidia-smi -L 2>/dev/null | grep -q GPU && GPU=1
+fi
+# Of these tests the CPU's kernels are the subject: test_verbs.c of tests/cuda has the device's.
+CPU_ONLY=' conv gemm memory threads vec '
+# The bounds of rounded products are those of one operation, not of what is made of many.
+ROUNDED=' loss ops '
 SAN='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'
 
 # Sets, for a configuration: comp (command of the implementation), tcomp (of the tests), pre (what
@@ -150,6 +165,9 @@ configure() {
     tcc)
         has tcc || return 1
         comp='tcc' opts=--quick ;;
+    device)
+        tcomp="$comp -DCONTRASTIVE_CUDA" opts="--device $DEVICE" secs=900
+        [ $GPU = 0 ] && pre='env CUDAEMU_GUARD=1' ;;
     nothreads) extra='-DCONTRASTIVE_NO_THREADS' opts=--quick ;;
     nosimd) extra='-DCONTRASTIVE_NO_SIMD' opts=--quick ;;
     static) comp="$CC -std=c99 -O1" extra='-DCONTRASTIVE_STATIC' opts=--quick ;;
@@ -168,7 +186,7 @@ configure() {
         comp="$comp -x c++ -std=c++11 -${1##*-}" opts=--quick ;;
     *) return 1 ;;
     esac
-    [ $QUICK = 1 ] && opts=--quick
+    [ $QUICK = 1 ] && opts="${DEVICE:+--device $DEVICE }--quick"
     [ -n "$tcomp" ] || tcomp=$comp
     comp="$comp $extra" tcomp="$tcomp $extra"
     return 0
@@ -224,6 +242,19 @@ job_build() {
     fi
 }
 
+# contrastive_cuda.cu beside the implementation of the place "device".
+job_companion() {
+    cu="$WORK/device/cu.o"
+    mkdir -p "$WORK/device"
+    if [ $GPU = 1 ]; then set -- nvcc -O3 -arch=native
+    else set -- $CXX -std=c++17 -O2 -Itests/cuda -x c++; fi
+    if limit 600 "$@" -c contrastive_cuda.cu -o "$cu" >"$WORK/device/cu.log" 2>&1; then
+        result device/companion 1 0 0 "$*"
+    else
+        result device/companion 0 1 0 "$*; see $WORK/device/cu.log"
+    fi
+}
+
 # Compiles one test in one configuration and runs it.
 job_test() {
     configure "$1" || { result "$1/$2" 0 0 1 'its tool is missing here'; return; }
@@ -231,7 +262,9 @@ job_test() {
     mkdir -p "$WORK/$1"
     flags="$STRICT -DTEST_DIR=\"$ROOT/tests\""
     [ "$1" = tcc ] && flags="-DTEST_DIR=\"$ROOT/tests\""
-    if [ "$1" = static ] || grep -q '^#define CONTRASTIVE_STATIC' "tests/$2.c"; then
+    own=0
+    grep -q '^#define CONTRASTIVE_STATIC' "tests/$2.c" && own=1
+    if [ "$1" = static ] || { [ $own = 1 ] && [ "$1" != device ]; }; then # the companion calls it
         object=''
     elif [ ! -f "$object" ]; then
         result "$1/$2" 0 1 0 'the implementation did not compile'
@@ -266,7 +299,15 @@ job_test() {
 }
 
 # C needs the C++ runtime when the implementation is C++.
-link_libs() { if [ "$1" = mixed ]; then echo "-lstdc++ $LIBS"; else echo "$LIBS"; fi; }
+link_libs() {
+    cuda="$WORK/device/cu.o"
+    case "$1$GPU" in
+    mixed?) echo "-lstdc++ $LIBS" ;;
+    device0) echo "$cuda -lstdc++ $LIBS" ;;
+    device1) echo "$cuda -L$(dirname "$(command -v nvcc)")/../lib64 -lcudart -lcublas -lstdc++ $LIBS" ;;
+    *) echo "$LIBS" ;;
+    esac
+}
 
 # A script of its own: tests/check_x.sh, or tests/house.sh
 check_file() { if [ "$1" = house ]; then echo tests/house.sh; else echo "tests/check_$1.sh"; fi; }
@@ -328,19 +369,31 @@ for file in tests/test_*.c; do
     [ -f "$file" ] || continue
     name=$(basename "$file" .c)
     wanted "${name#test_}" || continue
+    if [ -n "$DEVICE" ]; then
+        case "$CPU_ONLY" in
+        *" ${name#test_} "*) result "device/$name" 0 0 1 "its subject are the CPU's kernels" ;;
+        *)
+            case "$DEVICE$ROUNDED" in
+            cuda' '* | *" ${name#test_} "*) echo "test device $name" >>"$WORK/tests.list" ;;
+            *) result "device/$name" 0 0 1 'is no single operation: run it on cuda' ;;
+            esac ;;
+        esac
+        continue
+    fi
     for place in $(places "$file"); do
         case " $ALL " in *" $place "*) echo "test $place $name" >>"$WORK/tests.list" ;; esac
     done
 done
 : >"$WORK/builds.list"
 for place in $ALL; do
-    if [ "$place" = float ] || { [ "$place" = gcc-cxx11-O2 ] && grep -q '^test mixed ' "$WORK/tests.list"; } ||
+    if [ "$place" = float ] || [ "$place" = device ] || { [ "$place" = gcc-cxx11-O2 ] && grep -q '^test mixed ' "$WORK/tests.list"; } ||
         grep -q "^test $place " "$WORK/tests.list"; then
         echo "build $place" >>"$WORK/builds.list"
     fi
 done
+[ -n "$DEVICE" ] && echo "companion" >>"$WORK/builds.list"
 for file in tests/check_*.sh tests/house.sh; do
-    [ -f "$file" ] || continue
+    [ -f "$file" ] && [ -z "$DEVICE" ] || continue
     name=$(basename "$file" .sh)
     wanted "${name#check_}" && echo "check ${name#check_}" >>"$WORK/tests.list"
 done

@@ -50,9 +50,10 @@
 typedef struct test_state {
     const char *name, *golden;
     int passed, failed, skipped, quick, verbose;
-    int group_passed, group_failed;
+    int group_passed, group_failed, group_skipped;
     double group_worst;             /* the largest error / bound of the group */
     char group[128], group_what[160];
+    double rounding;                /* what the device's products round, in units of float's */
 } test_state;
 
 static test_state test_;
@@ -60,16 +61,59 @@ static test_state test_;
 /* A bound for each of the two number types. */
 TEST_FN double test_bound(double for_double, double for_float)
 {
-    return TEST_DOUBLE ? for_double : for_float;
+    return TEST_DOUBLE ? for_double : for_float * test_.rounding;
 }
 
 TEST_FN int test_quick(void) { return test_.quick; }
+
+#ifdef CONTRASTIVE_CUDA
+/* ------------------------------------------------------------------------------------ on a GPU */
+
+/* With --device cuda, cuda:tf32 or cuda:bf16 every context that names no device is on that one. */
+static const ctr_device *test_device_;
+
+TEST_FN ctr_ctx *test_ctx_create_(const ctr_config *config)
+{
+    ctr_config c = config ? *config : ctr_config_default();
+    if (!c.device) c.device = test_device_;
+    return ctr_ctx_create(&c);
+}
+
+TEST_FN void test_device_open_(const char *name)
+{
+    ctr_cuda_config config = ctr_cuda_config_default();
+    char text[400] = "it is cuda, cuda:tf32 or cuda:bf16";
+    if (strcmp(name, "cuda:tf32") == 0) config.math = CTR_CUDA_TF32;
+    if (strcmp(name, "cuda:bf16") == 0) config.math = CTR_CUDA_BF16;
+    test_.rounding = config.math == CTR_CUDA_BF16 ? 200 : config.math == CTR_CUDA_TF32 ? 20 : 1;
+    if (strcmp(name, "cuda") == 0 || test_.rounding > 1)
+        test_device_ = ctr_cuda_open(&config, text, sizeof text);
+    if (test_device_) return;
+    fprintf(stderr, "%s: --device %s: %s\n", test_.name, name, text);
+    exit(2);
+}
+TEST_FN void test_device_close_(void) { ctr_cuda_close(test_device_); }
+TEST_FN int test_on_device(void) { return test_device_ != NULL; }
+/* For a context that must stay on the CPU, whatever the others do. */
+TEST_FN ctr_ctx *test_host_create(const ctr_config *config) { return ctr_ctx_create(config); }
+#define ctr_ctx_create test_ctx_create_
+#else
+TEST_FN int test_on_device(void) { return 0; }
+TEST_FN ctr_ctx *test_host_create(const ctr_config *config) { return ctr_ctx_create(config); }
+TEST_FN void test_device_open_(const char *name)
+{
+    fprintf(stderr, "%s: --device %s: built without CONTRASTIVE_CUDA\n", test_.name, name);
+    exit(2);
+}
+TEST_FN void test_device_close_(void) {}
+#endif
 
 TEST_FN void test_begin(const char *name, int argc, char **argv)
 {
     int i;
     memset(&test_, 0, sizeof test_);
     test_.name = name;
+    test_.rounding = 1;
 #ifdef TEST_DIR
     test_.golden = TEST_DIR "/golden";
 #else
@@ -78,6 +122,7 @@ TEST_FN void test_begin(const char *name, int argc, char **argv)
     for (i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--quick") == 0) test_.quick = 1;
         else if (strcmp(argv[i], "--verbose") == 0) test_.verbose = 1;
+        else if (strcmp(argv[i], "--device") == 0 && i + 1 < argc) test_device_open_(argv[++i]);
         else if (strcmp(argv[i], "--golden") == 0 && i + 1 < argc) test_.golden = argv[++i];
         else {
             fprintf(stderr, "%s: unknown option %s\n", name, argv[i]);
@@ -91,6 +136,10 @@ TEST_FN void test_begin(const char *name, int argc, char **argv)
 TEST_FN void test_group_end_(void)
 {
     if (!test_.group[0]) return;
+    if (test_.group_passed + test_.group_failed == 0 && test_.group_skipped > 0) {
+        test_.group[0] = 0; /* that has been said */
+        return;
+    }
     if (test_.group_passed + test_.group_failed == 0) {
         printf("FAIL %s: nothing was compared\n", test_.group);
         test_.failed++;
@@ -110,7 +159,7 @@ TEST_FN void test_group(const char *name)
 {
     test_group_end_();
     snprintf(test_.group, sizeof test_.group, "%s", name);
-    test_.group_passed = test_.group_failed = 0;
+    test_.group_passed = test_.group_failed = test_.group_skipped = 0;
     test_.group_worst = -1;
     test_.group_what[0] = 0;
 }
@@ -185,6 +234,7 @@ TEST_FN int test_bytes(const char *what, const void *a, const void *b, size_t si
 TEST_FN void test_skip(const char *what, const char *why)
 {
     test_.skipped++;
+    test_.group_skipped++;
     printf("skip %s: %s\n", what, why);
 }
 
@@ -195,6 +245,7 @@ TEST_FN int test_end(void)
         printf("FAIL %s compared nothing\n", test_.name);
         test_.failed++;
     }
+    test_device_close_();
     printf("%s: %d passed, %d failed, %d skipped\n", test_.name, test_.passed, test_.failed,
            test_.skipped);
     return test_.failed != 0;

@@ -69,6 +69,7 @@ static ctr_tensor *fixed_both(ctr_method *m, ctr_tensor *x) /* SimSiam makes its
 }
 
 typedef struct state {
+    ctr_ctx *ctx;
     int64_t count, room;
     ctr_real *x;
 } state;
@@ -83,7 +84,7 @@ static void collect(void *user, const char *name, ctr_tensor *t, int conv)
         s->x = (ctr_real *)realloc(s->x, (size_t)s->room * sizeof *s->x);
         if (!s->x) exit(3);
     }
-    memcpy(s->x + s->count, t->data, (size_t)t->size * sizeof *s->x);
+    ctr_tensor_read(s->ctx, t, s->x + s->count, t->size);
     s->count += t->size;
 }
 
@@ -106,6 +107,7 @@ static state two_steps(int kind, int64_t n, int64_t chunk, double *loss)
     state s;
     int i;
     memset(&s, 0, sizeof s);
+    s.ctx = ctx;
     for (i = 0; i < 32; i++) labels[i] = i % 3;
     b.labels = labels;
     m->embed_fn = kind == SIMSIAM ? fixed_both : fixed_embed;

@@ -156,8 +156,13 @@ TEST_FN void training_same_bytes(const training *t)
 TEST_FN void training_same_on_device(const training *t)
 {
     training c = *t;
-    fake_device *fake = fake_device_open();
+    fake_device *fake;
     uint64_t on_cpu, on_device;
+    if (test_on_device()) {
+        test_skip(t->name, "compares the fake device with the CPU");
+        return;
+    }
+    fake = fake_device_open();
     c.config.kernels = CTR_KERNELS_SCALAR;
     on_cpu = training_hash(&c, NULL);
     c.config.device = &fake->device;
@@ -416,7 +421,8 @@ TEST_FN void training_failing_allocations(const training *t, int how, long strid
         }
     snprintf(what, sizeof what, "%s: bad ones of %ld runs", t->name, runs);
     test_equal(what, (double)bad, 0);
-    test_true("the last run met no failure", whole && runs > 3);
+    /* a device's memory is not the allocator's: fewer calls can fail */
+    test_true("the last run met no failure", whole && runs > (test_on_device() ? 1 : 3));
     free(s.file[0]);
     free(s.file[1]);
     if (how & TRAINING_FILES) remove("fail.ctr");

@@ -10,6 +10,8 @@
  *                           warps, and blocks of a grid)
  *     CUDAEMU_DEFER=1       a stream's work is done only when somebody waits for it
  *     CUDAEMU_KERNELS=PATH  appends the name of each kernel that ran
+ *     CUDAEMU_GUARD=1       outside of kernels and copies device memory has no access rights: whoever
+ *                           follows a device pointer on the host ends there, as with a GPU
  *     CUDAEMU_FAULT=N       switches on fault N of the .cu: see test_faults.c
  *
  * What is found, and how: host pointers given to kernels and device pointers read by the host
@@ -38,7 +40,9 @@
 #include <tuple>
 #include <type_traits>
 #include <vector>
+#include <csignal>
 #include <sys/mman.h>
+#include <unistd.h>
 #include "emulation.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -421,10 +425,62 @@ EMU_RT inline void fill(char *p, size_t n)       /* NaN; by hand, since memset i
     for (volatile char *q = p; n--;) *q++ = (char)0xff;
 }
 
+/* With CUDAEMU_GUARD: one region for all of cudaMalloc's blocks, whole pages each, that is open and
+   closed by one system call. */
+enum : size_t { PAGE = 4096, REGION = (size_t)1 << 36 };
+struct region {
+    char *base = nullptr;
+    size_t used = 0;
+    std::multimap<size_t, char *> spare;
+};
+inline region G;
+
+inline void region_hit(int, siginfo_t *info, void *)
+{
+    static const char text[] = "emulation: the host touches device memory\n";
+    const char *at = (const char *)info->si_addr;
+    if (at >= G.base && at < G.base + REGION && write(2, text, sizeof text - 1)) {}
+    signal(SIGSEGV, SIG_DFL); /* and again, this time for good */
+}
+
+/* Without the variable NULL, and malloc has to do. */
+EMU_RT inline char *region_take(size_t n)
+{
+    static const bool wanted = getenv("CUDAEMU_GUARD") != nullptr;
+    if (!wanted) return nullptr;
+    if (!G.base) {
+        struct sigaction action;
+        G.base = (char *)mmap(nullptr, REGION, PROT_NONE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (G.base == MAP_FAILED) fail("no address space for CUDAEMU_GUARD");
+        memset(&action, 0, sizeof action);
+        action.sa_sigaction = region_hit;
+        action.sa_flags = SA_SIGINFO;
+        sigaction(SIGSEGV, &action, nullptr);
+    }
+    n = (n + PAGE) & ~(size_t)(PAGE - 1); /* at least one byte is nobody's */
+    auto it = G.spare.find(n);
+    char *p = G.base + G.used;
+    if (it != G.spare.end()) {
+        p = it->second;
+        G.spare.erase(it);
+    } else {
+        G.used += n;
+        if (G.used > REGION) fail("CUDAEMU_GUARD has no address space left");
+    }
+    mprotect(G.base, G.used, PROT_READ | PROT_WRITE);
+    return p;
+}
+EMU_RT inline void region_give(char *p, size_t n)
+{
+    G.spare.insert({(n + PAGE) & ~(size_t)(PAGE - 1), p});
+}
+
 /* The host must not touch device memory: outside of kernels and copies it is poisoned. */
 EMU_RT inline void device_visible(bool on)
 {
     if (on ? M.in_kernel++ : --M.in_kernel) return;
+    if (G.base) mprotect(G.base, G.used, on ? PROT_READ | PROT_WRITE : PROT_NONE);
 #ifdef EMU_ASAN
     for (auto &m : M.memory)
         if (on) __asan_unpoison_memory_region((void *)m.first, m.second);
@@ -700,12 +756,11 @@ template <class T> cudaError_t cudaMalloc(T **p, size_t n)
 {
     void *block;
     EMU_CALL(cudaMalloc);
-    if (posix_memalign(&block, 256, n ? n : 1)) return cudaErrorMemoryAllocation;
+    emu::visible open;
+    block = emu::region_take(n);
+    if (!block && posix_memalign(&block, 256, n ? n : 1)) return cudaErrorMemoryAllocation;
     memset(block, 0xff, n);
     emu::M.memory[(uintptr_t)block] = n;
-#ifdef EMU_ASAN
-    if (!emu::M.in_kernel) __asan_poison_memory_region(block, n);
-#endif
     *p = (T *)block;
     return cudaSuccess;
 }
@@ -718,8 +773,10 @@ static inline cudaError_t cudaFree(void *p)
 #ifdef EMU_ASAN
     __asan_unpoison_memory_region(p, it->second);
 #endif
+    size_t n = it->second;
     emu::M.memory.erase(it);
-    free(p);
+    if (emu::G.base) emu::region_give((char *)p, n);
+    else free(p);
     return cudaSuccess;
 }
 static inline cudaError_t cudaHostAlloc(void **p, size_t n, unsigned)
