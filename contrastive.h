@@ -26,7 +26,7 @@
        PLATFORM MEMORY THREADS RNG TENSOR FILE      the ground
        VEC GEMM CONV WINO                           kernels: the scalar reference, then the fast one
        TAPE OPS NN OPTIM                            autograd, layers, networks, optimisers
-       IMAGE POLICY AUG SAMPLE DATA LOADER          pictures, augmentations, batches of views
+       IMAGE POLICY AUG SAMPLE DATA LOADER VIEWS    pictures, augmentations, batches of views
        TOKEN                                        texts as numbers, pictures with captions
        CLUSTER                                      k-means, whitening, Sinkhorn, NMI
        LOSS AGREE HEALTH METHOD TEACHER             losses; alive?; SimCLR, ...; MoCo, BYOL, ...
@@ -451,7 +451,8 @@ CTR_API int ctr_k_finite(ctr_ctx *ctx, int64_t n, const ctr_real *x);
 
 /* An accelerator: its memory and its verbs, with the prototypes of ctr_k_*. A verb that is NULL
    is a clear error when it is called, never a silent copy to the host. */
-#define CTR_DEVICE_VERSION 1
+#define CTR_DEVICE_VERSION 2
+struct ctr_view_args;
 typedef struct ctr_device {
     int version;              /* CTR_DEVICE_VERSION */
     const char *name;
@@ -526,6 +527,7 @@ typedef struct ctr_device {
     /* May be NULL. As finite, but the answer waits for the next finite (of 0 numbers, too), which
        is 0 if any of them all was not: one wait for the gradients of a whole network. */
     void (*watch)(ctr_ctx *, int64_t, const ctr_real *);
+    void (*views)(ctr_ctx *, const struct ctr_view_args *); /* see >>VIEWS; may be NULL */
 } ctr_device;
 
 /* For devices and other extensions: records an error as the library itself does. */
@@ -1505,6 +1507,41 @@ typedef void (*ctr_order_fn)(void *user, uint64_t seed, int64_t epoch, int64_t n
 CTR_API void ctr_loader_order(ctr_loader *loader, ctr_order_fn order_fn, void *user);
 /* Seconds that next has made its caller wait so far. */
 CTR_API double ctr_loader_seconds(const ctr_loader *loader);
+
+/* ------------------------------------------------------------------------------------------------
+   >>VIEWS  augmentation where the images are
+
+   A data set whose images have one size goes into the context's memory once, as bytes. What is
+   random about views is drawn on the host (ctr_aug_sample, ctr_aug_jigsaw_sample), a few numbers
+   each; the context's device, or the CPU's threads, then makes them where they are needed. So both
+   make the same views, to less than 1/255. On a device a view with a policy is CTR_E_UNSUPPORTED.
+   ---------------------------------------------------------------------------------------------- */
+
+/* What the device's verb gets, all of it checked. */
+typedef struct ctr_view_args {
+    const ctr_aug_config *config;
+    int kernel;                   /* taps of the blur, odd */
+    int64_t n;                    /* views */
+    int64_t h, w, c;              /* of the images */
+    const uint8_t *images;        /* [.., h, w, c], the device's memory */
+    const int64_t *index;         /* [n], the host's */
+    const ctr_aug_params *params; /* [n], the host's */
+    ctr_real *out;                /* [n, config->height, config->width, c], the device's */
+} ctr_view_args;
+
+typedef struct ctr_images ctr_images;
+/* A copy of all images of a dataset, which may go then. The caller destroys it before its context.
+   NULL with an error: CTR_E_SHAPE (sizes differ), CTR_E_MEMORY, or what reading an image gives. */
+CTR_API ctr_images *ctr_images_create(ctr_ctx *ctx, const ctr_dataset *dataset);
+CTR_API void ctr_images_destroy(ctr_ctx *ctx, ctr_images *images); /* NULL is allowed */
+CTR_API int64_t ctr_images_count(const ctr_images *images);
+
+/* n views: view i is that of image index[i] by params[i]. out [n, config->height, config->width, c]
+   is a tensor of the context. 1, or 0 with an error: CTR_E_VALUE (a member of config or params, an
+   index, a crop box that leaves the image), CTR_E_SHAPE (out), CTR_E_UNSUPPORTED, CTR_E_MEMORY. */
+CTR_API int ctr_images_views(ctr_ctx *ctx, const ctr_images *images, const ctr_aug_config *config,
+                             int64_t n, const int64_t *index, const ctr_aug_params *params,
+                             ctr_tensor *out);
 
 /* ------------------------------------------------------------------------------------------------
    >>TOKEN  texts as numbers, and pictures with captions
@@ -16634,6 +16671,154 @@ CTR_PRIVATE_ void ctr_loader_run_(const ctr_loader *l, int64_t *images, int64_t 
     *images = l->d->n;
     *batch = l->config.batch;
     *seed = l->config.seed;
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>VIEWS
+   ---------------------------------------------------------------------------------------------- */
+
+struct ctr_images {
+    int64_t n, h, w, c;
+    size_t bytes;
+    uint8_t *pixels;              /* [n, h, w, c] in the context's memory */
+};
+
+/* Bytes that go to the context's memory at a time, at least one image. */
+#define CTR_VIEWS_PIECE_ ((int64_t)1 << 20)
+
+/* Uploads image after image by way of piece, which holds `room` of them. */
+CTR_PRIVATE_ void ctr_images_fill_(ctr_ctx *ctx, ctr_images *s, const ctr_dataset *d,
+                                   uint8_t *piece, int64_t room)
+{
+    int64_t size = s->h * s->w * s->c, first = 0, i;
+    for (i = 0; i < s->n; i++) {
+        ctr_image image;
+        if (!ctr_dataset_image(ctx, d, i, &image)) return;
+        if (image.h == s->h && image.w == s->w)
+            memcpy(piece + (i - first) * size, image.pixels, (size_t)size);
+        else
+            ctr_fail_(ctx, CTR_E_SHAPE, "images: image %ld has %ld x %ld pixels, the first %ld x "
+                      "%ld: they must have one size", (long)i, (long)image.w, (long)image.h,
+                      (long)s->w, (long)s->h);
+        ctr_image_free(ctx, &image);
+        if (ctx->status != CTR_OK) return;
+        if (i + 1 - first < room && i + 1 < s->n) continue;
+        ctr_k_upload(ctx, (size_t)((i + 1 - first) * size), piece, s->pixels + first * size);
+        first = i + 1;
+    }
+}
+
+CTR_API ctr_images *ctr_images_create(ctr_ctx *ctx, const ctr_dataset *dataset)
+{
+    ctr_images *s = (ctr_images *)ctr_alloc_zero_(ctx, sizeof *s);
+    ctr_image first;
+    int64_t size, room;
+    uint8_t *piece = NULL;
+    if (!s) return NULL;
+    if (ctr_dataset_image(ctx, dataset, 0, &first)) {
+        s->n = ctr_dataset_count(dataset);
+        s->h = first.h;
+        s->w = first.w;
+        s->c = first.c;
+        ctr_image_free(ctx, &first);
+        size = s->h * s->w * s->c;
+        room = CTR_MAX_(1, CTR_VIEWS_PIECE_ / size);
+        s->bytes = ctr_size_mul_(ctx, (size_t)s->n, (size_t)size);
+        if (s->bytes) s->pixels = (uint8_t *)ctr_data_alloc_(ctx, s->bytes);
+        if (s->pixels) piece = (uint8_t *)ctr_alloc_(ctx, (size_t)(room * size));
+        if (piece) ctr_images_fill_(ctx, s, dataset, piece, room);
+        ctr_free_host_(ctx, piece, (size_t)(room * size));
+    }
+    if (ctx->status == CTR_OK) return s;
+    ctr_images_destroy(ctx, s);
+    return NULL;
+}
+
+CTR_API void ctr_images_destroy(ctr_ctx *ctx, ctr_images *s)
+{
+    if (!s) return;
+    ctr_data_free_(ctx, s->pixels, s->bytes);
+    ctr_free_host_(ctx, s, sizeof *s);
+}
+
+CTR_API int64_t ctr_images_count(const ctr_images *s) { return s ? s->n : 0; }
+
+CTR_PRIVATE_ int ctr_images_check_(ctr_ctx *ctx, const ctr_images *s, const ctr_aug_config *c,
+                                   int64_t n, const int64_t *index, const ctr_aug_params *params,
+                                   const ctr_tensor *out)
+{
+    int64_t i;
+    if (ctx->status != CTR_OK || !ctr_aug_config_check(ctx, c)) return 0;
+    if (out->dtype != CTR_F32 || out->rank != 4 || out->shape[0] != n ||
+        out->shape[1] != c->height || out->shape[2] != c->width || out->shape[3] != s->c)
+        ctr_fail_(ctx, CTR_E_SHAPE, "images_views: out must be [%ld, %ld, %ld, %ld]", (long)n,
+                  (long)c->height, (long)c->width, (long)s->c);
+    for (i = 0; i < n && ctx->status == CTR_OK; i++) {
+        if (index[i] < 0 || index[i] >= s->n)
+            ctr_fail_(ctx, CTR_E_VALUE, "images_views: index must be 0..%ld, got %ld",
+                      (long)s->n - 1, (long)index[i]);
+        else if (ctr_aug_params_check_(ctx, c, &params[i], s->h, s->w) && params[i].policy.count &&
+                 ctx->config.device)
+            ctr_fail_(ctx, CTR_E_UNSUPPORTED, "images_views: a device has no policy's operations");
+    }
+    return ctx->status == CTR_OK;
+}
+
+/* The verb on the CPU. */
+typedef struct ctr_views_job_ {
+    const ctr_view_args *args;
+    char *scratch;                /* one block for each worker */
+    size_t scratch_size;
+} ctr_views_job_;
+
+CTR_PRIVATE_ void ctr_views_one_(void *arg, int64_t i, int worker)
+{
+    const ctr_views_job_ *job = (const ctr_views_job_ *)arg;
+    const ctr_view_args *a = job->args;
+    ctr_aug_apply(a->config, &a->params[i], a->images + a->index[i] * a->h * a->w * a->c, a->h,
+                  a->w, a->c, a->out + i * a->config->height * a->config->width * a->c,
+                  job->scratch + (size_t)worker * job->scratch_size);
+}
+
+CTR_PRIVATE_ void ctr_views_host_(ctr_ctx *ctx, const ctr_view_args *a)
+{
+    ctr_views_job_ job;
+    size_t total;
+    job.args = a;
+    job.scratch_size = ctr_aug_scratch_size(a->config, a->h, a->w, a->c);
+    total = ctr_size_mul_(ctx, job.scratch_size ? job.scratch_size : SIZE_MAX / 4,
+                          (size_t)ctr_threads(ctx));
+    job.scratch = total ? (char *)ctr_alloc_(ctx, total) : NULL;
+    if (!job.scratch) return;
+    ctr_parallel_(ctx, a->n, ctr_views_one_, &job);
+    ctr_free_host_(ctx, job.scratch, total);
+}
+
+CTR_API int ctr_images_views(ctr_ctx *ctx, const ctr_images *s, const ctr_aug_config *config,
+                             int64_t n, const int64_t *index, const ctr_aug_params *params,
+                             ctr_tensor *out)
+{
+    const ctr_device *device = ctx->config.device;
+    ctr_aug_config own;
+    ctr_view_args a;
+    if (!ctr_images_check_(ctx, s, config, n, index, params, out)) return 0;
+    if (n == 0) return 1;
+    own = *config;
+    own.kernels = ctx->kernels;
+    a.config = &own;
+    a.kernel = ctr_aug_kernel_(config);
+    a.n = n;
+    a.h = s->h;
+    a.w = s->w;
+    a.c = s->c;
+    a.images = s->pixels;
+    a.index = index;
+    a.params = params;
+    a.out = (ctr_real *)out->data;
+    if (!device) ctr_views_host_(ctx, &a);
+    else if (device->views) device->views(ctx, &a);
+    else ctr_memory_missing_(ctx, "views");
+    return ctx->status == CTR_OK;
 }
 
 /* ------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@
 
    WHAT IT DOES NOT DO (yet)
    - Activations are float in memory whatever config.math says; that is about the products alone.
-   - Augmentations, k-means and k-NN run where the header runs them, on the CPU.
+   - k-means and k-NN run where the header runs them, on the CPU.
    - No CUDA graphs, no several GPUs, no double build.
 
    READING IT   A kernel's loops over work are FOR_EACH (one long array) and FOR_ROWS/FOR_COLS (a
@@ -2327,6 +2327,271 @@ static void v_contrast_grad(ctr_ctx *ctx, int64_t m, int64_t d, const int32_t *i
 }
 
 /* ================================================================================================
+   >>VIEWS  augmented views of images of bytes
+
+   A block makes a view, step by step as the header's >>AUG does on the CPU, whose formulas stand
+   there. Most steps are about single pixels, which stay with their thread; barriers stand where
+   pixels meet: between the two directions of resizing and blurring, and at contrast's mean.
+   ============================================================================================= */
+
+enum { VIEW_KERNEL = 255 };      /* most taps of a blur */
+enum { VIEW_BYTES = 1 << 28 };   /* of scratch memory, or what one view needs */
+
+typedef struct cu_view {
+    int64_t index;
+    int top, left, h, w;         /* the crop */
+    int flip, gray, solarize;
+    int jobs, order[4];          /* of jitter: CTR_JITTER_* */
+    float factor[4], sigma;
+} cu_view;
+typedef struct cu_look {
+    int h, w, c, source_h, source_w, cubic, kernel;
+    float threshold, mean[3], std[3];
+} cu_look;
+
+static __device__ __forceinline__ float clip01(float v) { return fminf(fmaxf(v, 0.0f), 1.0f); }
+
+/* Keys' cubic or the triangle, see >>IMAGE */
+static __device__ __forceinline__ float filter_value(int cubic, float x)
+{
+    x = fabsf(x);
+    if (!cubic) return x < 1 ? 1 - x : 0;
+    if (x < 1) return (1.5f * x - 2.5f) * x * x + 1;
+    return x < 2 ? ((-0.5f * x + 2.5f) * x - 4) * x + 2 : 0;
+}
+
+/* What output o of an axis looks at: taps first.. end - 1, tap t at (t - center) inverse */
+typedef struct cu_taps { int first, end; float center, inverse; } cu_taps;
+static __device__ __forceinline__ cu_taps taps_of(int cubic, int in, int out, int o)
+{
+    float scale = (float)in / (float)out, wide = fmaxf(scale, 1.0f);
+    float reach = (cubic ? 2.0f : 1.0f) * wide, middle = scale * ((float)o + 0.5f);
+    cu_taps t;
+    t.first = (int)fmaxf(middle - reach + 0.5f, 0.0f);
+    t.end = (int)(middle + reach + 0.5f);
+    t.end = t.end < in ? t.end : in;
+    t.center = middle - 0.5f;
+    t.inverse = 1 / wide;
+    return t;
+}
+
+static __device__ __forceinline__ float luma(const float *x, int c)
+{
+    return c == 1 ? x[0] : 0.2989f * x[0] + 0.587f * x[1] + 0.114f * x[2];
+}
+
+static __device__ void hue_turn(float *x, float turn)
+{
+    float r = x[0], g = x[1], b = x[2], v = fmaxf(fmaxf(r, g), b);
+    float chroma = v - fminf(fminf(r, g), b), h, f, p, q, t;
+    int sector;
+    if (chroma <= 0) return;
+    h = v == r ? (g - b) / chroma : v == g ? 2 + (b - r) / chroma : 4 + (r - g) / chroma;
+    h = h / 6 + turn;
+    h = (h - floorf(h)) * 6;
+    sector = (int)h;
+    f = h - (float)sector;
+    p = v - chroma;
+    q = v - chroma * f;
+    t = v - chroma * (1 - f);
+    x[0] = sector == 1 ? q : sector == 2 || sector == 3 ? p : sector == 4 ? t : v;
+    x[1] = sector == 1 || sector == 2 ? v : sector == 3 ? q : sector >= 4 && sector < 6 ? p : t;
+    x[2] = sector == 2 ? t : sector == 3 || sector == 4 ? v : sector == 5 ? q : p;
+}
+
+/* The box of the image at [crop h, w] to lines [crop h, look.w], then to x [look.h, look.w]. */
+static __device__ void view_resize(const cu_look &look, const cu_view &v, const uint8_t *image,
+                                   float *lines, float *x)
+{
+    const int c = look.c;
+    FOR_LINE(i, v.h * look.w)
+    {
+        int row = (int)i / look.w;
+        cu_taps t = taps_of(look.cubic, v.w, look.w, (int)i % look.w);
+        const uint8_t *line = image + ((int64_t)(v.top + row) * look.source_w + v.left) * c;
+        float sum[3] = {0, 0, 0}, all = 0;
+        for (int j = t.first; j < t.end; j++) {
+            float weight = filter_value(look.cubic, ((float)j - t.center) * t.inverse);
+            all += weight;
+            for (int k = 0; k < c; k++) sum[k] += weight * (float)line[j * c + k];
+        }
+        for (int k = 0; k < c; k++) lines[i * c + k] = sum[k] / (255 * all);
+    }
+    __syncthreads();
+    FOR_LINE(i, look.h * look.w)
+    {
+        int col = (int)i % look.w, from = v.flip ? look.w - 1 - col : col;
+        cu_taps t = taps_of(look.cubic, v.h, look.h, (int)i / look.w);
+        float sum[3] = {0, 0, 0}, all = 0;
+        for (int j = t.first; j < t.end; j++) {
+            float weight = filter_value(look.cubic, ((float)j - t.center) * t.inverse);
+            const float *at = lines + ((int64_t)j * look.w + from) * c;
+            all += weight;
+            for (int k = 0; k < c; k++) sum[k] += weight * at[k];
+        }
+        for (int k = 0; k < c; k++) x[i * c + k] = clip01(sum[k] / all);
+    }
+}
+
+static __device__ void view_jitter(const cu_look &look, const cu_view &v, float *x)
+{
+    const int n = look.h * look.w, c = look.c;
+    for (int job = 0; job < v.jobs; job++) {
+        const int what = v.order[job];
+        const float f = v.factor[job];
+        float mean = 0;
+        if (what == CTR_JITTER_CONTRAST) {
+            double sum = 0;
+            FOR_LINE(i, n) sum += (double)luma(x + i * c, c);
+            mean = (float)(block_sum(sum) / n);
+        }
+        FOR_LINE(i, n)
+        {
+            float *at = x + i * c, shift = 0;
+            if (what == CTR_JITTER_HUE) {
+                if (c == 3) hue_turn(at, f);
+                continue;
+            }
+            if (what == CTR_JITTER_SATURATION && c != 3) continue;
+            if (what == CTR_JITTER_CONTRAST) shift = (1 - f) * mean;
+            if (what == CTR_JITTER_SATURATION) shift = (1 - f) * luma(at, c);
+            for (int k = 0; k < c; k++) at[k] = clip01(f * at[k] + shift);
+        }
+    }
+}
+
+/* Reflected at both ends without repeating them, as often as needed. */
+static __device__ __forceinline__ int reflected(int i, int n)
+{
+    int period = 2 * (n - 1);
+    if (n == 1) return 0;
+    i %= period;
+    i = i < 0 ? i + period : i;
+    return i < n ? i : period - i;
+}
+
+/* Rows from x to copy, columns back. weight [VIEW_KERNEL] is shared memory. */
+static __device__ void view_blur(const cu_look &look, float sigma, float *weight, float *x,
+                                 float *copy)
+{
+    const int n = look.h * look.w, c = look.c, radius = look.kernel / 2;
+    float part = 0, sum;
+    FOR_LINE(j, look.kernel)
+    {
+        float d = (float)((int)j - radius) / sigma;
+        part += weight[j] = expf(-0.5f * d * d);
+    }
+    sum = block_sum(part);       /* its barriers also show everyone x and the weights */
+    for (int down = 0; down < 2; down++) {
+        const float *from = down ? copy : x;
+        float *to = down ? x : copy;
+        FOR_LINE(i, n)
+        {
+            int row = (int)i / look.w, col = (int)i % look.w;
+            float all[3] = {0, 0, 0};
+            for (int j = -radius; j <= radius; j++) {
+                int at = down ? reflected(row + j, look.h) * look.w + col
+                              : row * look.w + reflected(col + j, look.w);
+                for (int k = 0; k < c; k++)
+                    all[k] += weight[j + radius] * from[(int64_t)at * c + k];
+            }
+            for (int k = 0; k < c; k++) to[i * c + k] = all[k] / sum;
+        }
+        __syncthreads();
+    }
+}
+
+/* A block a view; scratch has `room` numbers for each. */
+static __global__ void __launch_bounds__(256)
+k_views(cu_look look, const cu_view *views, const uint8_t *images, float *scratch, int64_t room,
+        float *out)
+{
+    __shared__ float weight[VIEW_KERNEL];
+    const cu_view v = views[blockIdx.x];
+    const int n = look.h * look.w, c = look.c;
+    const int64_t size = (int64_t)look.source_h * look.source_w * c;
+    float *x = out + (int64_t)blockIdx.x * n * c, *lines = scratch + blockIdx.x * room;
+    view_resize(look, v, images + v.index * size, lines, x);
+    view_jitter(look, v, x);
+    if (v.gray && c == 3)
+        FOR_LINE(i, n) x[3 * i] = x[3 * i + 1] = x[3 * i + 2] = luma(x + 3 * i, 3);
+    if (v.sigma > 0) view_blur(look, v.sigma, weight, x, lines);
+    FOR_LINE(i, n)
+    {
+        for (int k = 0; k < c; k++) {
+            float y = x[i * c + k];
+            if (v.solarize && y >= look.threshold) y = 1 - y;
+            x[i * c + k] = (y - look.mean[k]) / look.std[k];
+        }
+    }
+}
+
+static cu_view cu_view_of(const ctr_aug_config *g, const ctr_aug_params *p, int64_t index)
+{
+    const double used[4] = {g->brightness, g->contrast, g->saturation, g->hue};
+    cu_view v;
+    memset(&v, 0, sizeof v);
+    v.index = index;
+    v.top = (int)p->crop.top;
+    v.left = (int)p->crop.left;
+    v.h = (int)p->crop.h;
+    v.w = (int)p->crop.w;
+    v.flip = p->flip;
+    v.gray = p->gray;
+    v.solarize = p->solarize;
+    v.sigma = (float)p->blur_sigma;
+    for (int k = 0; k < 4 && p->jitter; k++) {
+        if (!(used[p->order[k]] > 0)) continue;
+        v.order[v.jobs] = p->order[k];
+        v.factor[v.jobs++] = (float)p->factor[p->order[k]];
+    }
+    return v;
+}
+
+static void v_views(ctr_ctx *ctx, const ctr_view_args *a)
+{
+    const ctr_aug_config *g = a->config;
+    cu_device *c = cu_begin(ctx, "views");
+    int64_t line = g->width * a->c, room = (a->h > g->height ? a->h : g->height) * line, each;
+    int64_t bytes = room * (int64_t)sizeof(float) + (int64_t)sizeof(cu_view);
+    cu_view *table, *views;
+    cu_look look;
+    if (!c) return;
+    memset(&look, 0, sizeof look);
+    if (room > INT_MAX) {
+        cu_report(c, ctx, "size", "an image or a view is too large");
+        return;
+    }
+    look.h = (int)g->height;
+    look.w = (int)g->width;
+    look.c = (int)a->c;
+    look.source_h = (int)a->h;
+    look.source_w = (int)a->w;
+    look.cubic = g->interp == CTR_INTERP_BICUBIC;
+    look.kernel = a->kernel;
+    look.threshold = (float)g->solarize_threshold;
+    for (int k = 0; k < 3; k++) {
+        look.mean[k] = (float)g->mean[k];
+        look.std[k] = (float)g->std[k];
+    }
+    each = VIEW_BYTES / bytes < 1 ? 1 : VIEW_BYTES / bytes;
+    each = each < a->n ? each : a->n;
+    table = (cu_view *)malloc((size_t)each * sizeof *table);
+    views = (cu_view *)cu_scratch(c, ctx, (size_t)(each * bytes));
+    if (!table) cu_report(c, ctx, "malloc", "no memory for the table of views");
+    for (int64_t i = 0; table && views && i < a->n; i += each) {
+        int64_t n = each < a->n - i ? each : a->n - i;
+        for (int64_t k = 0; k < n; k++)
+            table[k] = cu_view_of(g, &a->params[i + k], a->index[i + k]);
+        v_upload(ctx, (size_t)n * sizeof *table, table, views);
+        c->verb = "views";
+        LAUNCH(k_views, (unsigned)n, WIDE, look, (const cu_view *)views, a->images,
+               (float *)(views + each), room, a->out + i * g->height * line);
+    }
+    free(table);
+}
+
+/* ================================================================================================
    >>OPEN  the device as a whole
    ============================================================================================= */
 
@@ -2377,6 +2642,7 @@ static void cu_verbs(ctr_device *d)
     d->adamw = v_adamw;
     d->finite = v_finite;
     d->watch = v_watch;
+    d->views = v_views;
 }
 
 /* Gives back what there is of a device, also of one that was opened half. */

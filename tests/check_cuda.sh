@@ -1,7 +1,8 @@
 #!/bin/sh
 # check_cuda.sh - contrastive_cuda.cu without a GPU and, where there is one, with it.
 #
-# The programs of tests/cuda/ (every verb, whole training steps, faults on purpose) run
+# The programs of tests/cuda/ (every verb, whole training steps, faults on purpose) and
+# tests/test_views.c (augmentation) run
 #   - against the emulation of the CUDA runtime in tests/cuda/: as they are, in several orders of
 #     threads and blocks, with streams that run late, under the address and the thread sanitizer;
 #   - on the GPU, if nvcc and a GPU are here.
@@ -32,17 +33,19 @@ fi
 
 # ---- the emulation ------------------------------------------------------------------------------------
 
-# build NAME FLAGS: the .cu as C++ and the three programs, each as PROGRAM.NAME
+source_of() { if [ "$1" = views ]; then echo "$ROOT/tests/test_views.c"; else echo "$ROOT/tests/cuda/test_$1.c"; fi; }
+
+# build NAME FLAGS: the .cu as C++ and the programs, each as PROGRAM.NAME
 build() {
     name=$1 flags=$2 sections=''
     [ "$name" = asan ] && sections='-fsanitize-sections=emu_shared' # static shared memory lies there
     # shellcheck disable=SC2086 # flags are split on purpose
     $CXX -std=c++17 $flags $sections $WARN -I"$ROOT/tests/cuda" -x c++ -c "$ROOT/contrastive_cuda.cu" \
         -o "cu.$name.o" >"build.$name.log" 2>&1 || return 1
-    for t in verbs steps faults; do
+    for t in verbs steps faults views; do
         # shellcheck disable=SC2086
         $CC -std=c99 $flags $WARN -pedantic -DCONTRASTIVE_CUDA -DCTR_TEST_EMULATION \
-            -DTEST_DIR="\"$ROOT/tests\"" -c "$ROOT/tests/cuda/test_$t.c" -o "$t.$name.o" \
+            -DTEST_DIR="\"$ROOT/tests\"" -c "$(source_of $t)" -o "$t.$name.o" \
             >>"build.$name.log" 2>&1 &&
             $CXX $flags "$t.$name.o" "cu.$name.o" "$IMPL" -o "$t.$name" -lm -lpthread \
                 >>"build.$name.log" 2>&1 || return 1
@@ -91,6 +94,7 @@ else
     RUN="CUDAEMU_KERNELS=$OUT/kernels"
     try 'every verb' verbs.plain
     try 'steps of every method' steps.plain $QUICKLY
+    try 'augmented views' views.plain --device cuda
     # each kernel of the file has run
     grep -o 'LAUNCH((*k_[a-z_]*' "$ROOT/contrastive_cuda.cu" | sed 's/.*(//' | sort -u >kernels.all
     sed 's/^(*//;s/<.*//' kernels | sort -u >kernels.ran
@@ -100,6 +104,7 @@ else
     for order in 1 2 3; do
         RUN="CUDAEMU_ORDER=$order"
         try "every verb, another order of threads and blocks" verbs.plain --quick
+        try "augmented views, the same" views.plain --device cuda --quick
     done
     RUN=CUDAEMU_DEFER=1
     try 'every verb, streams that run late' verbs.plain --quick
@@ -122,6 +127,7 @@ else
     try 'every verb, address sanitizer' verbs.asan --quick
     RUN=CUDAEMU_ORDER=2
     try 'steps, address sanitizer' steps.asan --quick
+    try 'augmented views, address sanitizer' views.asan --device cuda --quick
     try 'the program with the faults, without them' faults.asan
     found 1 'out of bounds'
     found 4 'out of bounds'
@@ -136,6 +142,7 @@ else
     if ! ./faults.tsan >tsan.log 2>&1; then PREFIX="setarch $(uname -m) -R"; fi
     try 'the program with the faults, without them' faults.tsan
     try 'every verb, thread sanitizer' verbs.tsan --quick
+    try 'augmented views, thread sanitizer' views.tsan --device cuda --quick
     found 2 'data race'
     found 3 'data race'
     found 5 'data race'
@@ -159,11 +166,13 @@ elif [ "$QUICK" = 0 ]; then
 fi
 if command -v nvcc >/dev/null 2>&1 && command -v nvidia-smi >/dev/null 2>&1 &&
     nvidia-smi -L 2>/dev/null | grep -q GPU; then
-    for t in verbs steps; do
+    for t in verbs steps views; do
+        option=''
+        [ $t = views ] && option='--device cuda'
         if $CC -std=c99 -O1 -DCONTRASTIVE_CUDA -DTEST_DIR="\"$ROOT/tests\"" -c \
-            "$ROOT/tests/cuda/test_$t.c" -o "$t.gpu.o" &&
+            "$(source_of $t)" -o "$t.gpu.o" &&
             nvcc -O3 -arch=native "$ROOT/contrastive_cuda.cu" "$t.gpu.o" "$IMPL" -o "$t.gpu" -lcublas
-        then try "$t on the GPU" "$t.gpu"
+        then try "$t on the GPU" "$t.gpu" $option # split on purpose
         else fail "$t for the GPU does not compile"; fi
     done
 fi
