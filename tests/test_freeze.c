@@ -179,7 +179,11 @@ static void test_bits(void)
     x[5] = (ctr_real)NAN;
     y = frozen_of(c, &m, x, 0);
     for (i = 0; i < features && golden_finite_((double)y[i]); i++) { }
+#ifdef __FAST_MATH__ /* a compiler that may assume that there is no NaN loses it in the ReLU */
+    test_skip("an image with NaN has features with NaN", "-ffast-math");
+#else
     test_true("an image with NaN has features with NaN", i < features);
+#endif
     test_bytes("the others do not", y + 8 * features, one + 8 * features,
                (size_t)((c->n - 8) * features) * sizeof *y);
     free(y);
