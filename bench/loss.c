@@ -131,8 +131,8 @@ static void measure(void *user)
     t = bench_run(run, j, j->o->seconds, 3);
     snprintf(shape, sizeof shape, "%dx%d", (int)j->m, D);
     bench_emit("nt_xent", shape, j->o->threads, 1e3 * t.median, "ms",
-               "best=%.3f cpu_ms=%.2f repeats=%d peak_mb=%.1f held_mb=%.1f loss=%.5f", 1e3 * t.best,
-               1e3 * t.cpu, t.repeats, bench_peak_mb(),
+               "best=%.3f ms=%.3f cpu_ms=%.2f repeats=%d peak_mb=%.1f held_mb=%.1f loss=%.5f",
+               1e3 * t.best, 1e3 * t.median, 1e3 * t.cpu, t.repeats, bench_peak_mb(),
                (double)ctr_memory_stats(j->ctx).held / 1048576, j->loss);
 }
 
