@@ -1,13 +1,15 @@
 """Every method in PyTorch with the options of our examples, to be judged beside them.
 
     python methods.py --method simclr --data DIR --out DIR [--epochs 3] [--batch 128] [--seed 1]
-                      [--arch resnet8-w8] [--lr X] [--temperature X] [--set NAME=VALUE]... [--curve]
+                      [--arch resnet8] [--lr X] [--temperature X] [--curve] [--form infonce ...]
     python methods.py --check        the views against torchvision's own, one image at a time
 
 DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg of 32 x 32 pixels. What examples/NAME.c says about
 sizes, views, optimiser, rate and schedule holds here; losses and heads are lightly's where it has
 them (pip install lightly), the rest is written from the papers. Weights start as PyTorch users start
 them, so nothing but the options is shared with our programs.
+
+A method's own options are those of its class's `defaults`, called as our examples call them.
 
 The script judges nothing: it writes features of the clean images, before and after training (with
 --curve after every epoch), as numbers that bench/judge.c reads with our own k-NN and probe:
@@ -410,7 +412,8 @@ class Bank:
 
 
 class NPID(Method):
-    """Wu et al., 2018: NCE with Z estimated from the first batch; info: cross entropy instead."""
+    """Wu et al., 2018: NCE with Z estimated from the first batch; forms infonce, softmax: cross
+    entropy over the rows drawn, or over all."""
     defaults = dict(lr=0.06, temperature=0.4, negatives=1024, form="nce")
 
     def __init__(self, o):
@@ -811,14 +814,13 @@ def main():
     p.add_argument("--epochs", type=int, default=3)
     p.add_argument("--batch", type=int)
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--arch", default="resnet8-w8")
+    p.add_argument("--arch", default="resnet8")
     p.add_argument("--lr", type=float)
     p.add_argument("--temperature", type=float)
     p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     p.add_argument("--curve", action="store_true")
     p.add_argument("--check", action="store_true")
-    o = p.parse_args()
+    o, own = p.parse_known_args()
     if o.check:
         return check()
     if not (o.method and o.data and o.out):
@@ -828,11 +830,14 @@ def main():
     for name, value in defaults.items():
         if getattr(o, name, None) is None:
             setattr(o, name, value)
-    for pair in o.set:
-        name, _, value = pair.partition("=")
-        if name not in defaults:
-            p.error("--set: %s has no option %s" % (o.method, name))
-        setattr(o, name, type(defaults[name])(value))
+    while own:                                   # the method's own, as our examples call them
+        name = own.pop(0)[2:]
+        if name == "no-sobel" and "sobel" in defaults:
+            o.sobel = 0
+        elif name in defaults and own:
+            setattr(o, name, type(defaults[name])(own.pop(0)))
+        else:
+            p.error("--%s: %s has no such option, or it lacks a value" % (name, o.method))
     train(o)
 
 
