@@ -3344,6 +3344,19 @@ CTR_SIMD_FN_ ctr_simd_ ctr_simd_fnma_(float a, ctr_simd_ x, ctr_simd_ y)
 {
     return _mm256_fnmadd_ps(_mm256_set1_ps(a), x, y);
 }
+/* all zeros; x y + z; x where y > 0, else 0 */
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_zero_(void) { return _mm256_setzero_ps(); }
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_muladd_(ctr_simd_ x, ctr_simd_ y, ctr_simd_ z)
+{
+    return _mm256_fmadd_ps(x, y, z);
+}
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_where_(ctr_simd_ y, ctr_simd_ x)
+{
+    return _mm256_and_ps(_mm256_cmp_ps(y, _mm256_setzero_ps(), _CMP_GT_OQ), x);
+}
+/* Stores past the cache, to an aligned place, what will not be read soon; then ctr_simd_done_. */
+CTR_SIMD_FN_ void ctr_simd_stream_(float *p, ctr_simd_ x) { _mm256_stream_ps(p, x); }
+CTR_SIMD_FN_ void ctr_simd_done_(void) { _mm_sfence(); }
 
 #else
 
@@ -3363,6 +3376,18 @@ CTR_SIMD_FN_ ctr_simd_ ctr_simd_fnma_(float a, ctr_simd_ x, ctr_simd_ y)
 {
     return vfmsq_f32(y, vdupq_n_f32(a), x);
 }
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_zero_(void) { return vdupq_n_f32(0.0f); }
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_muladd_(ctr_simd_ x, ctr_simd_ y, ctr_simd_ z)
+{
+    return vfmaq_f32(z, x, y);
+}
+CTR_SIMD_FN_ ctr_simd_ ctr_simd_where_(ctr_simd_ y, ctr_simd_ x)
+{
+    const uint32x4_t open = vcgtq_f32(y, vdupq_n_f32(0.0f));
+    return vreinterpretq_f32_u32(vandq_u32(open, vreinterpretq_u32_f32(x)));
+}
+CTR_SIMD_FN_ void ctr_simd_stream_(float *p, ctr_simd_ x) { vst1q_f32(p, x); }
+CTR_SIMD_FN_ void ctr_simd_done_(void) {}
 
 #endif
 #endif /* CTR_HAS_FAST_ */
@@ -5920,12 +5945,56 @@ CTR_API void ctr_k_nll_grad(ctr_ctx *ctx, int64_t rows, int64_t cols, int32_t ig
 /* ---- normalisation
    ----------------------------------------------------------------------------- */
 
+/* The kernels see rows [v->mid, v->inner] of the arrays in *norm, in v->n parts or ranges. A row of
+   few channels is too short for vectors: `fold` rows side by side then count as one, and what
+   belongs to a channel is repeated: x and x2 the a and b of y = a x + b, x3 the three k of the
+   gradient, x4 the mean or pivot. fold 0: that makes no whole vectors, or kernels are scalar. */
+CTR_PRIVATE_ int64_t ctr_norm_fold_(const ctr_ctx *ctx, int64_t rows, int64_t c)
+{
+    int64_t fold = 1;
+    if (!CTR_HAS_FAST_ || !ctr_fast_(ctx)) return 0;
+    while (fold < 16 && (fold * c % 16 || fold * c < 64) && rows % (2 * fold) == 0) fold *= 2;
+    return fold * c % 16 ? 0 : fold;
+}
+
+CTR_PRIVATE_ int64_t ctr_norm_parts_(int64_t rows, int64_t c)
+{
+    return rows * c >= 4096 && rows >= CTR_PARTS_ ? CTR_PARTS_ : 1;
+}
+
+CTR_PRIVATE_ ctr_vec_ ctr_norm_vec_(const ctr_norm_args *n, int64_t fold)
+{
+    ctr_vec_ v = ctr_vec_args_(n->rows / CTR_MAX_(fold, 1));
+    v.norm = n;
+    v.mid = v.n;
+    v.inner = n->c * CTR_MAX_(fold, 1);
+    return v;
+}
+
+/* Repeats the first c of k [size]. */
+CTR_PRIVATE_ void ctr_norm_repeat_(ctr_real *k, int64_t c, int64_t size)
+{
+    int64_t i;
+    for (i = c; i < size; i++) k[i] = k[i - c];
+}
+
+/* Channel j of the first (which = 0) or the second sum, over all parts. */
+CTR_PRIVATE_ double ctr_norm_total_(const ctr_vec_ *v, int64_t parts, int which, int64_t j)
+{
+    double sum = 0;
+    int64_t part, i;
+    for (part = 0; part < parts; part++)
+        for (i = j; i < v->inner; i += v->norm->c)
+            sum += v->partial[(2 * part + which) * v->inner + i];
+    return sum;
+}
+
 /* Sums of d = x - pivot and d^2 over a part of the rows, pivot being the first row: a mean far from
    zero then costs no digits. partial: [parts, 2, c]. */
 CTR_INLINE_ void ctr_norm_stats_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
 {
     int64_t part, col, row, end, i, j, width, c = v->inner;
-    ctr_real sum[64], square[64], pivot[64];
+    ctr_real sum[64], square[64];
     for (part = lo; part < hi; part++) {
         int64_t from = v->mid * part / v->n, to = v->mid * (part + 1) / v->n;
         double *out = v->partial + part * 2 * c;
@@ -5934,14 +6003,11 @@ CTR_INLINE_ void ctr_norm_stats_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
             end = CTR_MIN_(row + 64, to);
             for (col = 0; col < c; col += 64) {
                 width = CTR_MIN_(c - col, 64);
-                for (j = 0; j < width; j++) {
-                    sum[j] = square[j] = 0;
-                    pivot[j] = v->x[col + j];
-                }
+                for (j = 0; j < width; j++) sum[j] = square[j] = 0;
                 for (i = row; i < end; i++) {
-                    const ctr_real *x = v->x + i * c + col;
+                    const ctr_real *x = v->norm->x + i * c + col;
                     for (j = 0; j < width; j++) {
-                        ctr_real d = x[j] - pivot[j];
+                        ctr_real d = x[j] - v->x4[col + j];
                         sum[j] += d;
                         square[j] += d * d;
                     }
@@ -5956,94 +6022,30 @@ CTR_INLINE_ void ctr_norm_stats_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
 }
 CTR_VEC_KERNEL_(ctr_norm_stats_)
 
-CTR_PRIVATE_ int64_t ctr_norm_parts_(int64_t rows, int64_t c)
-{
-    return rows * c >= 4096 && rows >= CTR_PARTS_ ? CTR_PARTS_ : 1;
-}
-
-CTR_API void ctr_k_norm_stats(ctr_ctx *ctx, int64_t rows, int64_t c, const ctr_real *x,
-                              ctr_real *mean, ctr_real *var)
-{
-    int64_t parts = ctr_norm_parts_(rows, c), p, j;
-    ctr_vec_ v = ctr_vec_args_(parts);
-    CTR_VERB_(norm_stats, (ctx, rows, c, x, mean, var))
-    if (rows < 1) return;
-    v.chunk = 1;
-    v.mid = rows;
-    v.inner = c;
-    v.x = x;
-    v.partial = (double *)ctr_scratch_(ctx, (size_t)(parts * 2 * c) * sizeof(double));
-    if (!v.partial) return;
-    CTR_VEC_RUN_(ctx, ctr_norm_stats_, &v);
-    for (j = 0; j < c; j++) {
-        double sum = 0, square = 0, shift, variance;
-        for (p = 0; p < parts; p++) {
-            sum += v.partial[p * 2 * c + j];
-            square += v.partial[p * 2 * c + c + j];
-        }
-        shift = sum / (double)rows;
-        variance = square / (double)rows - shift * shift;
-        mean[j] = (ctr_real)((double)x[j] + shift);
-        var[j] = (ctr_real)(variance > 0 ? variance : 0);
-    }
-}
-
-/* y = act(a x + b + residual) with a = gamma / sqrt(var + eps), b = beta - a mean; x: [rows, c] */
+/* y = act(a x + b + residual) with a = gamma / sqrt(var + eps), b = beta - a mean */
 CTR_INLINE_ void ctr_norm_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
 {
     const ctr_norm_args *n = v->norm;
-    const ctr_real *a = v->x, *b = v->x2;
-    int64_t row, j, c = n->c;
+    int64_t row, j, c = v->inner;
     for (row = lo; row < hi; row++) {
         const ctr_real *x = n->x + row * c, *r = n->residual ? n->residual + row * c : NULL;
         ctr_real *y = n->y + row * c;
-        if (r && n->relu)
-            for (j = 0; j < c; j++) {
-                ctr_real z = a[j] * x[j] + b[j] + r[j];
-                y[j] = z > 0 ? z : 0;
-            }
-        else if (n->relu)
-            for (j = 0; j < c; j++) {
-                ctr_real z = a[j] * x[j] + b[j];
-                y[j] = z > 0 ? z : 0;
-            }
-        else if (r)
-            for (j = 0; j < c; j++) y[j] = a[j] * x[j] + b[j] + r[j];
-        else
-            for (j = 0; j < c; j++) y[j] = a[j] * x[j] + b[j];
+        for (j = 0; j < c; j++) {
+            const ctr_real z = v->x[j] * x[j] + v->x2[j] + (r ? r[j] : 0);
+            y[j] = n->relu && !(z > 0) ? 0 : z;
+        }
     }
 }
 CTR_VEC_KERNEL_(ctr_norm_)
-
-CTR_API void ctr_k_norm(ctr_ctx *ctx, const ctr_norm_args *n)
-{
-    ctr_vec_ v = ctr_vec_args_(n->rows);
-    ctr_real *coefficients;
-    int64_t j, c = n->c;
-    CTR_VERB_(norm, (ctx, n))
-    coefficients = (ctr_real *)ctr_scratch_(ctx, (size_t)(2 * c) * sizeof(ctr_real));
-    if (!coefficients) return;
-    for (j = 0; j < c; j++) {
-        double a = (n->gamma ? (double)n->gamma[j] : 1) / sqrt((double)n->var[j] + (double)n->eps);
-        coefficients[j] = (ctr_real)a;
-        coefficients[c + j] =
-            (ctr_real)((n->beta ? (double)n->beta[j] : 0) - a * (double)n->mean[j]);
-    }
-    v.norm = n;
-    v.x = coefficients;
-    v.x2 = coefficients + c;
-    v.chunk = ctr_vec_rows_(c);
-    CTR_VEC_RUN_(ctx, ctr_norm_, &v);
-}
 
 /* g = dy, cut to where ReLU was open; sums over a part of the rows of g and of g (x - mean). */
 CTR_INLINE_ void ctr_norm_sums_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
 {
     const ctr_norm_args *n = v->norm;
-    int64_t part, col, row, end, i, j, width, c = n->c;
+    int64_t part, col, row, end, i, j, width, c = v->inner;
     ctr_real sum[64], product[64];
     for (part = lo; part < hi; part++) {
-        int64_t from = n->rows * part / v->n, to = n->rows * (part + 1) / v->n;
+        int64_t from = v->mid * part / v->n, to = v->mid * (part + 1) / v->n;
         double *out = v->partial + part * 2 * c;
         for (i = 0; i < 2 * c; i++) out[i] = 0;
         for (row = from; row < to; row = end) {
@@ -6053,11 +6055,11 @@ CTR_INLINE_ void ctr_norm_sums_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
                 for (j = 0; j < width; j++) sum[j] = product[j] = 0;
                 for (i = row; i < end; i++) {
                     const ctr_real *x = n->x + i * c + col, *dy = n->dy + i * c + col;
-                    const ctr_real *y = n->y + i * c + col, *mean = n->mean + col;
+                    const ctr_real *y = n->y + i * c + col;
                     for (j = 0; j < width; j++) {
                         ctr_real g = n->relu && !(y[j] > 0) ? 0 : dy[j];
                         sum[j] += g;
-                        product[j] += g * (x[j] - mean[j]);
+                        product[j] += g * (x[j] - v->x4[col + j]);
                     }
                 }
                 for (j = 0; j < width; j++) {
@@ -6074,64 +6076,262 @@ CTR_VEC_KERNEL_(ctr_norm_sums_)
 CTR_INLINE_ void ctr_norm_grad_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)
 {
     const ctr_norm_args *n = v->norm;
-    const ctr_real *k0 = v->x, *k1 = v->x2, *k2 = v->x3;
-    int64_t row, j, c = n->c;
-    for (row = lo; row < hi; row++) {
-        const ctr_real *x = n->x + row * c, *y = n->y + row * c, *dy = n->dy + row * c;
-        ctr_real *dx = n->dx ? n->dx + row * c : NULL;
-        ctr_real *dr = n->dresidual ? n->dresidual + row * c : NULL;
-        if (dx && n->relu && !n->dx_acc)
-            for (j = 0; j < c; j++) dx[j] = k0[j] * (y[j] > 0 ? dy[j] : 0) + k1[j] * x[j] + k2[j];
-        else if (dx && !n->dx_acc)
-            for (j = 0; j < c; j++) dx[j] = k0[j] * dy[j] + k1[j] * x[j] + k2[j];
-        else if (dx)
-            for (j = 0; j < c; j++)
-                dx[j] += k0[j] * (n->relu && !(y[j] > 0) ? 0 : dy[j]) + k1[j] * x[j] + k2[j];
-        if (dr && !n->dresidual_acc)
-            for (j = 0; j < c; j++) dr[j] = n->relu && !(y[j] > 0) ? 0 : dy[j];
-        else if (dr)
-            for (j = 0; j < c; j++) dr[j] += n->relu && !(y[j] > 0) ? 0 : dy[j];
-    }
+    const ctr_real *k0 = v->x3, *k1 = k0 + v->inner, *k2 = k1 + v->inner;
+    int64_t row, j, c = v->inner;
+    for (row = lo; row < hi; row++)
+        for (j = 0; j < c; j++) {
+            const int64_t at = row * c + j;
+            const ctr_real g = n->relu && !(n->y[at] > 0) ? 0 : n->dy[at];
+            const ctr_real dx = k0[j] * g + k1[j] * n->x[at] + k2[j];
+            if (n->dx) n->dx[at] = n->dx_acc ? n->dx[at] + dx : dx;
+            if (n->dresidual) n->dresidual[at] = n->dresidual_acc ? n->dresidual[at] + g : g;
+        }
 }
 CTR_VEC_KERNEL_(ctr_norm_grad_)
 
+#if CTR_HAS_FAST_
+
+/* ---- fast: a vector of channels at a time, for rows that fold. In a network of use these kernels
+   wait for memory, so bytes count: without a residual, ReLU's mask is made anew from x instead
+   of read from y, and y or dx, where it is larger than the caches, is stored past them (not the
+   gradient of the residual as well: two such streams are slower than none). ---- */
+
+/* g: dy where y is positive, or where a x + b is */
+CTR_SIMD_FN_ ctr_simd_ ctr_norm_open_(const ctr_vec_ *v, const ctr_norm_args *n, int64_t at,
+                                      int64_t j, ctr_simd_ x)
+{
+    const ctr_simd_ dy = ctr_simd_load_(n->dy + at);
+    const ctr_simd_ a = ctr_simd_load_(v->x + j), b = ctr_simd_load_(v->x2 + j);
+    if (!n->relu) return dy;
+    if (n->residual) return ctr_simd_where_(ctr_simd_load_(n->y + at), dy);
+    return ctr_simd_where_(ctr_simd_muladd_(a, x, b), dy);
+}
+
+/* far: may be stored past the caches */
+CTR_SIMD_FN_ void ctr_norm_put_(float *to, ctr_simd_ x, int acc, int far)
+{
+    if (acc) ctr_simd_store_(to, ctr_simd_add_(ctr_simd_load_(to), x));
+    else if (far) ctr_simd_stream_(to, x);
+    else ctr_simd_store_(to, x);
+}
+
+/* Adds `width` channels from j on of rows [row, end): d and d^2, or g and g d, with d = x - x4. */
+CTR_SIMD_FN_ void ctr_norm_add_(const ctr_vec_ *v, const ctr_norm_args *n, int64_t row,
+                                int64_t end, int64_t j, int64_t width, int grad, float *sum,
+                                float *product)
+{
+    int64_t i, at;
+    memset(sum, 0, (size_t)width * sizeof *sum);
+    memset(product, 0, (size_t)width * sizeof *product);
+    for (; row < end; row++)
+        for (i = 0, at = row * v->inner + j; i < width; i += CTR_SIMD_, at += CTR_SIMD_) {
+            const ctr_simd_ x = ctr_simd_load_(n->x + at);
+            const ctr_simd_ d = ctr_simd_sub_(x, ctr_simd_load_(v->x4 + j + i));
+            const ctr_simd_ g = grad ? ctr_norm_open_(v, n, at, j + i, x) : d;
+            ctr_simd_store_(sum + i, ctr_simd_add_(ctr_simd_load_(sum + i), g));
+            ctr_simd_store_(product + i, ctr_simd_muladd_(g, d, ctr_simd_load_(product + i)));
+        }
+}
+
+CTR_SIMD_FN_ void ctr_norm_part_(const ctr_vec_ *arg, int64_t part, int grad)
+{
+    const ctr_vec_ v = *arg; /* copies: a store of a vector might change what is behind a pointer */
+    const ctr_norm_args n = *v.norm;
+    const int64_t c = v.inner, to = v.mid * (part + 1) / v.n;
+    double *out = v.partial + part * 2 * c;
+    float sum[64], product[64];
+    int64_t row, end, i, j, width;
+    memset(out, 0, (size_t)(2 * c) * sizeof *out);
+    for (row = v.mid * part / v.n; row < to; row = end) {
+        end = CTR_MIN_(row + 64, to);
+        for (j = 0; j < c; j += width) {
+            width = CTR_MIN_(c - j, 64);
+            ctr_norm_add_(&v, &n, row, end, j, width, grad, sum, product);
+            for (i = 0; i < width; i++) {
+                out[j + i] += (double)sum[i];
+                out[c + j + i] += (double)product[i];
+            }
+        }
+    }
+}
+
+CTR_TARGET_FAST_ CTR_PRIVATE_ void ctr_norm_stats_job_(void *arg, int64_t chunk, int worker)
+{
+    (void)worker;
+    ctr_norm_part_((const ctr_vec_ *)arg, chunk, 0);
+}
+
+CTR_TARGET_FAST_ CTR_PRIVATE_ void ctr_norm_sums_job_(void *arg, int64_t chunk, int worker)
+{
+    (void)worker;
+    ctr_norm_part_((const ctr_vec_ *)arg, chunk, 1);
+}
+
+CTR_TARGET_FAST_ CTR_PRIVATE_ void ctr_norm_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_vec_ v = *(const ctr_vec_ *)arg;
+    const ctr_norm_args n = *v.norm;
+    const int64_t c = v.inner, end = c * CTR_MIN_((chunk + 1) * v.chunk, v.n);
+    int64_t at = chunk * v.chunk * c, j;
+    (void)worker;
+    while (at < end)
+        for (j = 0; j < c; j += CTR_SIMD_, at += CTR_SIMD_) {
+            ctr_simd_ z = ctr_simd_muladd_(ctr_simd_load_(v.x + j), ctr_simd_load_(n.x + at),
+                                           ctr_simd_load_(v.x2 + j));
+            if (n.residual) z = ctr_simd_add_(z, ctr_simd_load_(n.residual + at));
+            if (n.relu) z = ctr_simd_where_(z, z);
+            ctr_norm_put_(n.y + at, z, 0, v.flag);
+        }
+    ctr_simd_done_();
+}
+
+CTR_TARGET_FAST_ CTR_PRIVATE_ void ctr_norm_grad_job_(void *arg, int64_t chunk, int worker)
+{
+    const ctr_vec_ v = *(const ctr_vec_ *)arg;
+    const ctr_norm_args n = *v.norm;
+    const float *k0 = v.x3, *k1 = k0 + v.inner, *k2 = k1 + v.inner;
+    const int64_t c = v.inner, end = c * CTR_MIN_((chunk + 1) * v.chunk, v.n);
+    int64_t at = chunk * v.chunk * c, j;
+    (void)worker;
+    while (at < end)
+        for (j = 0; j < c; j += CTR_SIMD_, at += CTR_SIMD_) {
+            const ctr_simd_ x = ctr_simd_load_(n.x + at), g = ctr_norm_open_(&v, &n, at, j, x);
+            const ctr_simd_ shift =
+                ctr_simd_muladd_(ctr_simd_load_(k1 + j), x, ctr_simd_load_(k2 + j));
+            if (n.dx)
+                ctr_norm_put_(n.dx + at, ctr_simd_muladd_(ctr_simd_load_(k0 + j), g, shift),
+                              n.dx_acc, v.flag);
+            if (n.dresidual) ctr_norm_put_(n.dresidual + at, g, n.dresidual_acc, 0);
+        }
+    ctr_simd_done_();
+}
+
+#define CTR_NORM_RUN_(ctx, name, fold, v)                 \
+    do {                                                  \
+        if (fold) ctr_vec_run_(ctx, name##job_, v);       \
+        else CTR_VEC_RUN_(ctx, name, v);                  \
+    } while (0)
+#else
+#define CTR_NORM_RUN_(ctx, name, fold, v) CTR_VEC_RUN_(ctx, name, v)
+#endif
+
+#define CTR_NORM_FAR_ ((int64_t)2 << 20) /* numbers: 8 MiB */
+
+/* Whether rows [rows, c] at p may be stored past the caches: large, and aligned to a vector. */
+CTR_PRIVATE_ int ctr_norm_far_(const ctr_norm_args *n, const ctr_real *p)
+{
+    return n->rows * n->c >= CTR_NORM_FAR_ && (uintptr_t)p % 32 == 0;
+}
+
+CTR_API void ctr_k_norm_stats(ctr_ctx *ctx, int64_t rows, int64_t c, const ctr_real *x,
+                              ctr_real *mean, ctr_real *var)
+{
+    const int64_t parts = ctr_norm_parts_(rows, c), fold = ctr_norm_fold_(ctx, rows, c);
+    ctr_norm_args n;
+    ctr_vec_ v;
+    ctr_real *pivot;
+    int64_t j;
+    CTR_VERB_(norm_stats, (ctx, rows, c, x, mean, var))
+    if (rows < 1) return;
+    memset(&n, 0, sizeof n);
+    n.rows = rows;
+    n.c = c;
+    n.x = x;
+    v = ctr_norm_vec_(&n, fold);
+    v.n = parts;
+    v.chunk = 1;
+    v.partial = (double *)ctr_scratch_(ctx, (size_t)(parts * 2 * v.inner) * sizeof(double) +
+                                                (size_t)v.inner * sizeof(ctr_real));
+    if (!v.partial) return;
+    pivot = (ctr_real *)(v.partial + parts * 2 * v.inner);
+    memcpy(pivot, x, (size_t)c * sizeof *x);
+    ctr_norm_repeat_(pivot, c, v.inner);
+    v.x4 = pivot;
+    CTR_NORM_RUN_(ctx, ctr_norm_stats_, fold, &v);
+    for (j = 0; j < c; j++) {
+        const double shift = ctr_norm_total_(&v, parts, 0, j) / (double)rows;
+        const double square = ctr_norm_total_(&v, parts, 1, j) / (double)rows;
+        const double variance = square - shift * shift;
+        mean[j] = (ctr_real)((double)x[j] + shift);
+        var[j] = (ctr_real)(variance > 0 ? variance : 0);
+    }
+}
+
+/* a and b of y = a x + b for the channels, repeated: [2, v->inner] */
+CTR_PRIVATE_ void ctr_norm_line_(const ctr_norm_args *n, ctr_vec_ *v, ctr_real *line)
+{
+    ctr_real *b = line + v->inner;
+    int64_t j;
+    for (j = 0; j < n->c; j++) {
+        double a = (n->gamma ? (double)n->gamma[j] : 1) / sqrt((double)n->var[j] + (double)n->eps);
+        line[j] = (ctr_real)a;
+        b[j] = (ctr_real)((n->beta ? (double)n->beta[j] : 0) - a * (double)n->mean[j]);
+    }
+    ctr_norm_repeat_(line, n->c, v->inner);
+    ctr_norm_repeat_(b, n->c, v->inner);
+    v->x = line;
+    v->x2 = b;
+}
+
+CTR_API void ctr_k_norm(ctr_ctx *ctx, const ctr_norm_args *n)
+{
+    const int64_t fold = ctr_norm_fold_(ctx, n->rows, n->c);
+    ctr_vec_ v = ctr_norm_vec_(n, fold);
+    ctr_real *line;
+    CTR_VERB_(norm, (ctx, n))
+    line = (ctr_real *)ctr_scratch_(ctx, (size_t)(2 * v.inner) * sizeof(ctr_real));
+    if (!line) return;
+    ctr_norm_line_(n, &v, line);
+    v.flag = ctr_norm_far_(n, n->y);
+    v.chunk = ctr_vec_rows_(v.inner);
+    CTR_NORM_RUN_(ctx, ctr_norm_, fold, &v);
+}
+
 /* With xhat = (x - mean) rstd, G = sum g, P = sum g xhat and N rows: dbeta = G, dgamma = P and
    dx = gamma rstd (g - G / N - xhat P / N); with running statistics dx = gamma rstd g. */
+CTR_PRIVATE_ void ctr_norm_grad_channel_(const ctr_vec_ *v, int64_t parts, int64_t j, ctr_real *k)
+{
+    const ctr_norm_args *n = v->norm;
+    const double rstd = 1 / sqrt((double)n->var[j] + (double)n->eps), count = (double)n->rows;
+    const double scale = (n->gamma ? (double)n->gamma[j] : 1) * rstd;
+    const double sum = ctr_norm_total_(v, parts, 0, j);
+    const double product = ctr_norm_total_(v, parts, 1, j) * rstd;
+    const double k1 = n->batch_stats ? -scale * rstd * product / count : 0;
+    if (n->dgamma)
+        n->dgamma[j] = (ctr_real)(product + (n->dgamma_acc ? (double)n->dgamma[j] : 0));
+    if (n->dbeta) n->dbeta[j] = (ctr_real)(sum + (n->dbeta_acc ? (double)n->dbeta[j] : 0));
+    k[j] = (ctr_real)scale;
+    k[v->inner + j] = (ctr_real)k1;
+    k[2 * v->inner + j] =
+        (ctr_real)(n->batch_stats ? -scale * sum / count - k1 * (double)n->mean[j] : 0);
+}
+
 CTR_API void ctr_k_norm_grad(ctr_ctx *ctx, const ctr_norm_args *n)
 {
-    int64_t c = n->c, parts = ctr_norm_parts_(n->rows, c), p, j;
-    ctr_vec_ v = ctr_vec_args_(parts);
-    ctr_real *k;
+    const int64_t parts = ctr_norm_parts_(n->rows, n->c), c = n->c;
+    const int64_t fold = ctr_norm_fold_(ctx, n->rows, c);
+    ctr_vec_ v = ctr_norm_vec_(n, fold);
+    ctr_real *k; /* [2, inner] a and b, [inner] mean, [3, inner] k0, k1, k2 */
+    int64_t j;
     CTR_VERB_(norm_grad, (ctx, n))
-    v.partial = (double *)ctr_scratch_(ctx, (size_t)(parts * 2 * c) * sizeof(double) +
-                                                (size_t)(3 * c) * sizeof(ctr_real));
+    v.partial = (double *)ctr_scratch_(ctx, (size_t)(parts * 2 * v.inner) * sizeof(double) +
+                                                (size_t)(6 * v.inner) * sizeof(ctr_real));
     if (!v.partial) return;
-    k = (ctr_real *)(v.partial + parts * 2 * c);
+    k = (ctr_real *)(v.partial + parts * 2 * v.inner);
+    ctr_norm_line_(n, &v, k);
+    memcpy(k + 2 * v.inner, n->mean, (size_t)c * sizeof *k);
+    ctr_norm_repeat_(k + 2 * v.inner, c, v.inner);
+    v.x4 = k + 2 * v.inner;
+    v.x3 = k + 3 * v.inner;
+    v.n = parts;
     v.chunk = 1;
-    v.norm = n;
-    CTR_VEC_RUN_(ctx, ctr_norm_sums_, &v);
-    for (j = 0; j < c; j++) {
-        double sum = 0, product = 0, rstd = 1 / sqrt((double)n->var[j] + (double)n->eps);
-        double scale = (n->gamma ? (double)n->gamma[j] : 1) * rstd, count = (double)n->rows, k1 = 0;
-        for (p = 0; p < parts; p++) {
-            sum += v.partial[p * 2 * c + j];
-            product += v.partial[p * 2 * c + c + j] * rstd;
-        }
-        if (n->dgamma)
-            n->dgamma[j] = (ctr_real)(product + (n->dgamma_acc ? (double)n->dgamma[j] : 0));
-        if (n->dbeta) n->dbeta[j] = (ctr_real)(sum + (n->dbeta_acc ? (double)n->dbeta[j] : 0));
-        if (n->batch_stats) k1 = -scale * rstd * product / count;
-        k[j] = (ctr_real)scale;
-        k[c + j] = (ctr_real)k1;
-        k[2 * c + j] =
-            (ctr_real)(n->batch_stats ? -scale * sum / count - k1 * (double)n->mean[j] : 0);
-    }
-    v.n = n->rows;
-    v.chunk = ctr_vec_rows_(c);
-    v.x = k;
-    v.x2 = k + c;
-    v.x3 = k + 2 * c;
-    CTR_VEC_RUN_(ctx, ctr_norm_grad_, &v);
+    CTR_NORM_RUN_(ctx, ctr_norm_sums_, fold, &v);
+    for (j = 0; j < c; j++) ctr_norm_grad_channel_(&v, parts, j, k + 3 * v.inner);
+    for (j = 3; j < 6; j++) ctr_norm_repeat_(k + j * v.inner, c, v.inner);
+    v.n = v.mid;
+    v.chunk = ctr_vec_rows_(v.inner);
+    v.flag = ctr_norm_far_(n, n->dx);
+    CTR_NORM_RUN_(ctx, ctr_norm_grad_, fold, &v);
 }
 
 CTR_INLINE_ void ctr_layer_norm_body_(const ctr_vec_ *v, int64_t lo, int64_t hi)

@@ -1081,7 +1081,8 @@ static void test_rows(void)
 static void test_norms(void)
 {
     static const int64_t d[][2] = { { 1, 1 }, { 2, 3 }, { 7, 5 }, { 64, 8 }, { 65, 33 },
-                                    { 1031, 67 }, { 3000, 16 }, { 5, 1030 } };
+                                    { 1031, 67 }, { 3000, 16 }, { 5, 1030 }, { 36, 20 }, { 24, 48 },
+                                    { 264, 128 } };
     size_t i;
     int acc, op;
     test_group("norm_stats, norm, layer_norm and their gradients");
@@ -1099,6 +1100,60 @@ static void test_norms(void)
                     0);
         }
     }
+}
+
+/* Rows that are larger than the caches take another way to memory: aligned to a vector and not. */
+static void test_far_norms(void)
+{
+    enum { ROWS = 140000, C = 16, N = ROWS * C };
+    ctr_real *from = test_reals(3 * N + 64), *to = test_reals(8 * N + 64), k[4 * C], sums[4 * C];
+    ctr_norm_args a;
+    int64_t i;
+    int c, shift, residual;
+    char what[100];
+    test_group("norm of 9 MB and its gradient");
+    for (i = 0; i < 3 * N; i++) from[i] = (ctr_real)sin((double)i * (double)i);
+    for (i = 0; i < 4 * C; i++) k[i] = (ctr_real)(1 + 0.01 * (double)i);
+    for (shift = 0; shift < 2; shift++)
+        for (residual = 0; residual < 2; residual++) {
+            double y = 0, dx = 0, dr = 0;
+            for (c = 0; c < 2; c++) {
+                ctr_real *out = (ctr_real *)(((uintptr_t)to + 63) / 64 * 64) + shift + c * 4 * N;
+                memset(&a, 0, sizeof a);
+                a.rows = ROWS;
+                a.c = C;
+                a.x = from;
+                a.mean = k;
+                a.var = k + C;
+                a.gamma = k + 2 * C;
+                a.beta = k + 3 * C;
+                a.residual = residual ? from + N : NULL;
+                a.relu = a.batch_stats = 1;
+                a.y = out;
+                ctr_k_norm(contexts[3 * c + 1], &a);
+                a.dy = from + 2 * N;
+                a.dx = out + N;
+                a.dresidual = residual ? out + 2 * N : NULL;
+                a.dgamma = sums + 2 * C * c;
+                a.dbeta = a.dgamma + C;
+                ctr_k_norm_grad(contexts[3 * c + 1], &a);
+            }
+            for (i = 0; i < N; i++) {
+                const ctr_real *p = (ctr_real *)(((uintptr_t)to + 63) / 64 * 64) + shift + i;
+                y = fmax(y, fabs((double)(p[0] - p[4 * N])));
+                dx = fmax(dx, fabs((double)(p[N] - p[5 * N])));
+                if (residual) dr = fmax(dr, fabs((double)(p[2 * N] - p[6 * N])));
+            }
+            snprintf(what, sizeof what, ", %s, %s", residual ? "residual" : "no residual",
+                     shift ? "not aligned" : "aligned");
+            test_error(what, y, 1e-6);
+            test_error(what, dx, 1e-5);
+            test_error(what, dr, 0);
+            for (i = 0; i < 2 * C; i++)
+                test_error("dgamma and dbeta", fabs((double)(sums[i] - sums[2 * C + i])), 0.02);
+        }
+    free(from);
+    free(to);
 }
 
 static void test_pools_and_optimisers(void)
@@ -1273,6 +1328,7 @@ int main(int argc, char **argv)
     test_moves();
     test_rows();
     test_norms();
+    test_far_norms();
     test_pools_and_optimisers();
     test_finite();
     test_exp();
