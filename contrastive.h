@@ -4105,6 +4105,23 @@ typedef struct ctr_job_ {
 
 #if CTR_HAS_THREADS_
 
+/* A thread with nothing to do looks out for work some 30 microseconds before it sleeps: to be woken
+   takes as long as a small layer. What it looks at it reads without the lock. */
+#if defined(__GNUC__) && !defined(__TINYC__)
+#define CTR_LINGER_ 2000
+#define CTR_ATOMIC_GET_(x) __atomic_load_n(&(x), __ATOMIC_RELAXED)
+#define CTR_ATOMIC_SET_(x, v) __atomic_store_n(&(x), v, __ATOMIC_RELAXED)
+#else
+#define CTR_LINGER_ 0
+#define CTR_ATOMIC_GET_(x) (x)
+#define CTR_ATOMIC_SET_(x, v) ((x) = (v))
+#endif
+#if defined(__GNUC__) && !defined(__TINYC__) && defined(__x86_64__)
+#define CTR_PAUSE_() __builtin_ia32_pause()
+#else
+#define CTR_PAUSE_() ((void)0)
+#endif
+
 typedef struct ctr_worker_ {
     struct ctr_pool_ *pool;
     int index;
@@ -4116,8 +4133,18 @@ typedef struct ctr_pool_ {
     pthread_t threads[64];
     ctr_worker_ workers[64];
     int started, quit;
+    int64_t posts; /* jobs posted so far */
     ctr_job_ front, back;
 } ctr_pool_;
+
+/* Waits a little, without the lock, for a counter to leave `was`. */
+CTR_PRIVATE_ void ctr_pool_linger_(ctr_pool_ *p, const int64_t *counter, int64_t was)
+{
+    int i;
+    pthread_mutex_unlock(&p->lock);
+    for (i = 0; i < CTR_LINGER_ && CTR_ATOMIC_GET_(*counter) == was; i++) CTR_PAUSE_();
+    pthread_mutex_lock(&p->lock);
+}
 
 /* Takes one chunk of a job and runs it; the lock is held on entry and on return. */
 CTR_PRIVATE_ int ctr_pool_take_(ctr_pool_ *p, ctr_job_ *job, int worker)
@@ -4130,7 +4157,8 @@ CTR_PRIVATE_ int ctr_pool_take_(ctr_pool_ *p, ctr_job_ *job, int worker)
     pthread_mutex_unlock(&p->lock);
     fn(arg, chunk, worker);
     pthread_mutex_lock(&p->lock);
-    if (++job->done == job->chunks) pthread_cond_broadcast(&p->finished);
+    CTR_ATOMIC_SET_(job->done, job->done + 1);
+    if (job->done == job->chunks) pthread_cond_broadcast(&p->finished);
     return 1;
 }
 
@@ -4139,9 +4167,13 @@ CTR_PRIVATE_ void *ctr_pool_main_(void *arg)
     ctr_worker_ *w = (ctr_worker_ *)arg;
     ctr_pool_ *p = w->pool;
     pthread_mutex_lock(&p->lock);
-    while (!p->quit)
-        if (!ctr_pool_take_(p, &p->front, w->index) && !ctr_pool_take_(p, &p->back, w->index))
-            pthread_cond_wait(&p->wake, &p->lock);
+    while (!p->quit) {
+        const int64_t posts = p->posts;
+        if (ctr_pool_take_(p, &p->front, w->index) || ctr_pool_take_(p, &p->back, w->index))
+            continue;
+        ctr_pool_linger_(p, &p->posts, posts);
+        if (p->posts == posts && !p->quit) pthread_cond_wait(&p->wake, &p->lock);
+    }
     pthread_mutex_unlock(&p->lock);
     return NULL;
 }
@@ -4201,13 +4233,18 @@ CTR_PRIVATE_ void ctr_pool_post_(ctr_pool_ *p, ctr_job_ *job, int64_t n, ctr_job
     job->arg = arg;
     job->next = job->done = 0;
     job->chunks = n;
+    CTR_ATOMIC_SET_(p->posts, p->posts + 1);
     pthread_cond_broadcast(&p->wake);
 }
 
 CTR_PRIVATE_ void ctr_pool_wait_(ctr_pool_ *p, ctr_job_ *job)
 {
     while (ctr_pool_take_(p, job, 0)) { }
-    while (job->done < job->chunks) pthread_cond_wait(&p->finished, &p->lock);
+    while (job->done < job->chunks) {
+        const int64_t done = job->done;
+        ctr_pool_linger_(p, &job->done, done);
+        if (job->done == done) pthread_cond_wait(&p->finished, &p->lock);
+    }
     job->chunks = job->next = job->done = 0;
 }
 
