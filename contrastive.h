@@ -24,7 +24,7 @@
 
    MAP   sections carry a tag, >>TAG, the same here, in the interface and in the implementation
        PLATFORM MEMORY THREADS RNG TENSOR FILE      the ground
-       VEC GEMM CONV WINO                           kernels: the scalar reference, then the fast one
+       VEC GEMM CONV WINO POOL                      kernels: the scalar reference, then the fast one
        TAPE OPS NN OPTIM                            autograd, layers, networks, optimisers
        IMAGE POLICY AUG SAMPLE DATA LOADER VIEWS    pictures, augmentations, batches of views
        TOKEN                                        texts as numbers, pictures with captions
@@ -8214,7 +8214,7 @@ CTR_PRIVATE_ void ctr_conv_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const 
 }
 
 /* ================================================================================================
-   >>WINO  3 x 3 convolutions of stride 1 by Winograd's transforms
+   >>WINO  3 x 3 convolutions by Winograd's transforms
 
    F(4x4, 3x3) (Winograd 1980; Lavin and Gray 2016): 4 x 4 outputs from 6 x 6 inputs take 36
    multiplies a pair of channels instead of 144. With (*) the product element by element, summed
@@ -8225,8 +8225,15 @@ CTR_PRIVATE_ void ctr_conv_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const 
    and b = sqrt(2) instead of the usual 1 and 2 cost the same and halve the rounding error: relative
    8e-7 at 64 channels, 2.4e-6 at 512, where the direct sum has 4e-7 and 1.1e-6.
 
-   Only for 3 x 3 kernels, stride 1, padding 1; ctr_wino_fits_ says for which sizes it pays. Height
-   and width need not be multiples of 4: tiles hang over the edge.
+   Stride 2 along one line: the taps 0 and 2 meet pixels of one parity, tap 1 those of the other.
+   The pair is F(4, 2), 5 multiplies for 4 outputs (points 0, 1, -1, 2, infinity), the single tap
+   takes 4: 9 instead of 12, and 81 instead of 144 for 4 x 4 outputs. All of the above holds with
+   other matrices. Of the 81 products only 36 have weights of their own, since the single tap is
+   the same for all four. The gradient to the input makes 8 x 8 pixels of 5 x 5: the pair makes
+   the odd ones, the single tap the even ones. Relative error: 1e-6 at 128 channels.
+
+   Only for 3 x 3 kernels, stride 1 or 2, padding 1; ctr_wino_fits_ says for which sizes it pays.
+   Height and width need not be multiples of the tile: tiles hang over the edge.
    ============================================================================================= */
 
 #define CTR_WINO_A_ CTR_R(0.70710678118654752440)
@@ -8236,7 +8243,8 @@ CTR_PRIVATE_ void ctr_conv_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const 
 #define CTR_WINO_SUM_ CTR_R(2.5)  /* a a + b b */
 #define CTR_WINO_NA_ (CTR_R(-2.0) / CTR_R(3.0)) /* 1 / (2 a a (a a - b b)) */
 #define CTR_WINO_NB_ (CTR_R(1.0) / CTR_R(6.0))  /* 1 / (2 b b (b b - a a)) */
-#define CTR_WINO_PLANES_ 36
+#define CTR_WINO_PLANES_ 36 /* of weights: 6 x 6 points */
+#define CTR_WINO_MOST_ 81   /* of products, stride 2: 9 x 9 */
 
 /* Whether the transforms save time: by the shape alone, so that the bits depend on nothing else.
    Tiles that hang over the edge waste work, and a few tiles do not repay the transform of the
@@ -8244,8 +8252,8 @@ CTR_PRIVATE_ void ctr_conv_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const 
 CTR_PRIVATE_ int ctr_wino_fits_(const ctr_conv_shape *s)
 {
     const int64_t tiles = ctr_gemm_pieces_(s->oh, 4) * ctr_gemm_pieces_(s->ow, 4);
-    return s->kh == 3 && s->kw == 3 && s->stride == 1 && s->pad == 1 && s->c >= 16 &&
-           s->oc >= 16 && s->c % 8 == 0 && s->oc % 8 == 0 && s->n * tiles >= 12 &&
+    return s->kh == 3 && s->kw == 3 && (s->stride == 1 || s->stride == 2) && s->pad == 1 &&
+           s->c >= 16 && s->oc >= 16 && s->c % 8 == 0 && s->oc % 8 == 0 && s->n * tiles >= 12 &&
            tiles * 16 <= 2 * s->oh * s->ow;
 }
 
@@ -8316,13 +8324,134 @@ CTR_PRIVATE_ void ctr_wino_gt_(const ctr_real *u, int64_t su, ctr_real *o, int64
     o[2 * so] = CTR_WINO_HALF_ * s1 + CTR_WINO_TWO_ * s2 + u[5 * su];
 }
 
+/* Stride 2: x[0], x[e], .. x[4 e] meet the pair of taps, y[0], y[e], .. y[3 e] the single one;
+   5 + 4 -> 9. */
+CTR_PRIVATE_ void ctr_wino_bt9_(const ctr_real *x, const ctr_real *y, int64_t e, ctr_real *o,
+                                int64_t so)
+{
+    const ctr_real d31 = x[3 * e] - x[e], d32 = x[3 * e] - x[2 * e];
+    int64_t i;
+    o[0] = d31 + 2 * (x[0] - x[2 * e]);
+    o[so] = d32 - 2 * x[e];
+    o[2 * so] = d32 + 2 * (x[e] - x[2 * e]);
+    o[3 * so] = d31;
+    o[4 * so] = x[4 * e] - x[2 * e] - 2 * d31;
+    for (i = 0; i < 4; i++) o[(5 + i) * so] = y[i * e];
+}
+
+/* of every other pixel of nine, and of five pixels */
+CTR_PRIVATE_ void ctr_wino_bt_half_(const ctr_real *x, int64_t sx, ctr_real *o, int64_t so)
+{
+    ctr_wino_bt9_(x, x + sx, 2 * sx, o, so);
+}
+CTR_PRIVATE_ void ctr_wino_bt_twice_(const ctr_real *x, int64_t sx, ctr_real *o, int64_t so)
+{
+    ctr_wino_bt9_(x, x, sx, o, so);
+}
+
+/* 3 -> 5 + 1 */
+CTR_PRIVATE_ void ctr_wino_g9_(const ctr_real *w, int64_t sw, ctr_real *o, int64_t so)
+{
+    const ctr_real sixth = CTR_R(1.0) / CTR_R(6.0);
+    o[0] = CTR_WINO_HALF_ * w[0];
+    o[so] = -CTR_WINO_HALF_ * (w[0] + w[2 * sw]);
+    o[2 * so] = sixth * (w[2 * sw] - w[0]);
+    o[3 * so] = sixth * (w[0] + 2 * w[2 * sw]);
+    o[4 * so] = w[2 * sw];
+    o[5 * so] = w[sw];
+}
+
+/* sums of the pair, 5 -> 4 */
+CTR_PRIVATE_ void ctr_wino_at5_(const ctr_real *m, int64_t sm, ctr_real *o)
+{
+    const ctr_real s = m[sm] + m[2 * sm], d = m[sm] - m[2 * sm], p = m[3 * sm];
+    o[0] = m[0] + s + p;
+    o[1] = d + 2 * p;
+    o[2] = s + 4 * p;
+    o[3] = d + 8 * p + m[4 * sm];
+}
+
+/* 9 -> 4: pair and single tap meet in one output; 9 -> 8: they make one each */
+CTR_PRIVATE_ void ctr_wino_at_half_(const ctr_real *m, int64_t sm, ctr_real *o, int64_t so)
+{
+    ctr_real pair[4];
+    int64_t i;
+    ctr_wino_at5_(m, sm, pair);
+    for (i = 0; i < 4; i++) o[i * so] = pair[i] + m[(5 + i) * sm];
+}
+CTR_PRIVATE_ void ctr_wino_at_twice_(const ctr_real *m, int64_t sm, ctr_real *o, int64_t so)
+{
+    ctr_real pair[4];
+    int64_t i;
+    ctr_wino_at5_(m, sm, pair);
+    for (i = 0; i < 4; i++) {
+        o[2 * i * so] = m[(5 + i) * sm];
+        o[(2 * i + 1) * so] = pair[i];
+    }
+}
+
+/* 4 -> 9, for the gradient to the weights */
+CTR_PRIVATE_ void ctr_wino_a9_(const ctr_real *y, int64_t sy, ctr_real *o, int64_t so)
+{
+    const ctr_real even = y[0] + y[2 * sy], odd = y[sy] + y[3 * sy];
+    int64_t i;
+    o[0] = y[0];
+    o[so] = even + odd;
+    o[2 * so] = even - odd;
+    o[3 * so] = y[0] + 2 * y[sy] + 4 * y[2 * sy] + 8 * y[3 * sy];
+    o[4 * so] = y[3 * sy];
+    for (i = 0; i < 4; i++) o[(5 + i) * so] = y[i * sy];
+}
+
+/* 5 + 1 -> 3 */
+CTR_PRIVATE_ void ctr_wino_gt9_(const ctr_real *u, int64_t su, ctr_real *o, int64_t so)
+{
+    const ctr_real sixth = CTR_R(1.0) / CTR_R(6.0);
+    o[0] = CTR_WINO_HALF_ * (u[0] - u[su]) + sixth * (u[3 * su] - u[2 * su]);
+    o[so] = u[5 * su];
+    o[2 * so] = u[4 * su] - CTR_WINO_HALF_ * u[su] + sixth * (u[2 * su] + 2 * u[3 * su]);
+}
+
 typedef void (*ctr_wino_line_)(const ctr_real *in, int64_t si, ctr_real *out, int64_t so);
+
+/* A kind of pass. Squares of `side` pixels, `step` apart, the first one `shift` pixels above and
+   left of the image, become points x points numbers; those become squares of `out` pixels, which
+   lie side by side. g and gt are for weights and their gradient, a for the 4 x 4 squares of dy. */
+typedef struct ctr_wino_kind_ {
+    int side, step, shift, points, out;
+    ctr_wino_line_ bt, at, g, gt, a;
+} ctr_wino_kind_;
+
+CTR_PRIVATE_ const ctr_wino_kind_ *ctr_wino_kind_of_(int64_t stride, int input)
+{
+    static const ctr_wino_kind_ kinds[3] = {
+        { 6, 4, 1, 6, 4, ctr_wino_bt_, ctr_wino_at_, ctr_wino_g_, ctr_wino_gt_, ctr_wino_a_ },
+        { 9, 8, 1, 9, 4, ctr_wino_bt_half_, ctr_wino_at_half_, ctr_wino_g9_, ctr_wino_gt9_,
+          ctr_wino_a9_ },
+        { 5, 4, 0, 9, 8, ctr_wino_bt_twice_, ctr_wino_at_twice_, ctr_wino_g9_, ctr_wino_gt9_,
+          ctr_wino_a9_ }
+    };
+    return &kinds[stride == 1 ? 0 : input ? 2 : 1];
+}
+
+/* Which plane of the weights a plane of products takes: of stride 2's 9 x 9, the last four in both
+   directions share one. */
+CTR_PRIVATE_ int64_t ctr_wino_weight_plane_(const ctr_wino_kind_ *kind, int64_t plane)
+{
+    return CTR_MIN_(plane / kind->points, 5) * 6 + CTR_MIN_(plane % kind->points, 5);
+}
+
+/* Whether it is the first one of those that take the same. */
+CTR_PRIVATE_ int ctr_wino_first_plane_(const ctr_wino_kind_ *kind, int64_t plane)
+{
+    return plane / kind->points < 6 && plane % kind->points < 6;
+}
 
 /* A line's transform on the columns, then on the rows: [from][from] -> [to][to]. */
 CTR_PRIVATE_ void ctr_wino_square_(ctr_wino_line_ line, int64_t from, int64_t to,
                                    const ctr_real *in, ctr_real *out)
 {
-    ctr_real half[CTR_WINO_PLANES_]; /* [to][from] */
+    ctr_real half[CTR_WINO_MOST_]; /* [to][from] */
     int64_t i;
     for (i = 0; i < from; i++) {
         line(in + i, from, half + i, from);
@@ -8335,41 +8464,77 @@ CTR_PRIVATE_ void ctr_wino_square_(ctr_wino_line_ line, int64_t from, int64_t to
 /* What the jobs of a pass share. c and oc are those of the product at hand, so the gradient to the
    input swaps them: its "image" is dy. */
 typedef struct ctr_wino_args_ {
-    int64_t n, h, w, c, oc, th, tw, tiles; /* th x tw tiles an image, tiles = n th tw */
-    const ctr_real *in;     /* [n, h, w, c] */
-    const ctr_real *dy;     /* [n, h, w, oc], for the gradient to the weights */
+    const ctr_wino_kind_ *kind;
+    int64_t planes;                        /* points x points of that */
+    int64_t n, c, oc, th, tw, tiles;       /* th x tw tiles an image, tiles = n th tw */
+    int64_t ih, iw, oh, ow;                /* of in, and of out or dy */
+    const ctr_real *in;     /* [n, ih, iw, c] */
+    const ctr_real *dy;     /* [n, oh, ow, oc], for the gradient to the weights */
     const ctr_real *weight; /* [3, 3, c, oc], or [3, 3, oc, c] and turned */
-    ctr_real *out;          /* y or dx [n, h, w, oc], or dw [3, 3, c, oc] */
+    ctr_real *out;          /* y or dx [n, oh, ow, oc], or dw [3, 3, c, oc] */
     const ctr_conv_ready_ *ready; /* not NULL: instead of weight, and what comes behind */
     int turned, acc;
-    ctr_real *v, *m, *u;    /* 36 planes of [tiles, c], [tiles, oc], [c, oc] */
+    ctr_real *v, *m, *u;    /* planes of [tiles, c], [tiles, oc]; 36 of [c, oc] */
 } ctr_wino_args_;
 
-CTR_PRIVATE_ void ctr_wino_args_set_(ctr_wino_args_ *g, const ctr_conv_shape *s)
+/* input: for the gradient to the input, where dy is what is read */
+CTR_PRIVATE_ void ctr_wino_args_set_(ctr_wino_args_ *g, const ctr_conv_shape *s, int input)
 {
     memset(g, 0, sizeof *g);
+    g->kind = ctr_wino_kind_of_(s->stride, input);
+    g->planes = g->kind->points * g->kind->points;
     g->n = s->n;
-    g->h = s->h;
-    g->w = s->w;
-    g->c = s->c;
-    g->oc = s->oc;
-    g->th = ctr_gemm_pieces_(s->h, 4);
-    g->tw = ctr_gemm_pieces_(s->w, 4);
+    g->ih = input ? s->oh : s->h;
+    g->iw = input ? s->ow : s->w;
+    g->oh = input ? s->h : s->oh;
+    g->ow = input ? s->w : s->ow;
+    g->c = input ? s->oc : s->c;
+    g->oc = input ? s->c : s->oc;
+    g->th = ctr_gemm_pieces_(s->oh, 4);
+    g->tw = ctr_gemm_pieces_(s->ow, 4);
     g->tiles = s->n * g->th * g->tw;
 }
 
-/* Copies one channel of a square of pixels, zeros outside the image. The tile's square begins
-   `shift` pixels above and left of the tile: 1 for 6 x 6 inputs, 0 for 4 x 4 outputs. */
-CTR_PRIVATE_ void ctr_wino_get_(const ctr_wino_args_ *g, int64_t tile, int64_t side, int64_t shift,
+/* The squares of each tile on images of h x w pixels. */
+typedef struct ctr_wino_squares_ {
+    int64_t side, step, shift, h, w;
+} ctr_wino_squares_;
+
+CTR_PRIVATE_ ctr_wino_squares_ ctr_wino_squares_of_(int64_t side, int64_t step, int64_t shift,
+                                                    int64_t h, int64_t w)
+{
+    ctr_wino_squares_ q;
+    q.side = side;
+    q.step = step;
+    q.shift = shift;
+    q.h = h;
+    q.w = w;
+    return q;
+}
+
+CTR_PRIVATE_ ctr_wino_squares_ ctr_wino_squares_in_(const ctr_wino_args_ *g)
+{
+    return ctr_wino_squares_of_(g->kind->side, g->kind->step, g->kind->shift, g->ih, g->iw);
+}
+
+/* of out, or of dy: there they are 4 x 4 */
+CTR_PRIVATE_ ctr_wino_squares_ ctr_wino_squares_out_(const ctr_wino_args_ *g)
+{
+    return ctr_wino_squares_of_(g->kind->out, g->kind->out, 0, g->oh, g->ow);
+}
+
+/* Copies one channel of a tile's square of pixels, zeros outside the image. */
+CTR_PRIVATE_ void ctr_wino_get_(const ctr_wino_args_ *g, int64_t tile, ctr_wino_squares_ q,
                                 const ctr_real *image, int64_t c, ctr_real *square)
 {
-    const int64_t top = tile / g->tw % g->th * 4 - shift, left = tile % g->tw * 4 - shift;
+    const int64_t top = tile / g->tw % g->th * q.step - q.shift;
+    const int64_t left = tile % g->tw * q.step - q.shift;
     int64_t y, x;
-    image += tile / g->tw / g->th * g->h * g->w * c;
-    for (y = top; y < top + side; y++) {
-        for (x = left; x < left + side; x++) {
-            *square++ = ctr_conv_inside_(y, g->h) && ctr_conv_inside_(x, g->w)
-                            ? image[(y * g->w + x) * c]
+    image += tile / g->tw / g->th * q.h * q.w * c;
+    for (y = top; y < top + q.side; y++) {
+        for (x = left; x < left + q.side; x++) {
+            *square++ = ctr_conv_inside_(y, q.h) && ctr_conv_inside_(x, q.w)
+                            ? image[(y * q.w + x) * c]
                             : CTR_R(0.0);
         }
     }
@@ -8379,13 +8544,13 @@ CTR_PRIVATE_ void ctr_wino_get_(const ctr_wino_args_ *g, int64_t tile, int64_t s
 CTR_PRIVATE_ void ctr_wino_v_job_(void *arg, int64_t chunk, int worker)
 {
     const ctr_wino_args_ *g = (const ctr_wino_args_ *)arg;
-    ctr_real x[CTR_WINO_PLANES_], v[CTR_WINO_PLANES_];
+    ctr_real x[CTR_WINO_MOST_], v[CTR_WINO_MOST_];
     int64_t i, plane;
     (void)worker;
     for (i = 0; i < g->c; i++) {
-        ctr_wino_get_(g, chunk, 6, 1, g->in + i, g->c, x);
-        ctr_wino_square_(ctr_wino_bt_, 6, 6, x, v);
-        for (plane = 0; plane < CTR_WINO_PLANES_; plane++) {
+        ctr_wino_get_(g, chunk, ctr_wino_squares_in_(g), g->in + i, g->c, x);
+        ctr_wino_square_(g->kind->bt, g->kind->side, g->kind->points, x, v);
+        for (plane = 0; plane < g->planes; plane++) {
             g->v[(plane * g->tiles + chunk) * g->c + i] = v[plane];
         }
     }
@@ -8395,13 +8560,13 @@ CTR_PRIVATE_ void ctr_wino_v_job_(void *arg, int64_t chunk, int worker)
 CTR_PRIVATE_ void ctr_wino_z_job_(void *arg, int64_t chunk, int worker)
 {
     const ctr_wino_args_ *g = (const ctr_wino_args_ *)arg;
-    ctr_real y[16], z[CTR_WINO_PLANES_];
+    ctr_real y[16], z[CTR_WINO_MOST_];
     int64_t o, plane;
     (void)worker;
     for (o = 0; o < g->oc; o++) {
-        ctr_wino_get_(g, chunk, 4, 0, g->dy + o, g->oc, y);
-        ctr_wino_square_(ctr_wino_a_, 4, 6, y, z);
-        for (plane = 0; plane < CTR_WINO_PLANES_; plane++) {
+        ctr_wino_get_(g, chunk, ctr_wino_squares_out_(g), g->dy + o, g->oc, y);
+        ctr_wino_square_(g->kind->a, 4, g->kind->points, y, z);
+        for (plane = 0; plane < g->planes; plane++) {
             g->m[(plane * g->tiles + chunk) * g->oc + o] = z[plane];
         }
     }
@@ -8420,7 +8585,7 @@ CTR_PRIVATE_ void ctr_wino_u_job_(void *arg, int64_t chunk, int worker)
             w[i] = g->turned ? g->weight[(8 - i) * size + o * g->c + chunk]
                              : g->weight[i * size + chunk * g->oc + o];
         }
-        ctr_wino_square_(ctr_wino_g_, 3, 6, w, u);
+        ctr_wino_square_(g->kind->g, 3, 6, w, u);
         for (i = 0; i < CTR_WINO_PLANES_; i++) {
             g->u[i * size + chunk * g->oc + o] = u[i];
         }
@@ -8431,19 +8596,20 @@ CTR_PRIVATE_ void ctr_wino_u_job_(void *arg, int64_t chunk, int worker)
 CTR_PRIVATE_ void ctr_wino_out_job_(void *arg, int64_t chunk, int worker)
 {
     const ctr_wino_args_ *g = (const ctr_wino_args_ *)arg;
-    const int64_t top = chunk / g->tw % g->th * 4, left = chunk % g->tw * 4;
-    ctr_real *image = g->out + chunk / g->tw / g->th * g->h * g->w * g->oc;
-    ctr_real m[CTR_WINO_PLANES_], y[16];
+    const int64_t side = g->kind->out;
+    const int64_t top = chunk / g->tw % g->th * side, left = chunk % g->tw * side;
+    ctr_real *image = g->out + chunk / g->tw / g->th * g->oh * g->ow * g->oc;
+    ctr_real m[CTR_WINO_MOST_], y[64];
     int64_t o, i;
     (void)worker;
     for (o = 0; o < g->oc; o++) {
-        for (i = 0; i < CTR_WINO_PLANES_; i++) {
+        for (i = 0; i < g->planes; i++) {
             m[i] = g->m[(i * g->tiles + chunk) * g->oc + o];
         }
-        ctr_wino_square_(ctr_wino_at_, 6, 4, m, y);
-        for (i = 0; i < 16; i++) {
-            if (top + i / 4 < g->h && left + i % 4 < g->w) {
-                ctr_real *pixel = image + ((top + i / 4) * g->w + left + i % 4) * g->oc + o;
+        ctr_wino_square_(g->kind->at, g->kind->points, side, m, y);
+        for (i = 0; i < side * side; i++) {
+            if (top + i / side < g->oh && left + i % side < g->ow) {
+                ctr_real *pixel = image + ((top + i / side) * g->ow + left + i % side) * g->oc + o;
                 *pixel = g->acc ? *pixel + y[i] : y[i];
             }
         }
@@ -8462,7 +8628,7 @@ CTR_PRIVATE_ void ctr_wino_dw_job_(void *arg, int64_t chunk, int worker)
         for (i = 0; i < CTR_WINO_PLANES_; i++) {
             u[i] = g->u[i * size + chunk * g->oc + o];
         }
-        ctr_wino_square_(ctr_wino_gt_, 6, 3, u, dw);
+        ctr_wino_square_(g->kind->gt, 6, 3, u, dw);
         for (i = 0; i < 9; i++) {
             ctr_real *to = g->out + i * size + chunk * g->oc + o;
             *to = g->acc ? *to + dw[i] : dw[i];
@@ -8470,7 +8636,7 @@ CTR_PRIVATE_ void ctr_wino_dw_job_(void *arg, int64_t chunk, int worker)
     }
 }
 
-/* The 36 products m = v u, or u = v' m. */
+/* The products m = v u, or u = v' m, of all planes. */
 CTR_PRIVATE_ void ctr_wino_products_(ctr_ctx *ctx, const ctr_wino_args_ *g, int weights)
 {
     ctr_gemm_args_ p;
@@ -8482,8 +8648,10 @@ CTR_PRIVATE_ void ctr_wino_products_(ctr_ctx *ctx, const ctr_wino_args_ *g, int 
     p.k = weights ? g->tiles : g->c;
     p.n = p.ldb = p.ldc = g->oc;
     p.lda = g->c;
-    for (plane = 0; plane < CTR_WINO_PLANES_; plane++) {
-        ctr_real *m = g->m + plane * g->tiles * g->oc, *u = g->u + plane * g->c * g->oc;
+    for (plane = 0; plane < g->planes; plane++) {
+        ctr_real *m = g->m + plane * g->tiles * g->oc;
+        ctr_real *u = g->u + ctr_wino_weight_plane_(g->kind, plane) * g->c * g->oc;
+        p.beta = weights && !ctr_wino_first_plane_(g->kind, plane) ? CTR_R(1.0) : CTR_R(0.0);
         p.a = g->v + plane * g->tiles * g->c;
         p.b = weights ? m : u;
         p.c = weights ? u : m;
@@ -8494,7 +8662,7 @@ CTR_PRIVATE_ void ctr_wino_products_(ctr_ctx *ctx, const ctr_wino_args_ *g, int 
 /* Forward and gradient to the input (weights = 0), or to the weights: all tiles at once. */
 CTR_PRIVATE_ void ctr_wino_scalar_(ctr_ctx *ctx, ctr_wino_args_ *g, int weights)
 {
-    const int64_t nv = CTR_WINO_PLANES_ * g->tiles * g->c, nm = CTR_WINO_PLANES_ * g->tiles * g->oc;
+    const int64_t nv = g->planes * g->tiles * g->c, nm = g->planes * g->tiles * g->oc;
     const int64_t nu = CTR_WINO_PLANES_ * g->c * g->oc;
     g->v = (ctr_real *)ctr_scratch_(ctx, (size_t)(nv + nm + nu) * sizeof(ctr_real));
     if (!g->v) {
@@ -8613,6 +8781,92 @@ CTR_SIMD_FN_ void ctr_wino_line_gt_(const float *u, int64_t su, ctr_simd_ *o)
                          ctr_simd_fma_(CTR_WINO_TWO_, s2, ctr_simd_load_(u + 5 * su)));
 }
 
+/* Stride 2, as in the reference: x0 .. x4 meet the pair of taps, y0 .. y3 the single one. */
+CTR_SIMD_FN_ void ctr_wino_line_bt9_(ctr_simd_ x0, ctr_simd_ x1, ctr_simd_ x2, ctr_simd_ x3,
+                                     ctr_simd_ x4, ctr_simd_ y0, ctr_simd_ y1, ctr_simd_ y2,
+                                     ctr_simd_ y3, float *o, int64_t so)
+{
+    const ctr_simd_ d31 = ctr_simd_sub_(x3, x1), d32 = ctr_simd_sub_(x3, x2);
+    ctr_simd_store_(o, ctr_simd_fma_(2.0f, ctr_simd_sub_(x0, x2), d31));
+    ctr_simd_store_(o + so, ctr_simd_fnma_(2.0f, x1, d32));
+    ctr_simd_store_(o + 2 * so, ctr_simd_fma_(2.0f, ctr_simd_sub_(x1, x2), d32));
+    ctr_simd_store_(o + 3 * so, d31);
+    ctr_simd_store_(o + 4 * so, ctr_simd_fnma_(2.0f, d31, ctr_simd_sub_(x4, x2)));
+    ctr_simd_store_(o + 5 * so, y0);
+    ctr_simd_store_(o + 6 * so, y1);
+    ctr_simd_store_(o + 7 * so, y2);
+    ctr_simd_store_(o + 8 * so, y3);
+}
+
+CTR_SIMD_FN_ void ctr_wino_line_g9_(ctr_simd_ w0, ctr_simd_ w1, ctr_simd_ w2, float *o, int64_t so)
+{
+    const float sixth = CTR_R(1.0) / CTR_R(6.0);
+    ctr_simd_store_(o, ctr_simd_mul_(CTR_WINO_HALF_, w0));
+    ctr_simd_store_(o + so, ctr_simd_mul_(-CTR_WINO_HALF_, ctr_simd_add_(w0, w2)));
+    ctr_simd_store_(o + 2 * so, ctr_simd_mul_(sixth, ctr_simd_sub_(w2, w0)));
+    ctr_simd_store_(o + 3 * so, ctr_simd_mul_(sixth, ctr_simd_fma_(2.0f, w2, w0)));
+    ctr_simd_store_(o + 4 * so, w2);
+    ctr_simd_store_(o + 5 * so, w1);
+}
+
+CTR_SIMD_FN_ void ctr_wino_line_a9_(ctr_simd_ y0, ctr_simd_ y1, ctr_simd_ y2, ctr_simd_ y3,
+                                    float *o, int64_t so)
+{
+    const ctr_simd_ even = ctr_simd_add_(y0, y2), odd = ctr_simd_add_(y1, y3);
+    const ctr_simd_ far = ctr_simd_fma_(4.0f, y2, ctr_simd_mul_(8.0f, y3));
+    ctr_simd_store_(o, y0);
+    ctr_simd_store_(o + so, ctr_simd_add_(even, odd));
+    ctr_simd_store_(o + 2 * so, ctr_simd_sub_(even, odd));
+    ctr_simd_store_(o + 3 * so, ctr_simd_add_(ctr_simd_fma_(2.0f, y1, y0), far));
+    ctr_simd_store_(o + 4 * so, y3);
+    ctr_simd_store_(o + 5 * so, y0);
+    ctr_simd_store_(o + 6 * so, y1);
+    ctr_simd_store_(o + 7 * so, y2);
+    ctr_simd_store_(o + 8 * so, y3);
+}
+
+/* m lies in memory with stride sm. o takes four sums of pair and single tap, or eight vectors:
+   single taps and pairs in turn. */
+CTR_SIMD_FN_ void ctr_wino_line_at9_(const float *m, int64_t sm, int twice, ctr_simd_ *o)
+{
+    const ctr_simd_ m1 = ctr_simd_load_(m + sm), m2 = ctr_simd_load_(m + 2 * sm);
+    const ctr_simd_ p = ctr_simd_load_(m + 3 * sm);
+    const ctr_simd_ s = ctr_simd_add_(m1, m2), d = ctr_simd_sub_(m1, m2);
+    const ctr_simd_ o0 = ctr_simd_add_(ctr_simd_load_(m), ctr_simd_add_(s, p));
+    const ctr_simd_ o1 = ctr_simd_fma_(2.0f, p, d), o2 = ctr_simd_fma_(4.0f, p, s);
+    const ctr_simd_ o3 = ctr_simd_fma_(8.0f, p, ctr_simd_add_(d, ctr_simd_load_(m + 4 * sm)));
+    const ctr_simd_ e0 = ctr_simd_load_(m + 5 * sm), e1 = ctr_simd_load_(m + 6 * sm);
+    const ctr_simd_ e2 = ctr_simd_load_(m + 7 * sm), e3 = ctr_simd_load_(m + 8 * sm);
+    if (twice) {
+        o[0] = e0;
+        o[1] = o0;
+        o[2] = e1;
+        o[3] = o1;
+        o[4] = e2;
+        o[5] = o2;
+        o[6] = e3;
+        o[7] = o3;
+    } else {
+        o[0] = ctr_simd_add_(o0, e0);
+        o[1] = ctr_simd_add_(o1, e1);
+        o[2] = ctr_simd_add_(o2, e2);
+        o[3] = ctr_simd_add_(o3, e3);
+    }
+}
+
+CTR_SIMD_FN_ void ctr_wino_line_gt9_(const float *u, int64_t su, ctr_simd_ *o)
+{
+    const float sixth = CTR_R(1.0) / CTR_R(6.0);
+    const ctr_simd_ u1 = ctr_simd_load_(u + su), u2 = ctr_simd_load_(u + 2 * su);
+    const ctr_simd_ u3 = ctr_simd_load_(u + 3 * su);
+    const ctr_simd_ pair = ctr_simd_fma_(2.0f, u3, u2);
+    o[0] = ctr_simd_mul_(CTR_WINO_HALF_, ctr_simd_sub_(ctr_simd_load_(u), u1));
+    o[0] = ctr_simd_fma_(sixth, ctr_simd_sub_(u3, u2), o[0]);
+    o[1] = ctr_simd_load_(u + 5 * su);
+    o[2] = ctr_simd_fnma_(CTR_WINO_HALF_, u1, ctr_simd_load_(u + 4 * su));
+    o[2] = ctr_simd_fma_(sixth, pair, o[2]);
+}
+
 /* Vector number i of a row of them. */
 CTR_SIMD_FN_ ctr_simd_ ctr_wino_lane_(const float *h, int64_t i)
 {
@@ -8663,20 +8917,71 @@ CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_z_(float *const *p, int64_t oc,
     }
 }
 
-/* u = G w G' for a vector of channels; the nine taps of w lie `tap` apart. */
+/* The same two for stride 2: of 9 x 9 pixels, or of 5 x 5 for the gradient to the input. */
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_v9_(float *const *p, int64_t side, int64_t c,
+                                                     float *v, int64_t plane)
+{
+    float half[CTR_WINO_MOST_ * CTR_SIMD_]; /* [9][side] vectors */
+    const int64_t e = side == 9 ? 2 : 1, f = side == 9 ? 1 : 0; /* pair: 0, e, ..; single: f, .. */
+    const int64_t ps = e * side, hs = side * CTR_SIMD_;
+    int64_t i, x, y;
+    for (i = 0; i < c; i += CTR_SIMD_) {
+        for (x = 0; x < side; x++) {
+            float *const *q = p + x, *const *r = p + x + f * side;
+            ctr_wino_line_bt9_(ctr_simd_load_(q[0] + i), ctr_simd_load_(q[ps] + i),
+                               ctr_simd_load_(q[2 * ps] + i), ctr_simd_load_(q[3 * ps] + i),
+                               ctr_simd_load_(q[4 * ps] + i), ctr_simd_load_(r[0] + i),
+                               ctr_simd_load_(r[ps] + i), ctr_simd_load_(r[2 * ps] + i),
+                               ctr_simd_load_(r[3 * ps] + i), half + x * CTR_SIMD_, hs);
+        }
+        for (y = 0; y < 9; y++) {
+            const float *h = half + y * hs, *r = h + f * CTR_SIMD_;
+            ctr_wino_line_bt9_(ctr_wino_lane_(h, 0), ctr_wino_lane_(h, e), ctr_wino_lane_(h, 2 * e),
+                               ctr_wino_lane_(h, 3 * e), ctr_wino_lane_(h, 4 * e),
+                               ctr_wino_lane_(r, 0), ctr_wino_lane_(r, e), ctr_wino_lane_(r, 2 * e),
+                               ctr_wino_lane_(r, 3 * e), v + y * 9 * plane + i, plane);
+        }
+    }
+}
+
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_z9_(float *const *p, int64_t oc, float *z,
+                                                     int64_t panel, int64_t plane)
+{
+    float half[36 * CTR_SIMD_]; /* [9][4] vectors */
+    int64_t i, x, y;
+    for (i = 0; i < oc; i += CTR_SIMD_) {
+        float *to = z + i / CTR_GEMM_NR_ * panel + i % CTR_GEMM_NR_;
+        for (x = 0; x < 4; x++) {
+            ctr_wino_line_a9_(ctr_simd_load_(p[x] + i), ctr_simd_load_(p[x + 4] + i),
+                              ctr_simd_load_(p[x + 8] + i), ctr_simd_load_(p[x + 12] + i),
+                              half + x * CTR_SIMD_, 4 * CTR_SIMD_);
+        }
+        for (y = 0; y < 9; y++) {
+            const float *h = half + y * 4 * CTR_SIMD_;
+            ctr_wino_line_a9_(ctr_wino_lane_(h, 0), ctr_wino_lane_(h, 1), ctr_wino_lane_(h, 2),
+                              ctr_wino_lane_(h, 3), to + y * 9 * plane, plane);
+        }
+    }
+}
+
+/* u = G w G' for a vector of channels; the nine taps of w lie `tap` apart. nine: stride 2. */
 CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_u_(const float *w, int64_t tap, float *u,
-                                                    int64_t plane)
+                                                    int64_t plane, int nine)
 {
     float half[18 * CTR_SIMD_]; /* [6][3] vectors */
     int64_t x, y;
     for (x = 0; x < 3; x++, w += tap) {
-        ctr_wino_line_g_(ctr_simd_load_(w), ctr_simd_load_(w + 3 * tap),
-                         ctr_simd_load_(w + 6 * tap), half + x * CTR_SIMD_, 3 * CTR_SIMD_);
+        const ctr_simd_ w0 = ctr_simd_load_(w), w1 = ctr_simd_load_(w + 3 * tap);
+        const ctr_simd_ w2 = ctr_simd_load_(w + 6 * tap);
+        if (nine) ctr_wino_line_g9_(w0, w1, w2, half + x * CTR_SIMD_, 3 * CTR_SIMD_);
+        else ctr_wino_line_g_(w0, w1, w2, half + x * CTR_SIMD_, 3 * CTR_SIMD_);
     }
     for (y = 0; y < 6; y++) {
         const float *h = half + y * 3 * CTR_SIMD_;
-        ctr_wino_line_g_(ctr_wino_lane_(h, 0), ctr_wino_lane_(h, 1), ctr_wino_lane_(h, 2),
-                         u + y * 6 * plane, plane);
+        const ctr_simd_ w0 = ctr_wino_lane_(h, 0), w1 = ctr_wino_lane_(h, 1);
+        const ctr_simd_ w2 = ctr_wino_lane_(h, 2);
+        if (nine) ctr_wino_line_g9_(w0, w1, w2, u + y * 6 * plane, plane);
+        else ctr_wino_line_g_(w0, w1, w2, u + y * 6 * plane, plane);
     }
 }
 
@@ -8704,21 +9009,47 @@ CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_out_(const float *m, int64_t pl
     }
 }
 
-/* dw = G' u G for a vector of channels; the nine taps of dw lie `tap` apart. */
+/* The same for stride 2: out x out pixels, 4 or 8. */
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_out9_(const float *m, int64_t plane, int64_t oc,
+                                                       int64_t out, float *const *p, int acc)
+{
+    float half[72 * CTR_SIMD_]; /* [out][9] vectors */
+    ctr_simd_ o[8];
+    int64_t i, x, y;
+    for (i = 0; i < oc; i += CTR_SIMD_) {
+        for (x = 0; x < 9; x++) {
+            ctr_wino_line_at9_(m + x * plane + i, 9 * plane, out == 8, o);
+            for (y = 0; y < out; y++) {
+                ctr_simd_store_(half + (y * 9 + x) * CTR_SIMD_, o[y]);
+            }
+        }
+        for (y = 0; y < out; y++) {
+            ctr_wino_line_at9_(half + y * 9 * CTR_SIMD_, CTR_SIMD_, out == 8, o);
+            for (x = 0; x < out; x++) {
+                float *to = p[y * out + x] + i;
+                ctr_simd_store_(to, acc ? ctr_simd_add_(ctr_simd_load_(to), o[x]) : o[x]);
+            }
+        }
+    }
+}
+
+/* dw = G' u G for a vector of channels; the nine taps of dw lie `tap` apart. nine: stride 2. */
 CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_dw_(const float *u, int64_t plane, float *dw,
-                                                     int64_t tap, int acc)
+                                                     int64_t tap, int acc, int nine)
 {
     float half[18 * CTR_SIMD_]; /* [3][6] vectors */
     ctr_simd_ o[3];
     int64_t x, y;
     for (x = 0; x < 6; x++) {
-        ctr_wino_line_gt_(u + x * plane, 6 * plane, o);
+        if (nine) ctr_wino_line_gt9_(u + x * plane, 6 * plane, o);
+        else ctr_wino_line_gt_(u + x * plane, 6 * plane, o);
         for (y = 0; y < 3; y++) {
             ctr_simd_store_(half + (y * 6 + x) * CTR_SIMD_, o[y]);
         }
     }
     for (y = 0; y < 3; y++) {
-        ctr_wino_line_gt_(half + y * 6 * CTR_SIMD_, CTR_SIMD_, o);
+        if (nine) ctr_wino_line_gt9_(half + y * 6 * CTR_SIMD_, CTR_SIMD_, o);
+        else ctr_wino_line_gt_(half + y * 6 * CTR_SIMD_, CTR_SIMD_, o);
         for (x = 0; x < 3; x++) {
             float *to = dw + (y * 3 + x) * tap;
             ctr_simd_store_(to, acc ? ctr_simd_add_(ctr_simd_load_(to), o[x]) : o[x]);
@@ -8740,6 +9071,7 @@ typedef struct ctr_wino_plan_ {
     int64_t ci, cj, nj;       /* rectangle of channels of a job, wide; how many side by side */
     int64_t some;             /* panels of a job that is not for weights, wide */
     int pairs;                /* tiles take two panels at a time */
+    int nine;                 /* stride 2: 9 x 9 points */
     float *v, *z, *u;         /* shared by the jobs, or one after the other */
     char *work;               /* each worker's own memory */
     size_t work_size;
@@ -8757,25 +9089,25 @@ CTR_PRIVATE_ float *ctr_wino_own_(const ctr_wino_plan_ *g, int worker)
 }
 
 /* Pointers to the pixels of a tile's square, as for ctr_wino_get_; `outside` is for the rest. */
-CTR_PRIVATE_ void ctr_wino_points_(const ctr_wino_args_ *g, int64_t tile, int64_t side,
-                                   int64_t shift, float *image, int64_t c, float *outside,
-                                   float **p)
+CTR_PRIVATE_ void ctr_wino_points_(const ctr_wino_args_ *g, int64_t tile, ctr_wino_squares_ q,
+                                   float *image, int64_t c, float *outside, float **p)
 {
-    const int64_t top = tile / g->tw % g->th * 4 - shift, left = tile % g->tw * 4 - shift;
+    const int64_t top = tile / g->tw % g->th * q.step - q.shift;
+    const int64_t left = tile % g->tw * q.step - q.shift;
     int64_t y, x;
-    image += tile / g->tw / g->th * g->h * g->w * c;
-    if (top >= 0 && left >= 0 && top + side <= g->h && left + side <= g->w) {
-        for (y = 0; y < side; y++) {
-            for (x = 0; x < side; x++) {
-                *p++ = image + ((top + y) * g->w + left + x) * c;
+    image += tile / g->tw / g->th * q.h * q.w * c;
+    if (top >= 0 && left >= 0 && top + q.side <= q.h && left + q.side <= q.w) {
+        for (y = 0; y < q.side; y++) {
+            for (x = 0; x < q.side; x++) {
+                *p++ = image + ((top + y) * q.w + left + x) * c;
             }
         }
         return;
     }
-    for (y = top; y < top + side; y++) {
-        const int row = ctr_conv_inside_(y, g->h);
-        for (x = left; x < left + side; x++) {
-            *p++ = row && ctr_conv_inside_(x, g->w) ? image + (y * g->w + x) * c : outside;
+    for (y = top; y < top + q.side; y++) {
+        const int row = ctr_conv_inside_(y, q.h);
+        for (x = left; x < left + q.side; x++) {
+            *p++ = row && ctr_conv_inside_(x, q.w) ? image + (y * q.w + x) * c : outside;
         }
     }
 }
@@ -8783,11 +9115,13 @@ CTR_PRIVATE_ void ctr_wino_points_(const ctr_wino_args_ *g, int64_t tile, int64_
 /* v of tiles first .. last-1, into rows 0 .. */
 CTR_PRIVATE_ void ctr_wino_v_tiles_(const ctr_wino_plan_ *g, int64_t first, int64_t last, float *v)
 {
-    float *p[36];
+    const ctr_wino_squares_ q = ctr_wino_squares_in_(&g->a);
+    float *p[CTR_WINO_MOST_];
     int64_t t;
     for (t = first; t < last; t++, v += g->lv) {
-        ctr_wino_points_(&g->a, t, 6, 1, g->in, g->a.c, g->zero, p);
-        ctr_wino_fast_v_(p, g->a.c, v, g->vp);
+        ctr_wino_points_(&g->a, t, q, g->in, g->a.c, g->zero, p);
+        if (g->nine) ctr_wino_fast_v9_(p, q.side, g->a.c, v, g->vp);
+        else ctr_wino_fast_v_(p, g->a.c, v, g->vp);
     }
 }
 
@@ -8798,8 +9132,9 @@ CTR_PRIVATE_ void ctr_wino_z_tiles_(const ctr_wino_plan_ *g, int64_t first, int6
     float *p[16];
     int64_t t;
     for (t = first; t < last; t++, z += CTR_GEMM_NR_) {
-        ctr_wino_points_(&g->a, t, 4, 0, g->dy, g->a.oc, g->zero, p);
-        ctr_wino_fast_z_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
+        ctr_wino_points_(&g->a, t, ctr_wino_squares_out_(&g->a), g->dy, g->a.oc, g->zero, p);
+        if (g->nine) ctr_wino_fast_z9_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
+        else ctr_wino_fast_z_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
     }
 }
 
@@ -8808,13 +9143,15 @@ CTR_PRIVATE_ void ctr_wino_z_tiles_(const ctr_wino_plan_ *g, int64_t first, int6
 CTR_PRIVATE_ void ctr_wino_out_tiles_(const ctr_wino_plan_ *g, int64_t first, int64_t last,
                                       int64_t j, int64_t oc, const float *m, float *trash)
 {
-    float *p[16];
+    const ctr_wino_squares_ q = ctr_wino_squares_out_(&g->a);
+    float *p[64];
     int64_t t;
     for (t = first; t < last; t++, m += g->lm) {
         int64_t i;
-        ctr_wino_points_(&g->a, t, 4, 0, g->a.out + j, g->a.oc, trash, p);
-        ctr_wino_fast_out_(m, g->mp, oc, p, g->a.acc);
-        for (i = 0; i < 16 && g->a.ready; i++) {
+        ctr_wino_points_(&g->a, t, q, g->a.out + j, g->a.oc, trash, p);
+        if (g->nine) ctr_wino_fast_out9_(m, g->mp, oc, q.side, p, g->a.acc);
+        else ctr_wino_fast_out_(m, g->mp, oc, p, g->a.acc);
+        for (i = 0; i < q.side * q.side && g->a.ready; i++) {
             if (p[i] != trash) ctr_conv_finish_fast_(g->a.ready, p[i], j, oc);
         }
     }
@@ -8839,11 +9176,11 @@ CTR_PRIVATE_ void ctr_wino_u_panel_(const ctr_wino_args_ *g, int64_t j, int64_t 
         }
     }
     for (i = 0; i < size; i += CTR_SIMD_) {
-        ctr_wino_fast_u_(w + i, tap, u + i, plane);
+        ctr_wino_fast_u_(w + i, tap, u + i, plane, g->kind->points == 9);
     }
 }
 
-/* The 36 products m (+)= v[:, k0 : k0 + kc] u for `tiles` rows v and m; u [36][panels][kc][16]. */
+/* The products m (+)= v[:, k0 : k0 + kc] u for `tiles` rows v and m; u [36][panels][kc][16]. */
 CTR_PRIVATE_ void ctr_wino_multiply_(const ctr_wino_plan_ *g, float **rows, float **outs,
                                      int64_t tiles, int64_t k0, int64_t kc, const float *u,
                                      int64_t up, int64_t panels)
@@ -8854,11 +9191,12 @@ CTR_PRIVATE_ void ctr_wino_multiply_(const ctr_wino_plan_ *g, float **rows, floa
     tile.k = kc;
     tile.acc = k0 > 0;
     tile.beside = g->pairs ? kc * CTR_GEMM_NR_ * (int64_t)sizeof(float) : 0;
-    for (plane = 0; plane < CTR_WINO_PLANES_; plane++) {
+    for (plane = 0; plane < g->a.planes; plane++) {
+        const float *b = u + ctr_wino_weight_plane_(g->a.kind, plane) * up;
         tile.skip = (plane * g->vp + k0) * (int64_t)sizeof(float);
         for (j = 0; j < panels; j += ctr_gemm_columns_(&tile, left) / CTR_GEMM_NR_) {
             left = (panels - j) * CTR_GEMM_NR_;
-            tile.b = u + plane * up + j * kc * CTR_GEMM_NR_;
+            tile.b = b + j * kc * CTR_GEMM_NR_;
             tile.column = (plane * g->mp + j * CTR_GEMM_NR_) * (int64_t)sizeof(float);
             for (i = 0; i < tiles; i += some) {
                 some = ctr_conv_rows_(tiles - i);
@@ -8870,7 +9208,7 @@ CTR_PRIVATE_ void ctr_wino_multiply_(const ctr_wino_plan_ *g, float **rows, floa
     }
 }
 
-/* The 36 products u (+)= v[:, i0 : i0 + ci]' z for `tiles` tiles; outs are the ci rows of u, z has
+/* The products u (+)= v[:, i0 : i0 + ci]' z for `tiles` tiles; outs are the ci rows of u, z has
    `room` tiles a panel. */
 CTR_PRIVATE_ void ctr_wino_multiply_outer_(const ctr_wino_plan_ *g, float **rows, float **outs,
                                            int64_t tiles, int64_t i0, int64_t ci, const float *z,
@@ -8880,14 +9218,15 @@ CTR_PRIVATE_ void ctr_wino_multiply_outer_(const ctr_wino_plan_ *g, float **rows
     int64_t plane, j, i, m, left;
     tile.taps = 1;
     tile.k = tiles;
-    tile.acc = acc;
     tile.beside = g->pairs ? room * CTR_GEMM_NR_ * (int64_t)sizeof(float) : 0;
     tile.rows = (const float *const *)rows;
-    for (plane = 0; plane < CTR_WINO_PLANES_; plane++) {
+    for (plane = 0; plane < g->a.planes; plane++) {
+        const int64_t u = ctr_wino_weight_plane_(g->a.kind, plane) * g->up;
+        tile.acc = acc || !ctr_wino_first_plane_(g->a.kind, plane);
         for (j = 0; j < panels; j += ctr_gemm_columns_(&tile, left) / CTR_GEMM_NR_) {
             left = (panels - j) * CTR_GEMM_NR_;
             tile.b = z + plane * g->mp + j * room * CTR_GEMM_NR_;
-            tile.column = (plane * g->up + j * CTR_GEMM_NR_) * (int64_t)sizeof(float);
+            tile.column = (u + j * CTR_GEMM_NR_) * (int64_t)sizeof(float);
             for (i = 0; i < ci; i += m) {
                 m = ctr_conv_rows_(ci - i);
                 tile.skip = (plane * g->vp + i0 + i) * (int64_t)sizeof(float);
@@ -8911,7 +9250,7 @@ CTR_PRIVATE_ void ctr_wino_narrow_job_(void *arg, int64_t chunk, int worker)
 {
     const ctr_wino_plan_ *g = (const ctr_wino_plan_ *)arg;
     const int64_t first = chunk * g->block, last = ctr_gemm_min_(first + g->block, g->a.tiles);
-    float *v = ctr_wino_own_(g, worker), *m = v + CTR_WINO_PLANES_ * g->vp;
+    float *v = ctr_wino_own_(g, worker), *m = v + g->a.planes * g->vp;
     float *rows[CTR_WINO_BLOCK_], *outs[CTR_WINO_BLOCK_];
     int64_t i;
     for (i = 0; i < g->block; i++) {
@@ -8920,7 +9259,7 @@ CTR_PRIVATE_ void ctr_wino_narrow_job_(void *arg, int64_t chunk, int worker)
     }
     ctr_wino_v_tiles_(g, first, last, v);
     ctr_wino_multiply_(g, rows, outs, last - first, 0, g->a.c, g->u, g->up, g->panels);
-    ctr_wino_out_tiles_(g, first, last, 0, g->a.oc, m, m + CTR_WINO_PLANES_ * g->mp);
+    ctr_wino_out_tiles_(g, first, last, 0, g->a.oc, m, m + g->a.planes * g->mp);
 }
 
 CTR_PRIVATE_ void ctr_wino_narrow_(ctr_ctx *ctx, ctr_wino_plan_ *g)
@@ -8929,13 +9268,14 @@ CTR_PRIVATE_ void ctr_wino_narrow_(ctr_ctx *ctx, ctr_wino_plan_ *g)
     int64_t floats, nine, zeros = ctr_gemm_pieces_(g->a.c, 16) * 16;
     const int64_t most = g->a.c > g->a.oc ? g->a.c : g->a.oc;
     g->block = most > 64 ? 36 : most > 32 ? 24 : CTR_WINO_BLOCK_; /* v, m: see L2 */
+    if (g->nine) g->block = 12; /* 81 planes of them */
     g->block = ctr_gemm_pieces_(g->a.tiles, ctr_gemm_pieces_(g->a.tiles, g->block));
     g->lv = ctr_wino_pad_(g->a.c);
     g->vp = g->block * g->lv + 16;
     g->lm = ctr_wino_pad_(wide16);
     g->mp = g->block * g->lm + 16;
     g->up = wide16 * g->a.c + 16;
-    floats = CTR_WINO_PLANES_ * (g->vp + g->mp) + wide16;
+    floats = g->a.planes * (g->vp + g->mp) + wide16;
     nine = 9 * g->a.c * CTR_GEMM_NR_; /* for the transform of the weights, before that */
     g->work_size = (size_t)(floats > nine ? floats : nine) * sizeof(float);
     g->u = (float *)ctr_scratch_(ctx,
@@ -8953,7 +9293,7 @@ CTR_PRIVATE_ void ctr_wino_narrow_(ctr_ctx *ctx, ctr_wino_plan_ *g)
         ctr_gemm_spread_(ctx, g->panels, 64 * g->a.c * wide16, ctr_wino_narrow_u_job_, g);
     }
     ctr_gemm_spread_(ctx, ctr_gemm_pieces_(g->a.tiles, g->block),
-                     CTR_WINO_PLANES_ * g->a.tiles * g->a.c * g->a.oc, ctr_wino_narrow_job_, g);
+                     g->a.planes * g->a.tiles * g->a.c * g->a.oc, ctr_wino_narrow_job_, g);
 }
 
 /* u of one part of the tiles */
@@ -8961,7 +9301,7 @@ CTR_PRIVATE_ void ctr_wino_narrow_sum_job_(void *arg, int64_t chunk, int worker)
 {
     const ctr_wino_plan_ *g = (const ctr_wino_plan_ *)arg;
     const int64_t end = ctr_gemm_min_((chunk + 1) * g->part, g->a.tiles);
-    float *v = ctr_wino_own_(g, worker), *z = v + CTR_WINO_PLANES_ * g->vp;
+    float *v = ctr_wino_own_(g, worker), *z = v + g->a.planes * g->vp;
     float *u = g->u + chunk * CTR_WINO_PLANES_ * g->up;
     float *rows[CTR_WINO_BLOCK_], *outs[CTR_WINO_NARROW_]; /* [block], [c] */
     int64_t i, first = chunk * g->part, last;
@@ -8997,7 +9337,7 @@ CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_narrow_dw_job_(void *arg, int64_t ch
             ctr_simd_store_(sum + plane * CTR_SIMD_, s);
         }
         ctr_wino_fast_dw_(sum, CTR_SIMD_, g->a.out + chunk * g->a.oc + o, g->a.c * g->a.oc,
-                          g->a.acc);
+                          g->a.acc, g->nine);
     }
 }
 
@@ -9005,7 +9345,7 @@ CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_narrow_dw_job_(void *arg, int64_t ch
 CTR_PRIVATE_ void ctr_wino_narrow_weight_(ctr_ctx *ctx, ctr_wino_plan_ *g)
 {
     int64_t sums, zeros = ctr_gemm_pieces_(g->a.c + g->a.oc, 16) * 16;
-    g->block = CTR_WINO_BLOCK_;
+    g->block = g->nine ? CTR_WINO_BLOCK_ / 2 : CTR_WINO_BLOCK_;
     g->parts = ctr_gemm_min_(8, ctr_gemm_pieces_(g->a.tiles, 256));
     g->part = ctr_gemm_pieces_(g->a.tiles, g->parts);
     g->parts = ctr_gemm_pieces_(g->a.tiles, g->part);
@@ -9015,7 +9355,7 @@ CTR_PRIVATE_ void ctr_wino_narrow_weight_(ctr_ctx *ctx, ctr_wino_plan_ *g)
     g->lu = ctr_wino_pad_(g->panels * CTR_GEMM_NR_);
     g->up = g->a.c * g->lu + 16;
     sums = g->parts * CTR_WINO_PLANES_ * g->up;
-    g->work_size = (size_t)(CTR_WINO_PLANES_ * (g->vp + g->mp)) * sizeof(float);
+    g->work_size = (size_t)(g->a.planes * (g->vp + g->mp)) * sizeof(float);
     g->u = (float *)ctr_scratch_(ctx, (size_t)(sums + zeros) * sizeof(float) +
                                           (size_t)ctr_threads_(ctx) * g->work_size);
     if (!g->u) {
@@ -9024,7 +9364,7 @@ CTR_PRIVATE_ void ctr_wino_narrow_weight_(ctr_ctx *ctx, ctr_wino_plan_ *g)
     g->zero = g->u + sums;
     g->work = (char *)(g->zero + zeros);
     memset(g->zero, 0, (size_t)zeros * sizeof(float));
-    ctr_gemm_spread_(ctx, g->parts, CTR_WINO_PLANES_ * g->a.tiles * g->a.c * g->a.oc,
+    ctr_gemm_spread_(ctx, g->parts, g->a.planes * g->a.tiles * g->a.c * g->a.oc,
                      ctr_wino_narrow_sum_job_, g);
     ctr_gemm_spread_(ctx, g->a.c, 8 * sums, ctr_wino_narrow_dw_job_, g);
 }
@@ -9053,7 +9393,7 @@ CTR_PRIVATE_ void ctr_wino_wide_job_(void *arg, int64_t chunk, int worker)
     const int64_t first = chunk * g->some, o = first * CTR_GEMM_NR_;
     const int64_t some = ctr_gemm_min_(g->some, g->panels - first), tiles = g->last - g->first;
     float *u = ctr_wino_own_(g, worker), *m = u + CTR_WINO_PLANES_ * g->up;
-    float *nine = m + CTR_WINO_PLANES_ * g->mp;
+    float *nine = m + g->a.planes * g->mp;
     float *rows[CTR_WINO_GROUP_], *outs[CTR_WINO_GROUP_];
     int64_t i, j, k;
     for (i = 0; i < tiles; i++) {
@@ -9092,7 +9432,7 @@ CTR_PRIVATE_ void ctr_wino_wide_dw_job_(void *arg, int64_t chunk, int worker)
     for (i = 0; i < ci; i++) {
         for (o = 0; o < cj; o += CTR_SIMD_) {
             ctr_wino_fast_dw_(u + i * g->lu + o, g->up, g->a.out + (i0 + i) * g->a.oc + j0 + o,
-                          g->a.c * g->a.oc, g->a.acc || g->first > 0);
+                          g->a.c * g->a.oc, g->a.acc || g->first > 0, g->nine);
         }
     }
 }
@@ -9103,7 +9443,7 @@ CTR_PRIVATE_ void ctr_wino_wide_(ctr_ctx *ctx, ctr_wino_plan_ *g, int weights)
     const int64_t zeros = ctr_gemm_pieces_(g->a.c + g->a.oc, 16) * 16;
     const int64_t most = weights && g->a.oc > g->a.c ? g->a.oc : g->a.c;
     int64_t jobs, nv, nz, work;
-    g->block = CTR_WINO_SHARED_ / (CTR_WINO_PLANES_ * most) + 1;
+    g->block = CTR_WINO_SHARED_ / (g->a.planes * most) + 1;
     g->block = ctr_gemm_min_(g->block, CTR_WINO_GROUP_);
     g->block = ctr_gemm_pieces_(g->a.tiles, ctr_gemm_pieces_(g->a.tiles, g->block));
     g->ci = ctr_gemm_min_(64, g->a.c);
@@ -9118,10 +9458,10 @@ CTR_PRIVATE_ void ctr_wino_wide_(ctr_ctx *ctx, ctr_wino_plan_ *g, int weights)
     g->lu = g->cj;
     g->up = (weights ? g->ci * g->lu : g->some * CTR_WINO_DEPTH_ * CTR_GEMM_NR_) + 16;
     work = CTR_WINO_PLANES_ * g->up;
-    work += weights ? 0 : CTR_WINO_PLANES_ * g->mp + 9 * CTR_WINO_DEPTH_ * CTR_GEMM_NR_;
+    work += weights ? 0 : g->a.planes * g->mp + 9 * CTR_WINO_DEPTH_ * CTR_GEMM_NR_;
     g->work_size = (size_t)work * sizeof(float);
-    nv = CTR_WINO_PLANES_ * g->vp;
-    nz = weights ? CTR_WINO_PLANES_ * g->mp : 0;
+    nv = g->a.planes * g->vp;
+    nz = weights ? g->a.planes * g->mp : 0;
     g->v = (float *)ctr_scratch_(ctx, (size_t)(nv + nz + zeros) * sizeof(float) +
                                           (size_t)ctr_threads_(ctx) * g->work_size);
     if (!g->v) {
@@ -9131,7 +9471,7 @@ CTR_PRIVATE_ void ctr_wino_wide_(ctr_ctx *ctx, ctr_wino_plan_ *g, int weights)
     g->zero = g->v + nv + nz;
     g->work = (char *)(g->zero + zeros);
     memset(g->zero, 0, (size_t)zeros * sizeof(float));
-    work = CTR_WINO_PLANES_ * g->block * g->a.c * g->a.oc;
+    work = g->a.planes * g->block * g->a.c * g->a.oc;
     for (g->first = 0; g->first < g->a.tiles; g->first = g->last) {
         g->last = ctr_gemm_min_(g->first + g->block, g->a.tiles);
         ctr_gemm_spread_(ctx, ctr_gemm_pieces_(g->last - g->first, CTR_WINO_SOME_), 8 * (nv + nz),
@@ -9158,6 +9498,7 @@ CTR_PRIVATE_ void ctr_wino_fast_(ctr_ctx *ctx, const ctr_wino_args_ *a, int weig
     g.dy = (float *)a->dy;
     g.panels = ctr_gemm_pieces_(a->oc, CTR_GEMM_NR_);
     g.pairs = ctr_wide_(ctx);
+    g.nine = a->kind->points == 9;
     if (!ctr_wino_is_narrow_(a, weights)) {
         ctr_wino_wide_(ctx, &g, weights);
     } else if (weights) {
@@ -9186,7 +9527,7 @@ CTR_PRIVATE_ void ctr_wino_pack_(const ctr_conv_shape *s, const float *packed, f
     int64_t j;
     memset(&ready, 0, sizeof ready);
     ready.packed = packed;
-    ctr_wino_args_set_(&a, s);
+    ctr_wino_args_set_(&a, s, 0);
     a.ready = &ready;
     for (j = 0; j < panels; j++) {
         ctr_wino_u_panel_(&a, j, 0, s->c, NULL, u + j * s->c * CTR_GEMM_NR_,
@@ -9212,7 +9553,7 @@ CTR_PRIVATE_ void ctr_wino_forward_(ctr_ctx *ctx, const ctr_conv_shape *s, const
                                     const ctr_real *w, ctr_real *y)
 {
     ctr_wino_args_ g;
-    ctr_wino_args_set_(&g, s);
+    ctr_wino_args_set_(&g, s, 0);
     g.in = x;
     g.weight = w;
     g.out = y;
@@ -9224,9 +9565,7 @@ CTR_PRIVATE_ void ctr_wino_input_(ctr_ctx *ctx, const ctr_conv_shape *s, const c
                                   const ctr_real *w, ctr_real *dx, int acc)
 {
     ctr_wino_args_ g;
-    ctr_wino_args_set_(&g, s);
-    g.c = s->oc;
-    g.oc = s->c;
+    ctr_wino_args_set_(&g, s, 1);
     g.in = dy;
     g.weight = w;
     g.turned = 1;
@@ -9240,7 +9579,7 @@ CTR_PRIVATE_ void ctr_wino_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const 
                                    const ctr_real *dy, ctr_real *dw, int acc)
 {
     ctr_wino_args_ g;
-    ctr_wino_args_set_(&g, s);
+    ctr_wino_args_set_(&g, s, 0);
     g.in = x;
     g.dy = dy;
     g.out = dw;
@@ -9248,8 +9587,7 @@ CTR_PRIVATE_ void ctr_wino_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const 
     ctr_wino_run_(ctx, &g, 1);
 }
 
-/* ---- the verbs of matrix product, convolution and pooling
-   -------------------------------------- */
+/* ---- the verbs of matrix product and convolution ---- */
 
 CTR_API void ctr_k_gemm(ctr_ctx *ctx, int ta, int tb, int64_t m, int64_t n, int64_t k,
                         ctr_real alpha, const ctr_real *a, int64_t lda, const ctr_real *b,
@@ -9283,7 +9621,7 @@ CTR_PRIVATE_ void ctr_conv_ready_run_(ctr_ctx *ctx, const ctr_conv_shape *s, con
 #if CTR_HAS_FAST_
     if (ready->packed && ctr_wino_chosen_(ctx, s)) {
         ctr_wino_args_ g;
-        ctr_wino_args_set_(&g, s);
+        ctr_wino_args_set_(&g, s, 0);
         g.in = x;
         g.ready = ready;
         g.out = y;
@@ -9315,6 +9653,10 @@ CTR_API void ctr_k_conv_weight(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_
     if (ctr_wino_chosen_(ctx, s)) ctr_wino_weight_(ctx, s, x, dy, dw, acc);
     else ctr_conv_weight_(ctx, s, x, dy, dw, acc);
 }
+
+/* ------------------------------------------------------------------------------------------------
+   >>POOL  the largest and the mean of windows
+   ---------------------------------------------------------------------------------------------- */
 
 typedef struct ctr_pool_job_ {
     const ctr_pool_shape *s;
