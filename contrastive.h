@@ -1646,8 +1646,8 @@ CTR_API void ctr_kmeans_config_init(ctr_kmeans_config *config);
    apart by 1/1024 of each coordinate (the rule of faiss, which draws the donor at random). In the
    last assignment it takes the point that is farthest from its centroid.
    config NULL: the defaults. Errors: k above n or below 1, n or d below 1 (CTR_E_SHAPE or VALUE),
-   NaN or infinity (CTR_E_NUMBER). Memory: 4 MB of products and a few numbers a point and centroid;
-   never n x k. */
+   NaN or infinity (CTR_E_NUMBER). Memory: twice the centroids, 0.1 MB a thread and a few numbers a
+   point; never n x k. */
 CTR_API int ctr_kmeans_run(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x,
                            const ctr_kmeans_config *config, ctr_real *centroids,
                            int32_t *assignment, int64_t *sizes, ctr_kmeans_result *out);
@@ -17460,14 +17460,35 @@ CTR_PRIVATE_ int ctr_eval_rows_scan_(ctr_ctx *ctx, const char *who, const char *
     return 1;
 }
 
+/* out [d] = x [d] times its inverse length. */
+CTR_INLINE_ void ctr_eval_unit_body_(int64_t d, const ctr_real *x, double inverse, ctr_real *out)
+{
+    int64_t j;
+    for (j = 0; j < d; j++) out[j] = (ctr_real)((double)x[j] * inverse);
+}
+
+CTR_PRIVATE_ void ctr_eval_unit_plain_(int64_t d, const ctr_real *x, double inverse, ctr_real *out)
+{
+    ctr_eval_unit_body_(d, x, inverse, out);
+}
+
+#if CTR_HAS_FAST_
+CTR_TARGET_FAST_ CTR_PRIVATE_ void ctr_eval_unit_fast_(int64_t d, const ctr_real *x, double inverse,
+                                                       ctr_real *out)
+{
+    ctr_eval_unit_body_(d, x, inverse, out);
+}
+#else
+#define ctr_eval_unit_fast_ ctr_eval_unit_plain_
+#endif
+
 CTR_PRIVATE_ void ctr_eval_rows_unit_job_(void *arg, int64_t chunk, int worker)
 {
     ctr_eval_rows_ *r = (ctr_eval_rows_ *)arg;
-    int64_t i = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(i + CTR_EVAL_CHUNK_, r->n), j;
+    int64_t i = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(i + CTR_EVAL_CHUNK_, r->n);
     (void)worker;
     for (; i < end; i++)
-        for (j = 0; j < r->d; j++)
-            r->out[i * r->d + j] = (ctr_real)((double)r->x[i * r->d + j] * r->inverse[i]);
+        ctr_eval_unit_plain_(r->d, r->x + i * r->d, r->inverse[i], r->out + i * r->d);
 }
 
 /* out [n, d] = rows of x, each times its inverse length. */
@@ -17530,6 +17551,105 @@ CTR_PRIVATE_ double ctr_eval_dot_(int64_t n, const double *a, const double *b)
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
+/* ---- tiles -------------------------------------------------------------------------------------
+
+   The scores a_i . b_j of two sets of rows, of which k-means and the search for neighbours look at
+   each once and keep none. Rows of b are packed for the matrix product, sixteen to a panel; then
+   each worker multiplies a strip of a's rows with a group of b's and reads the tile of scores while
+   it lies in its cache. */
+
+#define CTR_TILE_ROWS_ 96     /* of a: the most in a strip */
+#define CTR_TILE_PANEL_ 16    /* rows of b in a panel: CTR_GEMM_NR_ */
+#define CTR_TILE_COLUMNS_ 256 /* rows of b: the most in a group, a multiple of a panel */
+#define CTR_TILE_LD_ 272      /* numbers from row to row of the scores: no power of 2, whose rows
+                                 would share the places of the cache */
+
+typedef struct ctr_tile_ {
+    ctr_ctx *ctx;
+    int64_t d;
+    ctr_real *packed;         /* [panels][d][16], or rows [16 panels, d] for the scalar kernel */
+    ctr_real *panel;          /* [threads][16, d] rows on their way into a panel */
+    ctr_real *scores;         /* [threads][CTR_TILE_ROWS_, CTR_TILE_LD_] */
+} ctr_tile_;
+
+CTR_PRIVATE_ int64_t ctr_tile_panels_(int64_t n)
+{
+    return (n + CTR_TILE_PANEL_ - 1) / CTR_TILE_PANEL_;
+}
+
+/* Memory for n rows of b. */
+CTR_PRIVATE_ void ctr_tile_open_(ctr_tile_ *t, ctr_bag_ *bag, int64_t n, int64_t d)
+{
+    int64_t threads = ctr_threads_(bag->ctx);
+    t->ctx = bag->ctx;
+    t->d = d;
+    t->packed = ctr_bag_real_(bag, ctr_tile_panels_(n) * CTR_TILE_PANEL_, d);
+    t->panel = ctr_bag_real_(bag, threads * CTR_TILE_PANEL_, d);
+    t->scores = ctr_bag_real_(bag, threads * CTR_TILE_ROWS_, CTR_TILE_LD_);
+}
+
+/* Packs the worker's rows, `width` <= 16 of them, as panel `at`. */
+CTR_PRIVATE_ void ctr_tile_pack_(const ctr_tile_ *t, int64_t at, int64_t width, int worker)
+{
+    const ctr_real *rows = t->panel + worker * CTR_TILE_PANEL_ * t->d;
+    ctr_real *panel = t->packed + at * CTR_TILE_PANEL_ * t->d;
+#if CTR_HAS_FAST_
+    if (ctr_fast_(t->ctx)) {
+        ctr_gemm_pack_(1, t->d, width, rows, t->d, panel);
+        return;
+    }
+#endif
+    memcpy(panel, rows, (size_t)(width * t->d) * sizeof *panel);
+}
+
+/* scores [m, columns] of a [m, d] and the packed rows from `first` on, a multiple of 16; behind
+   them up to 15 numbers of no meaning. Returns them. */
+CTR_PRIVATE_ const ctr_real *ctr_tile_multiply_(const ctr_tile_ *t, int64_t m, const ctr_real *a,
+                                                int64_t first, int64_t columns, int worker)
+{
+    ctr_real *scores = t->scores + (int64_t)worker * CTR_TILE_ROWS_ * CTR_TILE_LD_;
+    ctr_gemm_args_ g;
+#if CTR_HAS_FAST_
+    const float *rows[CTR_TILE_ROWS_];
+    float *outs[CTR_TILE_ROWS_];
+    ctr_gemm_block_ q;
+    int64_t i;
+    if (ctr_fast_(t->ctx)) {
+        for (i = 0; i < m; i++) {
+            rows[i] = a + i * t->d;
+            outs[i] = scores + i * CTR_TILE_LD_;
+        }
+        q.rows = rows;
+        q.outs = outs;
+        q.m = m;
+        q.n = ctr_tile_panels_(columns) * CTR_TILE_PANEL_;
+        q.taps = 1;
+        q.k = t->d;
+        q.b = t->packed + first * t->d;
+        q.panel = CTR_TILE_PANEL_ * t->d;
+        q.first = 0;
+        q.last = ctr_tile_panels_(columns);
+        q.acc = 0;
+        q.wide = ctr_wide_(t->ctx);
+        ctr_gemm_block_run_(&q);
+        return scores;
+    }
+#endif
+    g.ta = 0;
+    g.tb = 1;
+    g.m = g.rows = m;
+    g.n = columns;
+    g.k = g.lda = g.ldb = t->d;
+    g.alpha = 1;
+    g.beta = 0;
+    g.a = a;
+    g.b = t->packed + first * t->d;
+    g.c = scores;
+    g.ldc = CTR_TILE_LD_;
+    ctr_gemm_scalar_job_(&g, 0, worker);
+    return scores;
+}
+
 /* ---- k-means -----------------------------------------------------------------------------------
 
    The nearest centroid of x has the largest  s_j = x.(c_j - m) - h_j,  h_j = (|c_j|^2 - |m|^2) / 2,
@@ -17537,10 +17657,7 @@ CTR_PRIVATE_ double ctr_eval_dot_(int64_t n, const double *a, const double *b)
    does m, the mean of the centroids, but with it rounding is in proportion to their spread and not
    to their distance from 0. Spherical: the largest x.c_j, m = h = 0.
 
-   Blocks of points are multiplied with blocks of centroids, and each point keeps its best. */
-
-#define CTR_KMEANS_ROWS_ 1024    /* points in a block of products */
-#define CTR_KMEANS_COLUMNS_ 1024 /* centroids in one */
+   Strips of points are multiplied with groups of centroids, and each point keeps its best. */
 
 typedef struct ctr_kmeans_ {
     ctr_ctx *ctx;
@@ -17549,17 +17666,15 @@ typedef struct ctr_kmeans_ {
     const ctr_real *x;        /* [n, d] */
     double *inverse;          /* [n] 1 / |x_i| or 0 */
     ctr_real *centroids;      /* [k, d] */
-    ctr_real *moved, *half;   /* [k, d] c - m; [k] h */
+    ctr_tile_ tile;           /* of c - m */
+    ctr_real *half;           /* [k] h */
     double *middle;           /* [d] m */
-    ctr_real *product;        /* [CTR_KMEANS_ROWS_, columns] */
-    ctr_real *best;           /* [CTR_KMEANS_ROWS_] */
     int32_t *assignment, *previous; /* [n] */
     int64_t *sizes, *begin;   /* [k], [k + 1] where a cluster's points begin in order */
     int64_t *order;           /* [n] points by cluster, each in rising order */
     double *distance;         /* [n] squared, to the own centroid */
     double *chunk_sum;        /* [chunks] of distance, for k-means++ */
     double *sums;             /* [threads, d] of a cluster's points */
-    int64_t first, rows, column, columns; /* the block; numbers in product's rows */
     int64_t drawn;            /* of k-means++: centroids so far */
 } ctr_kmeans_;
 
@@ -17578,95 +17693,119 @@ CTR_PRIVATE_ void ctr_kmeans_best_scalar_(int64_t n, const ctr_real *product, co
 }
 
 #if CTR_HAS_AVX2_
-/* The same with eight candidates side by side: lane l has the best of j = l, l + 8, ... */
+/* top, at: the larger of (top, at) and (s, j), and of equals the one that is there. */
+#define CTR_KMEANS_KEEP_(top, at, s, j) do { \
+        const __m256 more = _mm256_cmp_ps(s, top, _CMP_GT_OQ); \
+        top = _mm256_blendv_ps(top, s, more); \
+        at = _mm256_blendv_epi8(at, j, _mm256_castps_si256(more)); \
+    } while (0)
+
+/* The same in 32 lanes: lane l has the best of j = l, l + 32, ..., or `none`. No branch depends on
+   a number: half of them would be guessed wrong. */
 CTR_PRIVATE_ CTR_TARGET_AVX2_ void ctr_kmeans_best_avx2_(int64_t n, const float *product,
                                                          const float *half, int64_t first,
                                                          float *best, int32_t *which)
 {
-    __m256 top = _mm256_set1_ps(*best);
-    __m256i at = _mm256_set1_epi32(-1), now = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    float value[8];
-    int32_t index[8], found = -1;
+    const __m256i none = _mm256_set1_epi32(INT32_MAX);
+    __m256i at[4], j8, lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    __m256 top[4], most, s;
     int64_t j, n8 = n / 8 * 8;
+    int32_t found;
     int l;
-    for (j = 0; j < n8; j += 8) {
-        __m256 s = _mm256_sub_ps(_mm256_loadu_ps(product + j), _mm256_loadu_ps(half + j));
-        __m256 more = _mm256_cmp_ps(s, top, _CMP_GT_OQ);
-        top = _mm256_blendv_ps(top, s, more);
-        at = _mm256_blendv_epi8(at, now, _mm256_castps_si256(more));
-        now = _mm256_add_epi32(now, _mm256_set1_epi32(8));
+    for (l = 0; l < 4; l++) {
+        top[l] = _mm256_set1_ps(*best);
+        at[l] = none;
     }
-    _mm256_storeu_ps(value, top);
-    _mm256_storeu_si256((__m256i *)(void *)index, at);
-    for (l = 0; l < 8; l++) {
-        if (index[l] < 0) continue; /* nothing better in this lane */
-        if (found < 0 || value[l] > *best || (value[l] >= *best && index[l] < found)) {
-            *best = value[l];
-            found = index[l];
+    for (j = 0; j + 32 <= n8; j += 32) {
+        j8 = _mm256_set1_epi32((int32_t)j);
+        for (l = 0; l < 4; l++) {
+            s = _mm256_sub_ps(_mm256_loadu_ps(product + j + 8 * l),
+                              _mm256_loadu_ps(half + j + 8 * l));
+            CTR_KMEANS_KEEP_(top[l], at[l], s, j8);
         }
     }
-    if (found >= 0) *which = (int32_t)(first + found);
+    for (; j < n8; j += 8) { /* they come last, so any lane may have them */
+        s = _mm256_sub_ps(_mm256_loadu_ps(product + j), _mm256_loadu_ps(half + j));
+        j8 = _mm256_set1_epi32((int32_t)j);
+        CTR_KMEANS_KEEP_(top[0], at[0], s, j8);
+    }
+    most = _mm256_max_ps(_mm256_max_ps(top[0], top[1]), _mm256_max_ps(top[2], top[3]));
+    most = _mm256_max_ps(most, _mm256_permute2f128_ps(most, most, 1));
+    most = _mm256_max_ps(most, _mm256_permute_ps(most, 0x4e));
+    most = _mm256_max_ps(most, _mm256_permute_ps(most, 0xb1));
+    for (l = 0; l < 4; l++) { /* the lowest place of all lanes that have as much */
+        const __m256 same = _mm256_cmp_ps(top[l], most, _CMP_EQ_OQ);
+        at[l] = _mm256_blendv_epi8(none, _mm256_or_si256(at[l], lane), _mm256_castps_si256(same));
+        lane = _mm256_add_epi32(lane, _mm256_set1_epi32(8));
+    }
+    at[0] = _mm256_min_epi32(_mm256_min_epi32(at[0], at[1]), _mm256_min_epi32(at[2], at[3]));
+    at[0] = _mm256_min_epi32(at[0], _mm256_permute2x128_si256(at[0], at[0], 1));
+    at[0] = _mm256_min_epi32(at[0], _mm256_shuffle_epi32(at[0], 0x4e));
+    at[0] = _mm256_min_epi32(at[0], _mm256_shuffle_epi32(at[0], 0xb1));
+    found = _mm256_cvtsi256_si32(at[0]);
+    *best = found != INT32_MAX ? _mm256_cvtss_f32(most) : *best;
+    *which = found != INT32_MAX ? (int32_t)first + found : *which;
     ctr_kmeans_best_scalar_(n - n8, product + n8, half + n8, first + n8, best, which);
 }
 #endif
 
-/* Takes a block's products into best and assignment. */
+/* The nearest centroids of a strip of points. */
 CTR_PRIVATE_ void ctr_kmeans_best_job_(void *arg, int64_t chunk, int worker)
 {
     ctr_kmeans_ *m = (ctr_kmeans_ *)arg;
-    int64_t r = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(r + CTR_EVAL_CHUNK_, m->rows);
-    int64_t columns = CTR_MIN_(m->columns, m->k - m->column);
-    (void)worker;
-    for (; r < end; r++) {
-        const ctr_real *product = m->product + r * m->columns, *half = m->half + m->column;
-        int32_t *which = m->assignment + m->first + r;
-        if (m->column == 0) { /* the first centroid stands until a better one comes */
-            m->best[r] = product[0] - half[0];
-            *which = 0;
-        }
+    int64_t first = chunk * CTR_TILE_ROWS_, rows = CTR_MIN_(CTR_TILE_ROWS_, m->n - first), r, j;
+    int32_t *which = m->assignment + first;
+    ctr_real best[CTR_TILE_ROWS_];
+    for (j = 0; j < m->k; j += CTR_TILE_COLUMNS_) {
+        int64_t columns = CTR_MIN_(CTR_TILE_COLUMNS_, m->k - j);
+        const ctr_real *half = m->half + j;
+        const ctr_real *product = ctr_tile_multiply_(&m->tile, rows, m->x + first * m->d, j,
+                                                     columns, worker);
+        for (r = 0; r < rows; r++, product += CTR_TILE_LD_) {
+            if (j == 0) { /* the first centroid stands until a better one comes */
+                best[r] = product[0] - half[0];
+                which[r] = 0;
+            }
 #if CTR_HAS_AVX2_
-        if (m->ctx->kernels >= CTR_KERNELS_AVX2) {
-            ctr_kmeans_best_avx2_(columns, product, half, m->column, m->best + r, which);
-            continue;
-        }
+            if (m->ctx->kernels >= CTR_KERNELS_AVX2) {
+                ctr_kmeans_best_avx2_(columns, product, half, j, best + r, which + r);
+                continue;
+            }
 #endif
-        ctr_kmeans_best_scalar_(columns, product, half, m->column, m->best + r, which);
+            ctr_kmeans_best_scalar_(columns, product, half, j, best + r, which + r);
+        }
     }
 }
 
-/* m, c - m and h of the centroids. */
-CTR_PRIVATE_ void ctr_kmeans_move_(ctr_kmeans_ *m)
+/* c - m and h of a panel of centroids. */
+CTR_PRIVATE_ void ctr_kmeans_move_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_kmeans_ *m = (ctr_kmeans_ *)arg;
+    ctr_real *moved = m->tile.panel + worker * CTR_TILE_PANEL_ * m->d;
+    int64_t first = chunk * CTR_TILE_PANEL_, count = CTR_MIN_(CTR_TILE_PANEL_, m->k - first), j, l;
+    for (j = first; j < first + count; j++, moved += m->d) {
+        const ctr_real *centroid = m->centroids + j * m->d;
+        double h = 0;
+        for (l = 0; l < m->d; l++) {
+            double c = (double)centroid[l], t = c - m->middle[l];
+            moved[l] = (ctr_real)t;
+            h += 0.5 * t * (c + m->middle[l]);
+        }
+        m->half[j] = m->spherical ? CTR_R(0.0) : (ctr_real)h;
+    }
+    ctr_tile_pack_(&m->tile, chunk, count, worker);
+}
+
+/* The nearest centroid of every point. */
+CTR_PRIVATE_ void ctr_kmeans_assign_(ctr_kmeans_ *m)
 {
     int64_t j, l;
     for (l = 0; l < m->d; l++) m->middle[l] = 0;
     for (j = 0; j < m->k && !m->spherical; j++)
         for (l = 0; l < m->d; l++)
             m->middle[l] += (double)m->centroids[j * m->d + l] / (double)m->k;
-    for (j = 0; j < m->k; j++) {
-        double h = 0;
-        for (l = 0; l < m->d; l++) {
-            double c = (double)m->centroids[j * m->d + l], t = c - m->middle[l];
-            m->moved[j * m->d + l] = (ctr_real)t;
-            h += 0.5 * t * (c + m->middle[l]);
-        }
-        m->half[j] = m->spherical ? CTR_R(0.0) : (ctr_real)h;
-    }
-}
-
-/* The nearest centroid of every point. */
-CTR_PRIVATE_ void ctr_kmeans_assign_(ctr_kmeans_ *m)
-{
-    ctr_kmeans_move_(m);
-    for (m->first = 0; m->first < m->n; m->first += CTR_KMEANS_ROWS_) {
-        m->rows = CTR_MIN_(CTR_KMEANS_ROWS_, m->n - m->first);
-        for (m->column = 0; m->column < m->k; m->column += m->columns) {
-            ctr_gemm_run_(m->ctx, 0, 1, m->rows, CTR_MIN_(m->columns, m->k - m->column), m->d, 1,
-                          m->x + m->first * m->d, m->d, m->moved + m->column * m->d, m->d, 0,
-                          m->product, m->columns);
-            ctr_parallel_(m->ctx, ctr_eval_rows_chunks_(m->rows),
-                          ctr_kmeans_best_job_, m);
-        }
-    }
+    ctr_parallel_(m->ctx, ctr_tile_panels_(m->k), ctr_kmeans_move_job_, m);
+    ctr_parallel_(m->ctx, (m->n + CTR_TILE_ROWS_ - 1) / CTR_TILE_ROWS_, ctr_kmeans_best_job_, m);
 }
 
 /* sizes, and the points in the order of their clusters (a counting sort). */
@@ -17723,6 +17862,28 @@ CTR_PRIVATE_ void ctr_kmeans_take_(ctr_kmeans_ *m, int64_t j, int64_t i)
         m->centroids[j * m->d + l] = (ctr_real)(w * (double)m->x[i * m->d + l]);
 }
 
+/* sum [d] += weight x [d] */
+CTR_INLINE_ void ctr_kmeans_add_body_(int64_t d, double weight, const ctr_real *x, double *sum)
+{
+    int64_t l;
+    for (l = 0; l < d; l++) sum[l] += weight * (double)x[l];
+}
+
+CTR_PRIVATE_ void ctr_kmeans_add_plain_(int64_t d, double weight, const ctr_real *x, double *sum)
+{
+    ctr_kmeans_add_body_(d, weight, x, sum);
+}
+
+#if CTR_HAS_FAST_
+CTR_TARGET_FAST_ CTR_PRIVATE_ void ctr_kmeans_add_fast_(int64_t d, double weight, const ctr_real *x,
+                                                        double *sum)
+{
+    ctr_kmeans_add_body_(d, weight, x, sum);
+}
+#else
+#define ctr_kmeans_add_fast_ ctr_kmeans_add_plain_
+#endif
+
 /* One centroid: the mean of its points, summed in the order of their indices; without any it
    stays. */
 CTR_PRIVATE_ void ctr_kmeans_mean_job_(void *arg, int64_t j, int worker)
@@ -17735,7 +17896,12 @@ CTR_PRIVATE_ void ctr_kmeans_mean_job_(void *arg, int64_t j, int worker)
     for (i = m->begin[j]; i < m->begin[j + 1]; i++) {
         const ctr_real *x = m->x + m->order[i] * m->d;
         double weight = ctr_kmeans_weight_(m, m->order[i]);
-        for (l = 0; l < m->d; l++) sum[l] += weight * (double)x[l];
+#if CTR_HAS_FAST_
+        for (l = 0; l < m->d && i + 2 < m->begin[j + 1]; l += 16) /* rows lie anywhere: fetch ahead */
+            __builtin_prefetch(m->x + m->order[i + 2] * m->d + l);
+#endif
+        if (ctr_fast_(m->ctx)) ctr_kmeans_add_fast_(m->d, weight, x, sum);
+        else ctr_kmeans_add_plain_(m->d, weight, x, sum);
     }
     for (l = 0; l < m->d; l++) sum[l] /= (double)m->sizes[j];
     ctr_kmeans_store_(m, j, sum);
@@ -17964,15 +18130,12 @@ CTR_PRIVATE_ int ctr_kmeans_open_(ctr_kmeans_ *m, ctr_bag_ *bag, int64_t n, int6
     m->k = k;
     m->x = x;
     m->spherical = spherical != 0;
-    m->columns = CTR_MIN_(k, (int64_t)CTR_KMEANS_COLUMNS_);
     m->inverse = ctr_bag_double_(bag, n, 1);
     m->centroids = ctr_bag_real_(bag, k, d);
-    m->moved = ctr_bag_real_(bag, k, d);
     m->half = ctr_bag_real_(bag, k, 1);
     m->middle = ctr_bag_double_(bag, d, 1);
     m->sums = ctr_bag_double_(bag, m->ctx->threads, d);
-    m->product = ctr_bag_real_(bag, CTR_MIN_(n, (int64_t)CTR_KMEANS_ROWS_), m->columns);
-    m->best = ctr_bag_real_(bag, CTR_KMEANS_ROWS_, 1);
+    ctr_tile_open_(&m->tile, bag, k, d);
     m->assignment = ctr_bag_i32_(bag, n, 1);
     m->previous = ctr_bag_i32_(bag, n, 1);
     m->sizes = ctr_bag_i64_(bag, k, 1);
