@@ -28,7 +28,8 @@
        TAPE OPS NN OPTIM                            autograd, layers, networks, optimisers
        IMAGE POLICY AUG SAMPLE DATA LOADER VIEWS    pictures, augmentations, batches of views
        TOKEN                                        texts as numbers, pictures with captions
-       CLUSTER                                      k-means, whitening, Sinkhorn, NMI
+       ROWS CLUSTER                                 all rows with all; k-means, whitening,
+                                                    Sinkhorn, NMI
        LOSS AGREE HEALTH METHOD TEACHER             losses; alive?; SimCLR, ...; MoCo, BYOL, ...
        BANK                                         memory bank, triplets: NPID, FaceNet
        PRETEXT                                      puzzles, prediction: PIRL, CPC
@@ -17400,11 +17401,9 @@ CTR_API int ctr_dataset_tokenize(ctr_ctx *ctx, const ctr_dataset *d, ctr_tokeniz
 }
 
 /* ------------------------------------------------------------------------------------------------
-   >>CLUSTER
-   Also what HEALTH, EVAL and MAP share: checks and lengths of rows, principal components.
+   >>ROWS  what CLUSTER, HEALTH, EVAL and MAP share
+   Checks, lengths and moments of rows of host memory; all rows of one set with all of another.
    ---------------------------------------------------------------------------------------------- */
-
-/* ---- rows ------------------------------------------------------------------------------------ */
 
 #define CTR_EVAL_CHUNK_ 64 /* rows in a chunk of parallel work */
 
@@ -17413,6 +17412,7 @@ typedef struct ctr_eval_rows_ {
     int64_t n, d;
     double *inverse;           /* [n] 1 / |row|, 0 for a zero row, -1 if a number is not finite */
     ctr_real *out;             /* [n, d], of ctr_eval_rows_unit_ */
+    const ctr_ctx *ctx;
 } ctr_eval_rows_;
 
 CTR_PRIVATE_ void ctr_eval_rows_scan_job_(void *arg, int64_t chunk, int worker)
@@ -17450,6 +17450,7 @@ CTR_PRIVATE_ int ctr_eval_rows_scan_(ctr_ctx *ctx, const char *who, const char *
     r.d = d;
     r.inverse = inverse;
     r.out = NULL;
+    r.ctx = ctx;
     ctr_parallel_(ctx, ctr_eval_rows_chunks_(n), ctr_eval_rows_scan_job_, &r);
     for (i = 0; i < n; i++)
         if (inverse[i] < 0) {
@@ -17478,9 +17479,20 @@ CTR_TARGET_FAST_ CTR_PRIVATE_ void ctr_eval_unit_fast_(int64_t d, const ctr_real
 {
     ctr_eval_unit_body_(d, x, inverse, out);
 }
-#else
-#define ctr_eval_unit_fast_ ctr_eval_unit_plain_
 #endif
+
+CTR_PRIVATE_ void ctr_eval_unit_(const ctr_ctx *ctx, int64_t d, const ctr_real *x, double inverse,
+                                 ctr_real *out)
+{
+#if CTR_HAS_FAST_
+    if (ctr_fast_(ctx)) {
+        ctr_eval_unit_fast_(d, x, inverse, out);
+        return;
+    }
+#endif
+    (void)ctx;
+    ctr_eval_unit_plain_(d, x, inverse, out);
+}
 
 CTR_PRIVATE_ void ctr_eval_rows_unit_job_(void *arg, int64_t chunk, int worker)
 {
@@ -17488,7 +17500,7 @@ CTR_PRIVATE_ void ctr_eval_rows_unit_job_(void *arg, int64_t chunk, int worker)
     int64_t i = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(i + CTR_EVAL_CHUNK_, r->n);
     (void)worker;
     for (; i < end; i++)
-        ctr_eval_unit_plain_(r->d, r->x + i * r->d, r->inverse[i], r->out + i * r->d);
+        ctr_eval_unit_(r->ctx, r->d, r->x + i * r->d, r->inverse[i], r->out + i * r->d);
 }
 
 /* out [n, d] = rows of x, each times its inverse length. */
@@ -17501,6 +17513,7 @@ CTR_PRIVATE_ void ctr_eval_rows_unit_(ctr_ctx *ctx, int64_t n, int64_t d, const 
     r.d = d;
     r.inverse = inverse;
     r.out = out;
+    r.ctx = ctx;
     ctr_parallel_(ctx, ctr_eval_rows_chunks_(n), ctr_eval_rows_unit_job_, &r);
 }
 
@@ -17649,6 +17662,294 @@ CTR_PRIVATE_ const ctr_real *ctr_tile_multiply_(const ctr_tile_ *t, int64_t m, c
     ctr_gemm_scalar_job_(&g, 0, worker);
     return scores;
 }
+
+/* ---- the nearest rows --------------------------------------------------------------------------
+
+   Tiles of queries x data are multiplied. Each query has a list with room for more than the k best:
+   a candidate that is better than a threshold is appended; when the list is full it is cut to the
+   k best, and the threshold rises to the k-th, so that soon most candidates cost one comparison.
+   Candidates come by rising index and a cut keeps their order, so of equals the first stay. */
+
+#define CTR_SEARCH_QUERIES_ 1152
+#define CTR_SEARCH_DATA_ 1024
+#define CTR_SEARCH_STRIP_ 72 /* queries that a worker takes at a time, at most CTR_TILE_ROWS_ */
+#define CTR_SEARCH_CHUNK_ 8  /* queries in a chunk of other parallel work */
+#define CTR_SEARCH_MASK_ 32  /* candidates compared at a time */
+
+typedef struct ctr_search_ {
+    ctr_ctx *ctx;
+    const ctr_points *data, *queries;
+    int self, labelled;                  /* leave out the query itself; points without a label */
+    int64_t k, room;                     /* places in a list, more than k */
+    double *data_inverse, *query_inverse;
+    ctr_tile_ tile;                      /* of CTR_SEARCH_DATA_ data at unit length */
+    ctr_real *query_unit;                /* [CTR_SEARCH_QUERIES_, d] */
+    int64_t *index, *filled;             /* [CTR_SEARCH_QUERIES_, room], [CTR_SEARCH_QUERIES_] */
+    ctr_real *value, *threshold;         /* the same */
+    int64_t *index_aside;                /* [threads, room] of the sort */
+    ctr_real *value_aside;
+    int64_t query, queries_now, first, data_now; /* the tile */
+} ctr_search_;
+
+/* Bit j: v[j] > t; n <= 32. */
+CTR_PRIVATE_ uint32_t ctr_search_mask_scalar_(int64_t n, const ctr_real *v, ctr_real t)
+{
+    uint32_t mask = 0;
+    int64_t j;
+    for (j = 0; j < n; j++) mask |= (uint32_t)(v[j] > t) << j;
+    return mask;
+}
+
+/* How many of v [n] are above t. */
+CTR_INLINE_ int32_t ctr_search_above_body_(int64_t n, const ctr_real *v, ctr_real t)
+{
+    int32_t count = 0;
+    int64_t j;
+    for (j = 0; j < n; j++) count += v[j] > t;
+    return count;
+}
+
+CTR_PRIVATE_ int32_t ctr_search_above_plain_(int64_t n, const ctr_real *v, ctr_real t)
+{
+    return ctr_search_above_body_(n, v, t);
+}
+
+#if CTR_HAS_FAST_
+CTR_TARGET_FAST_ CTR_PRIVATE_ int32_t ctr_search_above_fast_(int64_t n, const float *v, float t)
+{
+    return ctr_search_above_body_(n, v, t);
+}
+#endif
+
+CTR_PRIVATE_ int64_t ctr_search_above_(const ctr_ctx *ctx, int64_t n, const ctr_real *v, ctr_real t)
+{
+#if CTR_HAS_FAST_
+    if (ctr_fast_(ctx)) return ctr_search_above_fast_(n, v, t);
+#endif
+    (void)ctx;
+    return ctr_search_above_plain_(n, v, t);
+}
+
+#if CTR_HAS_AVX2_
+/* Of 32 numbers. */
+CTR_PRIVATE_ CTR_TARGET_AVX2_ uint32_t ctr_search_mask_avx2_(const float *v, float t)
+{
+    const __m256 low = _mm256_set1_ps(t);
+    uint32_t mask = 0;
+    int l;
+    for (l = 0; l < 4; l++)
+        mask |= (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(v + 8 * l), low,
+                                                           _CMP_GT_OQ)) << 8 * l;
+    return mask;
+}
+#endif
+
+/* Finds a threshold t so that exactly k of v [n], n > k, are above it; or, if equals stand at the
+   border, so that fewer are and the rest are equal to t. All of v lies between -2 and 2. */
+CTR_PRIVATE_ ctr_real ctr_search_border_(const ctr_ctx *ctx, int64_t n, const ctr_real *v,
+                                         int64_t k)
+{
+    ctr_real low = CTR_R(-2.0), high = CTR_R(2.0); /* too many are above low, too few above high */
+    for (;;) {
+        ctr_real t = CTR_R(0.5) * (low + high);
+        int64_t above;
+        if (t <= low || t >= high) return high; /* no number lies between */
+        above = ctr_search_above_(ctx, n, v, t);
+        if (above == k) return t;
+        if (above > k) low = t;
+        else high = t;
+    }
+}
+
+/* Cuts the list of query q to its k best. */
+CTR_PRIVATE_ void ctr_search_cut_(ctr_search_ *s, int64_t q)
+{
+    ctr_real *v = s->value + q * s->room, t;
+    int64_t *x = s->index + q * s->room, n = s->filled[q], i, to = 0, equals;
+    if (n <= s->k) return;
+    t = ctr_search_border_(s->ctx, n, v, s->k);
+    equals = s->k - ctr_search_above_(s->ctx, n, v, t);
+    for (i = 0; i < n; i++) { /* without branches, which nobody could predict */
+        int more = v[i] > t, equal = (v[i] >= t) & !more & (equals > 0);
+        v[to] = v[i];
+        x[to] = x[i];
+        to += more | equal;
+        equals -= equal;
+    }
+    s->filled[q] = to;
+    s->threshold[q] = t;
+}
+
+/* Takes up to 32 candidates, from `first` on, whose bits are set. */
+CTR_PRIVATE_ void ctr_search_take_(ctr_search_ *s, int64_t q, int64_t first, uint32_t mask,
+                                   const ctr_real *cosine)
+{
+    int64_t i = first;
+    for (; mask; mask >>= 1, i++, cosine++) {
+#if CTR_HAS_FAST_
+        const int skip = __builtin_ctz(mask);
+        mask >>= skip;
+        i += skip;
+        cosine += skip;
+#endif
+        if (!(mask & 1)) continue;
+        if (s->self && i == s->query + q) continue;
+        if (s->labelled && s->data->labels[i] < 0) continue;
+        if (s->filled[q] == s->room) {
+            ctr_search_cut_(s, q);
+            if (!(*cosine > s->threshold[q])) continue;
+        }
+        s->value[q * s->room + s->filled[q]] = *cosine;
+        s->index[q * s->room + s->filled[q]++] = i;
+    }
+}
+
+/* Takes a row of a tile, the cosines with the data from `first` on. */
+CTR_PRIVATE_ void ctr_search_row_(ctr_search_ *s, int64_t q, int64_t first, int64_t columns,
+                                  const ctr_real *cosine)
+{
+    int64_t j = 0;
+    uint32_t mask;
+#if CTR_HAS_AVX2_
+    for (; s->ctx->kernels >= CTR_KERNELS_AVX2 && j + CTR_SEARCH_MASK_ <= columns;
+         j += CTR_SEARCH_MASK_) {
+        mask = ctr_search_mask_avx2_(cosine + j, s->threshold[q]);
+        if (mask) ctr_search_take_(s, q, first + j, mask, cosine + j);
+    }
+#endif
+    for (; j < columns; j += CTR_SEARCH_MASK_) {
+        mask = ctr_search_mask_scalar_(CTR_MIN_(CTR_SEARCH_MASK_, columns - j), cosine + j,
+                                       s->threshold[q]);
+        if (mask) ctr_search_take_(s, q, first + j, mask, cosine + j);
+    }
+}
+
+/* A strip of queries with all data that are packed. */
+CTR_PRIVATE_ void ctr_search_strip_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_search_ *s = (ctr_search_ *)arg;
+    int64_t q = chunk * CTR_SEARCH_STRIP_, rows = CTR_MIN_(CTR_SEARCH_STRIP_, s->queries_now - q);
+    int64_t j, r;
+    for (j = 0; j < s->data_now; j += CTR_TILE_COLUMNS_) {
+        int64_t columns = CTR_MIN_(CTR_TILE_COLUMNS_, s->data_now - j);
+        const ctr_real *cosine = ctr_tile_multiply_(&s->tile, rows, s->query_unit + q * s->data->d,
+                                                    j, columns, worker);
+        for (r = 0; r < rows; r++)
+            ctr_search_row_(s, q + r, s->first + j, columns, cosine + r * CTR_TILE_LD_);
+    }
+}
+
+/* Data at unit length, into a panel. */
+CTR_PRIVATE_ void ctr_search_pack_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_search_ *s = (ctr_search_ *)arg;
+    int64_t d = s->data->d, i = chunk * CTR_TILE_PANEL_, r;
+    int64_t width = CTR_MIN_(CTR_TILE_PANEL_, s->data_now - i);
+    ctr_real *rows = s->tile.panel + worker * CTR_TILE_PANEL_ * d;
+    for (r = 0, i += s->first; r < width; r++, i++)
+        ctr_eval_unit_(s->ctx, d, s->data->x + i * d, s->data_inverse[i], rows + r * d);
+    ctr_tile_pack_(&s->tile, chunk, width, worker);
+}
+
+/* Sorts v [n] and x with it, the largest first, equals as they stand: pairs of runs, each sorted
+   already, are merged into runs twice as long. */
+CTR_PRIVATE_ void ctr_search_sort_(int64_t n, ctr_real *v, int64_t *x, ctr_real *v2, int64_t *x2)
+{
+    int64_t run, begin, i;
+    for (run = 1; run < n; run *= 2) {
+        for (begin = 0; begin < n; begin += 2 * run) {
+            int64_t a = begin, middle = CTR_MIN_(begin + run, n), b = middle;
+            int64_t end = CTR_MIN_(begin + 2 * run, n);
+            for (i = begin; i < end; i++) {
+                int second = a == middle || (b < end && v[b] > v[a]);
+                int64_t from = second ? b : a;
+                v2[i] = v[from];
+                x2[i] = x[from];
+                a += !second;
+                b += second;
+            }
+        }
+        memcpy(v, v2, (size_t)n * sizeof *v);
+        memcpy(x, x2, (size_t)n * sizeof *x);
+    }
+}
+
+/* The lists at their end: k places by falling similarity; what is missing is 0 and index -1. */
+CTR_PRIVATE_ void ctr_search_sort_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_search_ *s = (ctr_search_ *)arg;
+    int64_t q = chunk * CTR_SEARCH_CHUNK_, end = CTR_MIN_(q + CTR_SEARCH_CHUNK_, s->queries_now), i;
+    for (; q < end; q++) {
+        ctr_real *v = s->value + q * s->room;
+        int64_t *x = s->index + q * s->room;
+        ctr_search_cut_(s, q);
+        ctr_search_sort_(s->filled[q], v, x, s->value_aside + worker * s->room,
+                         s->index_aside + worker * s->room);
+        for (i = s->filled[q]; i < s->k; i++) {
+            v[i] = 0;
+            x[i] = -1;
+        }
+    }
+}
+
+/* Neighbours of the queries from s->query on, a block of them, into s->index and s->value: the
+   first k places of each list. */
+CTR_PRIVATE_ void ctr_search_block_(ctr_search_ *s)
+{
+    int64_t d = s->data->d, strips, i;
+    s->queries_now = CTR_MIN_(CTR_SEARCH_QUERIES_, s->queries->n - s->query);
+    strips = (s->queries_now + CTR_SEARCH_STRIP_ - 1) / CTR_SEARCH_STRIP_;
+    for (i = 0; i < s->queries_now; i++) {
+        s->filled[i] = 0;
+        s->threshold[i] = CTR_R(-2.0); /* below every cosine */
+    }
+    ctr_eval_rows_unit_(s->ctx, s->queries_now, d, s->queries->x + s->query * d,
+                        s->query_inverse + s->query, s->query_unit);
+    for (s->first = 0; s->first < s->data->n; s->first += CTR_SEARCH_DATA_) {
+        s->data_now = CTR_MIN_(CTR_SEARCH_DATA_, s->data->n - s->first);
+        ctr_parallel_(s->ctx, ctr_tile_panels_(s->data_now), ctr_search_pack_job_, s);
+        ctr_parallel_(s->ctx, strips, ctr_search_strip_job_, s);
+    }
+    ctr_parallel_(s->ctx, (s->queries_now + CTR_SEARCH_CHUNK_ - 1) / CTR_SEARCH_CHUNK_,
+                  ctr_search_sort_job_, s);
+}
+
+/* Checks the rows and takes the memory; queries NULL means leave one out. 0 after an error. */
+CTR_PRIVATE_ int ctr_search_open_(ctr_search_ *s, ctr_bag_ *bag, const char *who,
+                                  const ctr_points *data, const ctr_points *queries, int64_t k,
+                                  int labelled)
+{
+    int64_t threads = ctr_threads_(bag->ctx), block;
+    memset(s, 0, sizeof *s);
+    s->ctx = bag->ctx;
+    s->data = data;
+    s->self = queries == NULL;
+    s->queries = queries ? queries : data;
+    s->labelled = labelled;
+    s->k = k;
+    s->room = k + CTR_MAX_(CTR_SEARCH_MASK_, CTR_MIN_(k, CTR_SEARCH_DATA_));
+    block = CTR_MIN_(CTR_SEARCH_QUERIES_, s->queries->n);
+    s->data_inverse = ctr_bag_double_(bag, data->n, 1);
+    s->query_inverse = s->self ? s->data_inverse : ctr_bag_double_(bag, queries->n, 1);
+    ctr_tile_open_(&s->tile, bag, CTR_MIN_(CTR_SEARCH_DATA_, data->n), data->d);
+    s->query_unit = ctr_bag_real_(bag, block, data->d);
+    s->index = ctr_bag_i64_(bag, block, s->room);
+    s->value = ctr_bag_real_(bag, block, s->room);
+    s->filled = ctr_bag_i64_(bag, block, 1);
+    s->threshold = ctr_bag_real_(bag, block, 1);
+    s->index_aside = ctr_bag_i64_(bag, threads, s->room);
+    s->value_aside = ctr_bag_real_(bag, threads, s->room);
+    if (!ctr_eval_rows_scan_(s->ctx, who, labelled ? "training points" : "data", data->n, data->d,
+                             data->x, s->data_inverse))
+        return 0;
+    return s->self || ctr_eval_rows_scan_(s->ctx, who, labelled ? "test points" : "queries",
+                                          queries->n, queries->d, queries->x, s->query_inverse);
+}
+
+/* ------------------------------------------------------------------------------------------------
+   >>CLUSTER
+   Also principal components, for MAP too.
+   ---------------------------------------------------------------------------------------------- */
 
 /* ---- k-means -----------------------------------------------------------------------------------
 
@@ -17880,8 +18181,6 @@ CTR_TARGET_FAST_ CTR_PRIVATE_ void ctr_kmeans_add_fast_(int64_t d, double weight
 {
     ctr_kmeans_add_body_(d, weight, x, sum);
 }
-#else
-#define ctr_kmeans_add_fast_ ctr_kmeans_add_plain_
 #endif
 
 /* One centroid: the mean of its points, summed in the order of their indices; without any it
@@ -17897,11 +18196,14 @@ CTR_PRIVATE_ void ctr_kmeans_mean_job_(void *arg, int64_t j, int worker)
         const ctr_real *x = m->x + m->order[i] * m->d;
         double weight = ctr_kmeans_weight_(m, m->order[i]);
 #if CTR_HAS_FAST_
-        for (l = 0; l < m->d && i + 2 < m->begin[j + 1]; l += 16) /* rows lie anywhere: fetch ahead */
-            __builtin_prefetch(m->x + m->order[i + 2] * m->d + l);
+        for (l = 0; l < m->d && i + 2 < m->begin[j + 1]; l += 16) /* rows lie anywhere: fetch */
+            __builtin_prefetch(m->x + m->order[i + 2] * m->d + l); /* a line of 64 bytes ahead */
+        if (ctr_fast_(m->ctx)) {
+            ctr_kmeans_add_fast_(m->d, weight, x, sum);
+            continue;
+        }
 #endif
-        if (ctr_fast_(m->ctx)) ctr_kmeans_add_fast_(m->d, weight, x, sum);
-        else ctr_kmeans_add_plain_(m->d, weight, x, sum);
+        ctr_kmeans_add_plain_(m->d, weight, x, sum);
     }
     for (l = 0; l < m->d; l++) sum[l] /= (double)m->sizes[j];
     ctr_kmeans_store_(m, j, sum);
@@ -25565,163 +25867,7 @@ CTR_PRIVATE_ int ctr_points_agree_(ctr_ctx *ctx, const char *who, const ctr_poin
     return 0;
 }
 
-/* ---- neighbours --------------------------------------------------------------------------------
-
-   Tiles of queries x data are multiplied, and each query keeps the k best in a heap whose root is
-   the worst of them, so that most candidates cost one comparison. */
-
-#define CTR_SEARCH_QUERIES_ 512
-#define CTR_SEARCH_DATA_ 1024
-#define CTR_SEARCH_CHUNK_ 8 /* queries in a chunk of parallel work */
-
-typedef struct ctr_search_ {
-    ctr_ctx *ctx;
-    const ctr_points *data, *queries;
-    int self, labelled;                  /* leave out the query itself; points without a label */
-    int64_t k;
-    double *data_inverse, *query_inverse;
-    ctr_real *data_unit, *query_unit;    /* [CTR_SEARCH_DATA_, d], [CTR_SEARCH_QUERIES_, d] */
-    ctr_real *cosine;                    /* [CTR_SEARCH_QUERIES_, CTR_SEARCH_DATA_] */
-    int64_t *index, *filled;             /* [CTR_SEARCH_QUERIES_, k], [CTR_SEARCH_QUERIES_] */
-    ctr_real *value;                     /* [CTR_SEARCH_QUERIES_, k] */
-    int64_t query, queries_now, first, data_now; /* the tile */
-} ctr_search_;
-
-/* Is neighbour a worse than b? Of equals the higher index is. */
-CTR_PRIVATE_ int ctr_eval_heap_worse_(const ctr_real *v, const int64_t *x, int64_t a, int64_t b)
-{
-    return v[a] < v[b] || (v[a] <= v[b] && x[a] > x[b]);
-}
-
-CTR_PRIVATE_ void ctr_eval_heap_swap_(ctr_real *v, int64_t *x, int64_t a, int64_t b)
-{
-    ctr_real value = v[a];
-    int64_t index = x[a];
-    v[a] = v[b];
-    x[a] = x[b];
-    v[b] = value;
-    x[b] = index;
-}
-
-/* Lets entry i of a heap of n sink until no child is worse. */
-CTR_PRIVATE_ void ctr_eval_heap_sink_(ctr_real *v, int64_t *x, int64_t n, int64_t i)
-{
-    for (;;) {
-        int64_t worst = i, child = 2 * i + 1;
-        if (child < n && ctr_eval_heap_worse_(v, x, child, worst)) worst = child;
-        if (child + 1 < n && ctr_eval_heap_worse_(v, x, child + 1, worst)) worst = child + 1;
-        if (worst == i) return;
-        ctr_eval_heap_swap_(v, x, i, worst);
-        i = worst;
-    }
-}
-
-CTR_PRIVATE_ void ctr_eval_heap_push_(ctr_real *v, int64_t *x, int64_t *n, ctr_real value,
-                                      int64_t index)
-{
-    int64_t i = (*n)++;
-    v[i] = value;
-    x[i] = index;
-    while (i > 0 && ctr_eval_heap_worse_(v, x, i, (i - 1) / 2)) {
-        ctr_eval_heap_swap_(v, x, i, (i - 1) / 2);
-        i = (i - 1) / 2;
-    }
-}
-
-/* Takes a tile's candidates into the heaps. They come by rising index, so a candidate that equals
-   the root is the worse one and stays out. */
-CTR_PRIVATE_ void ctr_search_tile_job_(void *arg, int64_t chunk, int worker)
-{
-    ctr_search_ *s = (ctr_search_ *)arg;
-    int64_t q = chunk * CTR_SEARCH_CHUNK_, end = CTR_MIN_(q + CTR_SEARCH_CHUNK_, s->queries_now), t;
-    (void)worker;
-    for (; q < end; q++) {
-        const ctr_real *cosine = s->cosine + q * CTR_SEARCH_DATA_;
-        ctr_real *v = s->value + q * s->k;
-        int64_t *x = s->index + q * s->k;
-        for (t = 0; t < s->data_now; t++) {
-            int64_t i = s->first + t;
-            int full = s->filled[q] == s->k;
-            if (full && cosine[t] <= v[0]) continue;
-            if (s->self && i == s->query + q) continue;
-            if (s->labelled && s->data->labels[i] < 0) continue;
-            if (full) {
-                v[0] = cosine[t];
-                x[0] = i;
-                ctr_eval_heap_sink_(v, x, s->k, 0);
-            } else {
-                ctr_eval_heap_push_(v, x, &s->filled[q], cosine[t], i);
-            }
-        }
-    }
-}
-
-/* Heap sort: the root, the worst of what is left, goes to the end. */
-CTR_PRIVATE_ void ctr_search_sort_job_(void *arg, int64_t chunk, int worker)
-{
-    ctr_search_ *s = (ctr_search_ *)arg;
-    int64_t q = chunk * CTR_SEARCH_CHUNK_, end = CTR_MIN_(q + CTR_SEARCH_CHUNK_, s->queries_now), i;
-    (void)worker;
-    for (; q < end; q++) {
-        ctr_real *v = s->value + q * s->k;
-        int64_t *x = s->index + q * s->k;
-        for (i = s->filled[q] - 1; i > 0; i--) {
-            ctr_eval_heap_swap_(v, x, 0, i);
-            ctr_eval_heap_sink_(v, x, i, 0);
-        }
-        for (i = s->filled[q]; i < s->k; i++) {
-            v[i] = 0;
-            x[i] = -1;
-        }
-    }
-}
-
-/* Neighbours of the queries from s->query on, a block of them, into s->index and s->value. */
-CTR_PRIVATE_ void ctr_search_block_(ctr_search_ *s)
-{
-    int64_t d = s->data->d, chunks, i;
-    s->queries_now = CTR_MIN_(CTR_SEARCH_QUERIES_, s->queries->n - s->query);
-    chunks = (s->queries_now + CTR_SEARCH_CHUNK_ - 1) / CTR_SEARCH_CHUNK_;
-    for (i = 0; i < s->queries_now; i++) s->filled[i] = 0;
-    ctr_eval_rows_unit_(s->ctx, s->queries_now, d, s->queries->x + s->query * d,
-                   s->query_inverse + s->query, s->query_unit);
-    for (s->first = 0; s->first < s->data->n; s->first += CTR_SEARCH_DATA_) {
-        s->data_now = CTR_MIN_(CTR_SEARCH_DATA_, s->data->n - s->first);
-        ctr_eval_rows_unit_(s->ctx, s->data_now, d, s->data->x + s->first * d,
-                       s->data_inverse + s->first, s->data_unit);
-        ctr_gemm_run_(s->ctx, 0, 1, s->queries_now, s->data_now, d, 1, s->query_unit, d,
-                      s->data_unit, d, 0, s->cosine, CTR_SEARCH_DATA_);
-        ctr_parallel_(s->ctx, chunks, ctr_search_tile_job_, s);
-    }
-    ctr_parallel_(s->ctx, chunks, ctr_search_sort_job_, s);
-}
-
-/* Checks the rows and takes the memory; queries NULL means leave one out. 0 after an error. */
-CTR_PRIVATE_ int ctr_search_open_(ctr_search_ *s, ctr_bag_ *bag, const char *who,
-                                  const ctr_points *data, const ctr_points *queries, int64_t k,
-                                  int labelled)
-{
-    memset(s, 0, sizeof *s);
-    s->ctx = bag->ctx;
-    s->data = data;
-    s->self = queries == NULL;
-    s->queries = queries ? queries : data;
-    s->labelled = labelled;
-    s->k = k;
-    s->data_inverse = ctr_bag_double_(bag, data->n, 1);
-    s->query_inverse = s->self ? s->data_inverse : ctr_bag_double_(bag, queries->n, 1);
-    s->data_unit = ctr_bag_real_(bag, CTR_SEARCH_DATA_, data->d);
-    s->query_unit = ctr_bag_real_(bag, CTR_SEARCH_QUERIES_, data->d);
-    s->cosine = ctr_bag_real_(bag, CTR_SEARCH_QUERIES_, CTR_SEARCH_DATA_);
-    s->index = ctr_bag_i64_(bag, CTR_SEARCH_QUERIES_, k);
-    s->value = ctr_bag_real_(bag, CTR_SEARCH_QUERIES_, k);
-    s->filled = ctr_bag_i64_(bag, CTR_SEARCH_QUERIES_, 1);
-    if (!ctr_eval_rows_scan_(s->ctx, who, labelled ? "training points" : "data", data->n, data->d,
-                             data->x, s->data_inverse))
-        return 0;
-    return s->self || ctr_eval_rows_scan_(s->ctx, who, labelled ? "test points" : "queries",
-                                          queries->n, queries->d, queries->x, s->query_inverse);
-}
+/* ---- neighbours ------------------------------------------------------------------------------ */
 
 CTR_API int64_t ctr_neighbors_find(ctr_ctx *ctx, const ctr_points *data, const ctr_points *queries,
                                    int64_t k, int64_t *index, ctr_real *similarity)
@@ -25745,8 +25891,8 @@ CTR_API int64_t ctr_neighbors_find(ctr_ctx *ctx, const ctr_points *data, const c
             for (q = 0; q < s.queries_now; q++)
                 for (i = 0; i < k; i++) {
                     int64_t to = (s.query + q) * k + i;
-                    if (index) index[to] = i < found ? s.index[q * s.k + i] : -1;
-                    if (similarity) similarity[to] = i < found ? s.value[q * s.k + i] : 0;
+                    if (index) index[to] = i < found ? s.index[q * s.room + i] : -1;
+                    if (similarity) similarity[to] = i < found ? s.value[q * s.room + i] : 0;
                 }
         }
     ctr_bag_close_(&bag);
@@ -25800,8 +25946,8 @@ CTR_PRIVATE_ void ctr_knn_vote_job_(void *arg, int64_t chunk, int worker)
     const ctr_search_ *s = j->search;
     int64_t q = chunk * CTR_SEARCH_CHUNK_, end = CTR_MIN_(q + CTR_SEARCH_CHUNK_, s->queries_now);
     for (; q < end; q++)
-        j->winner[q] = ctr_knn_vote_(s->data->labels, s->k, s->index + q * s->k,
-                                     s->value + q * s->k, j->temperature,
+        j->winner[q] = ctr_knn_vote_(s->data->labels, s->k, s->index + q * s->room,
+                                     s->value + q * s->room, j->temperature,
                                      j->votes + worker * j->classes);
 }
 

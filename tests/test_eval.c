@@ -51,7 +51,7 @@ static void neighbours_loops(int64_t n, int64_t d, const ctr_real *x, const ctr_
     }
 }
 
-/* n and queries reach over the tiles' edges (512 queries x 1024 points). */
+/* n and queries reach over the edges of tiles (72 queries x 256 points) and blocks. */
 static void test_neighbours(ctr_ctx *ctx)
 {
     enum { N = 1100, Q = 530, D = 7, K = 5 };
