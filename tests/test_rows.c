@@ -93,7 +93,7 @@ static void test_masks(ctr_ctx *ctx)
     free(v);
 }
 
-/* Cuts a list of n values of `kinds` kinds to k: against taking the first of the largest k times. */
+/* Cuts a list of n values of `kinds` kinds to k; against taking the largest, k times over. */
 static int64_t cut_wrong(ctr_ctx *ctx, int64_t n, int64_t k, uint32_t kinds)
 {
     ctr_real *v = whole((uint32_t)(n * 31 + k), n, kinds), *kept = test_reals(n);
