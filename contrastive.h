@@ -1482,6 +1482,8 @@ typedef struct ctr_batch {
     int64_t epoch, batch;         /* which one this is */
     int groups;                   /* of views, in the order of augs */
     const ctr_view_group *group;  /* [groups], the first one as above; NULL allowed with one */
+    int device;                   /* 1: pixels lie in the context's memory, not the host's: views
+                                     that ctr_fit had made there. A loader's batch has 0 */
 } ctr_batch;
 
 /* The dataset must outlive the loader. All memory is taken here: a steady epoch allocates nothing,
@@ -3143,7 +3145,11 @@ CTR_API void ctr_fit_config_init(ctr_fit_config *config);
 CTR_API int ctr_fit_locate(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config,
                            ctr_position *position);
 /* Trains from where the loader or the checkpoint stands to the last epoch. Returns the number of
-   steps done in this call, or -1 with an error (a checkpoint of another run, a full disk, ...). */
+   steps done in this call, or -1 with an error (a checkpoint of another run, a full disk, ...).
+   If the context has a device, the images go there as bytes and the device makes the views, those
+   of the loader to less than 1/255 (>>VIEWS), as long as this call lasts. It takes images of one
+   size, augmentations without a policy, a device with the verb, and memory there; else the loader
+   makes them, and one line of the log (CTR_LOG_INFO) says why. */
 CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config);
 /* The same with a loader of its own: shuffled batches of config->batch images (or all there are),
    or of classes if the method asks for them (per_class), the context's seed, the last incomplete
@@ -16233,6 +16239,7 @@ typedef struct ctr_loader_slot_ {
     int32_t *tokens;          /* [batch, context], or NULL */
     ctr_real *pixels;         /* of all groups, one behind the other */
     ctr_view_group group[CTR_MAX_VIEWS];
+    ctr_aug_params *params;   /* [views, n] of views that are only drawn, or NULL */
     ctr_note_ *notes;         /* [batch]: one for each image */
 } ctr_loader_slot_;
 
@@ -16251,6 +16258,7 @@ struct ctr_loader {
     ctr_class_sampler *classes; /* NULL: orders are those of ctr_sample_order, or ... */
     ctr_order_fn order_fn;    /* ... not NULL: of this one */
     void *order_user;
+    int64_t draw_h, draw_w;   /* not 0: views are only drawn, of images of this size */
     void **scratch;           /* [threads] of the augmentation */
     size_t *scratch_size;
     double seconds;
@@ -16344,6 +16352,19 @@ CTR_PRIVATE_ void ctr_loader_views_(const ctr_loader_slot_ *s, int64_t i, int64_
     }
 }
 
+/* What is random about the views of image i, for who makes them. */
+CTR_PRIVATE_ void ctr_loader_draws_(const ctr_loader_slot_ *s, int64_t i, int64_t position)
+{
+    ctr_aug_params params[CTR_MAX_VIEWS];
+    ctr_image image;
+    int v;
+    memset(&image, 0, sizeof image);
+    image.h = s->loader->draw_h;
+    image.w = s->loader->draw_w;
+    ctr_loader_sample_(s, position, &image, params);
+    for (v = 0; v < s->loader->config.views; v++) s->params[v * s->n + i] = params[v];
+}
+
 /* Chunk i of a batch's job: its image i. */
 CTR_PRIVATE_ void ctr_loader_job_(void *arg, int64_t i, int worker)
 {
@@ -16361,6 +16382,10 @@ CTR_PRIVATE_ void ctr_loader_job_(void *arg, int64_t i, int worker)
                l->config.tokens + s->labels[i] * l->config.context,
                (size_t)l->config.context * sizeof *s->tokens);
     note->status = CTR_OK;
+    if (l->draw_h) {
+        ctr_loader_draws_(s, i, position);
+        return;
+    }
     if (!ctr_dataset_fetch_(l->ctx, l->d, source, &image, &borrowed, note)) return;
     scratch = ctr_loader_scratch_(l, worker, image.h, image.w);
     if (!scratch)
@@ -16449,6 +16474,7 @@ CTR_API int ctr_loader_next(ctr_ctx *ctx, ctr_loader *l, ctr_batch *out)
     out->batch = s->batch;
     out->groups = l->groups;
     out->group = s->group;
+    out->device = 0;
     ctr_loader_ahead_(l);
     return 1;
 }
@@ -16464,6 +16490,22 @@ CTR_API void ctr_loader_order(ctr_loader *l, ctr_order_fn order_fn, void *user)
     l->order_user = user;
     l->order_epoch[0] = l->order_epoch[1] = -1;
     l->slots[!l->current].made = 0;
+}
+
+/* From the next batch on views are only drawn, of images that have h x w pixels; h 0: they are made
+   again. 0 with an error: no memory. */
+CTR_PRIVATE_ int ctr_loader_draw_(ctr_ctx *ctx, ctr_loader *l, int64_t h, int64_t w)
+{
+    size_t bytes = (size_t)(l->config.batch * l->config.views) * sizeof *l->slots[0].params;
+    int i;
+    ctr_loader_wait_(l);
+    for (i = 0; i < 2 && h; i++)
+        if (!l->slots[i].params) l->slots[i].params = (ctr_aug_params *)ctr_alloc_(ctx, bytes);
+    if (h && ctx->status != CTR_OK) return 0;
+    l->slots[!l->current].made = 0;
+    l->draw_h = h;
+    l->draw_w = w;
+    return 1;
 }
 
 CTR_API void ctr_loader_tell(const ctr_loader *l, int64_t *epoch, int64_t *batch)
@@ -16501,6 +16543,7 @@ CTR_API void ctr_loader_destroy(ctr_ctx *ctx, ctr_loader *l)
         ctr_free_host_(ctx, s->labels, batch * sizeof *s->labels);
         ctr_free_host_(ctx, s->tokens, batch * (size_t)l->config.context * sizeof *s->tokens);
         ctr_free_host_(ctx, s->notes, batch * sizeof *s->notes);
+        ctr_free_host_(ctx, s->params, batch * (size_t)l->config.views * sizeof *s->params);
         ctr_aligned_free_(ctx, s->pixels, l->bytes);
         ctr_free_host_(ctx, l->orders[i], order);
     }
@@ -16820,6 +16863,90 @@ CTR_API int ctr_images_views(ctr_ctx *ctx, const ctr_images *s, const ctr_aug_co
     else if (device->views) device->views(ctx, &a);
     else ctr_memory_missing_(ctx, "views");
     return ctx->status == CTR_OK;
+}
+
+/* ---- a loader's batches, whose views a device makes ---- */
+
+typedef struct ctr_views_ {
+    ctr_loader *loader;
+    ctr_images *images;
+    ctr_view_group group[CTR_MAX_VIEWS]; /* the loader's, in the device's memory */
+    ctr_real *pixels;
+} ctr_views_;
+
+CTR_PRIVATE_ void ctr_views_close_(ctr_ctx *ctx, ctr_views_ *v)
+{
+    if (v->loader) ctr_loader_draw_(ctx, v->loader, 0, 0);
+    if (v->pixels) ctr_data_free_(ctx, v->pixels, v->loader->bytes);
+    ctr_images_destroy(ctx, v->images);
+    memset(v, 0, sizeof *v);
+}
+
+/* Why the device cannot make views of these kinds, or NULL. */
+CTR_PRIVATE_ const char *ctr_views_cannot_(const ctr_ctx *ctx, const ctr_loader *l)
+{
+    int k;
+    if (!ctx->config.device->views) return "the device has no kernel for it";
+    for (k = 0; k < l->config.views; k++)
+        if (l->augs[k].policy.kind != CTR_POLICY_NONE)
+            return "an augmentation has a policy, whose operations are the CPU's";
+    return NULL;
+}
+
+/* 1: from now on the loader only draws, and ctr_views_make_ makes the views. 0: it goes on as it
+   was, which is no error; if there is a device, the log says why. */
+CTR_PRIVATE_ int ctr_views_open_(ctr_ctx *ctx, ctr_loader *l, ctr_views_ *v)
+{
+    const char *why;
+    int g;
+    memset(v, 0, sizeof *v);
+    if (!ctx->config.device || ctx->status != CTR_OK) return 0;
+    v->loader = l;
+    why = ctr_views_cannot_(ctx, l);
+    if (!why) {
+        v->images = ctr_images_create(ctx, l->d);
+        if (v->images) v->pixels = (ctr_real *)ctr_data_alloc_(ctx, l->bytes);
+        if (v->pixels && ctr_loader_draw_(ctx, l, v->images->h, v->images->w)) {
+            for (g = 0; g < l->groups; g++) {
+                v->group[g] = l->slots[0].group[g];
+                v->group[g].pixels = v->pixels + (v->group[g].pixels - l->slots[0].pixels);
+            }
+            return 1;
+        }
+        why = ctr_error_text(ctx);
+    }
+    ctr_log_(ctx, CTR_LOG_INFO, "the CPU makes the views, not the device: %s", why);
+    ctr_error_clear(ctx);
+    ctr_views_close_(ctx, v);
+    return 0;
+}
+
+/* The views of the batch that the loader has just drawn. 1, or 0 with an error. */
+CTR_PRIVATE_ int ctr_views_make_(ctr_ctx *ctx, ctr_views_ *v, ctr_batch *b)
+{
+    const ctr_loader *l = v->loader;
+    const ctr_aug_params *params = l->slots[l->current].params;
+    int g, k, view = 0;
+    for (g = 0; g < l->groups; g++)
+        for (k = 0; k < v->group[g].views; k++, view++) {
+            ctr_tensor out;
+            memset(&out, 0, sizeof out);
+            out.dtype = CTR_F32;
+            out.rank = 4;
+            out.shape[0] = b->n;
+            out.shape[1] = v->group[g].h;
+            out.shape[2] = v->group[g].w;
+            out.shape[3] = b->c;
+            out.size = b->n * out.shape[1] * out.shape[2] * b->c;
+            out.data = v->group[g].pixels + k * out.size;
+            if (!ctr_images_views(ctx, v->images, &l->augs[view], b->n, b->index,
+                                  params + view * b->n, &out))
+                return 0;
+        }
+    b->pixels = v->pixels;
+    b->group = v->group;
+    b->device = 1;
+    return 1;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -21599,6 +21726,10 @@ CTR_PRIVATE_ ctr_tensor *ctr_method_pixels_(ctr_ctx *ctx, const ctr_batch *b,
     shape[2] = group->w;
     shape[3] = b->c;
     x = ctr_tensor_temp(ctx, CTR_F32, 4, shape);
+    if (b->device) { /* they were bytes: all of them are finite */
+        ctr_k_copy(ctx, ctr_tensor_bytes_(x), group->pixels, x->data);
+        return x;
+    }
     ctr_tensor_write(ctx, x, group->pixels, x->size);
     if (ctr_k_finite(ctx, x->size, ctr_f_(x))) return x;
     size = group->h * group->w * b->c;
@@ -21731,6 +21862,25 @@ CTR_PRIVATE_ void ctr_chunked_rows_(const ctr_chunked_ *k, int64_t width, ctr_re
     }
 }
 
+/* The chunk's rows of each view, which lie in the context's memory already. */
+CTR_PRIVATE_ ctr_tensor *ctr_chunked_copy_(const ctr_chunked_ *k)
+{
+    const ctr_batch *b = k->batch;
+    ctr_ctx *ctx = k->method->ctx;
+    int64_t shape[4], width = b->h * b->w * b->c, v;
+    ctr_tensor *x;
+    shape[0] = b->views * k->part.n;
+    shape[1] = b->h;
+    shape[2] = b->w;
+    shape[3] = b->c;
+    x = ctr_tensor_temp(ctx, CTR_F32, 4, shape);
+    for (v = 0; v < b->views && ctx->status == CTR_OK; v++)
+        ctr_k_copy(ctx, (size_t)(k->part.n * width) * sizeof(ctr_real),
+                   b->pixels + (v * b->n + k->first) * width,
+                   ctr_f_(x) + v * k->part.n * width);
+    return x;
+}
+
 /* Chunk c as a batch, and as a tensor. The n images are cut as evenly as they can be. */
 CTR_PRIVATE_ ctr_tensor *ctr_chunked_part_(ctr_chunked_ *k, int64_t c)
 {
@@ -21740,6 +21890,7 @@ CTR_PRIVATE_ ctr_tensor *ctr_chunked_part_(ctr_chunked_ *k, int64_t c)
     k->first = c * even + CTR_MIN_(c, more);
     k->part = *b;
     k->part.n = even + (c < more);
+    if (b->device) return k->method->crops[0] = ctr_chunked_copy_(k);
     k->part.pixels = k->pixels;
     ctr_chunked_rows_(k, b->h * b->w * b->c, b->pixels, k->pixels, 0);
     group = ctr_batch_group_(&k->part, 0);
@@ -21847,8 +21998,9 @@ CTR_API int ctr_method_step_chunked(ctr_method *method, const ctr_batch *batch, 
     k.batch = batch;
     k.count = (batch->n + CTR_MAX_(chunk, 1) - 1) / CTR_MAX_(chunk, 1);
     most = (batch->n + k.count - 1) / k.count;
-    k.pixels = (ctr_real *)ctr_chunked_take_(ctx, batch->views * most * batch->h * batch->w *
-                                                  batch->c);
+    if (!batch->device)
+        k.pixels = (ctr_real *)ctr_chunked_take_(ctx, batch->views * most * batch->h * batch->w *
+                                                      batch->c);
     if (ctx->status == CTR_OK)
         k.draws = (uint64_t *)ctr_arena_take_(ctx, &ctx->host, (size_t)k.count * sizeof *k.draws);
     ctr_chunked_embed_(&k);
@@ -30241,13 +30393,14 @@ CTR_PRIVATE_ ctr_schedule ctr_fit_schedule_(const ctr_method *method, const ctr_
 CTR_PRIVATE_ double ctr_fit_rank_(ctr_method *method, const ctr_batch *b)
 {
     ctr_ctx *ctx = method->ctx;
-    int64_t n = CTR_MIN_(b->n, 256);
-    size_t bytes = (size_t)(n * method->features) * sizeof(ctr_real);
-    ctr_real *z = (ctr_real *)ctr_alloc_(ctx, bytes);
+    int64_t n = CTR_MIN_(b->n, 256), width = b->device ? b->h * b->w * b->c : 0;
+    size_t bytes = (size_t)(n * (method->features + width)) * sizeof(ctr_real);
+    ctr_real *z = (ctr_real *)ctr_alloc_(ctx, bytes), *x = z + n * method->features;
     ctr_health health;
     double rank = -1;
     if (!z) return -1;
-    if (ctr_method_represent(method, n, b->h, b->w, b->c, b->pixels, 64, z) &&
+    if (b->device) ctr_k_download(ctx, (size_t)(n * width) * sizeof *x, b->pixels, x);
+    if (ctr_method_represent(method, n, b->h, b->w, b->c, b->device ? x : b->pixels, 64, z) &&
         ctr_health_measure(ctx, n, 1, method->features, z, NULL, &health))
         rank = health.rank;
     ctr_free_host_(ctx, z, bytes);
@@ -30261,8 +30414,9 @@ CTR_PRIVATE_ int ctr_fit_save_(ctr_method *method, const ctr_loader *loader,
     return !config->checkpoint || ctr_checkpoint_save(method, config->checkpoint, p);
 }
 
-/* Steps to the end of the epoch. Returns 1 to go on, 0 to stop. */
-CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader,
+/* Steps to the end of the epoch; views NULL: the loader makes them. Returns 1 to go on, 0 to
+   stop. */
+CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader, ctr_views_ *views,
                                 const ctr_fit_config *config, const ctr_schedule *schedule,
                                 ctr_position *p)
 {
@@ -30273,6 +30427,7 @@ CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader,
     int stop = 0, any = 0;
     if (p->batch == 0 && !ctr_method_begin(method, loader)) return 0;
     while (!stop && ctr_loader_next(ctx, loader, &batch)) {
+        if (views && !ctr_views_make_(ctx, views, &batch)) return 0;
         if (!ctr_method_step_chunked(method, &batch, config->chunk > 0 ? config->chunk : batch.n,
                                      ctr_schedule_at(schedule, p->step), &report))
             return 0;
@@ -30346,7 +30501,9 @@ CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_co
     ctr_ctx *ctx = method ? method->ctx : NULL;
     ctr_schedule schedule;
     ctr_position p;
+    ctr_views_ views;
     int64_t first;
+    int made;
     if (!method || !loader || !ctr_fit_check_(ctx, config) ||
         !ctr_fit_start_(method, loader, config, 0, &p) ||
         !ctr_loader_seek(ctx, loader, p.epoch, p.batch))
@@ -30357,8 +30514,11 @@ CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_co
     method->run.lr = schedule.base;
     if (p.batch > 0) ctr_method_order_(method, loader); /* else the beginning of the epoch does */
     first = p.step;
-    while (p.epoch < config->epochs && ctr_fit_epoch_(method, loader, config, &schedule, &p))
+    made = p.epoch < config->epochs && ctr_views_open_(ctx, loader, &views);
+    while (p.epoch < config->epochs &&
+           ctr_fit_epoch_(method, loader, made ? &views : NULL, config, &schedule, &p))
         ctr_loader_tell(loader, &p.epoch, &p.batch);
+    if (made) ctr_views_close_(ctx, &views);
     return ctx->status == CTR_OK ? p.step - first : -1;
 }
 

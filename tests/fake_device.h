@@ -614,6 +614,24 @@ TEST_FN int fake_finite_(ctr_ctx *ctx, int64_t n, const ctr_real *x)
     return ctr_error(ctx) == CTR_OK && ctr_k_finite(FAKE_HOST_, n, x);
 }
 
+/* Each view by itself: a view's image is cut out of the device's memory. */
+TEST_FN void fake_views_(ctr_ctx *ctx, const ctr_view_args *a)
+{
+    int64_t size = a->h * a->w * a->c, out = a->config->height * a->config->width * a->c, i;
+    FAKE_BEGIN_(views);
+    for (i = 0; i < a->n; i++) {
+        const uint8_t *image = a->images + a->index[i] * size;
+        const char *near = fake_near_(ctx, image - (uintptr_t)image % 4,
+                                      (size_t)size + (uintptr_t)image % 4);
+        ctr_real *to = fake_out_(ctx, a->out + i * out, out);
+        if (ctr_error(ctx) != CTR_OK) return;
+        ctr_aug_view(FAKE_HOST_, a->config, &a->params[i],
+                     (const uint8_t *)near + (uintptr_t)image % 4, a->h, a->w, a->c, to);
+        if (ctr_error(FAKE_HOST_) != CTR_OK)
+            ctr_error_set(ctx, ctr_error(FAKE_HOST_), ctr_error_text(FAKE_HOST_));
+    }
+}
+
 /* ---------------------------------------------------------------------------------- open, close */
 
 TEST_FN void fake_verbs_move_(ctr_device *d)
@@ -668,6 +686,7 @@ TEST_FN void fake_verbs_net_(ctr_device *d)
     d->dropout = fake_dropout_;
     d->sgd = fake_sgd_;
     d->adamw = fake_adamw_;
+    d->views = fake_views_;
 }
 
 /* The device lives until fake_device_close; contexts on it are destroyed before. */
