@@ -449,10 +449,28 @@ CTR_API void ctr_k_sgd(ctr_ctx *ctx, const ctr_optim_args *a);
 CTR_API void ctr_k_adamw(ctr_ctx *ctx, const ctr_optim_args *a);
 /* 1 when all n numbers are finite; waits for the device */
 CTR_API int ctr_k_finite(ctr_ctx *ctx, int64_t n, const ctr_real *x);
+/* The next three are what k-means and k-NN have a device do; on the CPU they are plain loops. A
+   device multiplies in float, whatever it rounds elsewhere. n, k below 2^31.
+   which[i] = the j with the largest x_i . c_j - minus[j], of equals the lowest; x [n, d], c [k, d],
+   minus [k] */
+CTR_API void ctr_k_nearest(ctr_ctx *ctx, int64_t n, int64_t k, int64_t d, const ctr_real *x,
+                           const ctr_real *c, const ctr_real *minus, int32_t *which);
+/* The k rows of x [n, d] with the largest q_i . x_j for each row of q [m, d], the largest first, of
+   equals the lower index first: value, index [m, k]; 1 <= k <= CTR_NEIGHBORS_MOST. skip [m]: a row
+   of x that does not count, -1: none. What is missing has value 0 and index -1. */
+#define CTR_NEIGHBORS_MOST 1024
+CTR_API void ctr_k_neighbors(ctr_ctx *ctx, int64_t m, int64_t n, int64_t d, const ctr_real *q,
+                             const ctr_real *x, const int32_t *skip, int64_t k, ctr_real *value,
+                             int32_t *index);
+/* y[j] = the sum of weight[i] x[i] over the i = order[begin[j]] .. order[begin[j + 1] - 1]; x
+   [n, d], weight [n] or NULL: 1, order [n], begin [segments + 1], y [segments, d] of double */
+CTR_API void ctr_k_segment_sum(ctr_ctx *ctx, int64_t segments, int64_t n, int64_t d,
+                               const int32_t *begin, const int32_t *order, const ctr_real *weight,
+                               const ctr_real *x, double *y);
 
 /* An accelerator: its memory and its verbs, with the prototypes of ctr_k_*. A verb that is NULL
    is a clear error when it is called, never a silent copy to the host. */
-#define CTR_DEVICE_VERSION 2
+#define CTR_DEVICE_VERSION 3
 struct ctr_view_args;
 typedef struct ctr_device {
     int version;              /* CTR_DEVICE_VERSION */
@@ -529,6 +547,13 @@ typedef struct ctr_device {
        is 0 if any of them all was not: one wait for the gradients of a whole network. */
     void (*watch)(ctr_ctx *, int64_t, const ctr_real *);
     void (*views)(ctr_ctx *, const struct ctr_view_args *); /* see >>VIEWS; may be NULL */
+    /* May be NULL: k-means and k-NN run on the CPU then, and the log says so. */
+    void (*nearest)(ctr_ctx *, int64_t, int64_t, int64_t, const ctr_real *, const ctr_real *,
+                    const ctr_real *, int32_t *);
+    void (*neighbors)(ctr_ctx *, int64_t, int64_t, int64_t, const ctr_real *, const ctr_real *,
+                      const int32_t *, int64_t, ctr_real *, int32_t *);
+    void (*segment_sum)(ctr_ctx *, int64_t, int64_t, int64_t, const int32_t *, const int32_t *,
+                        const ctr_real *, const ctr_real *, double *);
 } ctr_device;
 
 /* For devices and other extensions: records an error as the library itself does. */
@@ -1604,7 +1629,10 @@ CTR_API int ctr_dataset_tokenize(ctr_ctx *ctx, const ctr_dataset *dataset,
 /* ------------------------------------------------------------------------------------------------
    >>CLUSTER  k-means, whitening, balanced codes, and how well clusters agree with classes
    Everything takes host memory that stays the caller's, gives the same bits for any number of
-   threads, and leaves nothing behind. Functions return 1, or 0 after recording an error.
+   threads, and leaves nothing behind. Functions return 1, or 0 after recording an error. If the
+   context has a device, the points of k-means go there for the call, and it finds the nearest
+   centroids and adds up the clusters; if it lacks the verbs or the memory, or n is 2^31 or more,
+   the CPU does, and one line of the log (CTR_LOG_INFO) says why.
    ---------------------------------------------------------------------------------------------- */
 
 /* k-means (Lloyd, 1982): minimise the inertia, sum_i |x_i - c_a(i)|^2, by turns over the assignment
@@ -2648,6 +2676,9 @@ CTR_API ctr_method *ctr_mix_create(ctr_ctx *ctx, ctr_method *method, const ctr_m
    >>EVAL  what the embeddings are worth: k-NN, linear probe, retrieval, verification
    Everything takes host memory that stays the caller's, gives the same bits for any number of
    threads, and leaves nothing behind. Functions return 1, or 0 after recording an error.
+   If the context has a device, neighbours (of k-NN, too) are found there, with the data in its
+   memory for the call; if it lacks the verb or the memory, for k above CTR_NEIGHBORS_MOST and for
+   2^31 points or more the CPU finds them, and one line of the log (CTR_LOG_INFO) says why.
    Evaluate on features of the backbone, in evaluation mode, unless you know why not.
    ---------------------------------------------------------------------------------------------- */
 
@@ -17691,6 +17722,142 @@ CTR_PRIVATE_ double ctr_eval_dot_(int64_t n, const double *a, const double *b)
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
+/* sum [d] += weight x [d] */
+CTR_INLINE_ void ctr_rows_add_body_(int64_t d, double weight, const ctr_real *x, double *sum)
+{
+    int64_t l;
+    for (l = 0; l < d; l++) sum[l] += weight * (double)x[l];
+}
+
+CTR_PRIVATE_ void ctr_rows_add_plain_(int64_t d, double weight, const ctr_real *x, double *sum)
+{
+    ctr_rows_add_body_(d, weight, x, sum);
+}
+
+#if CTR_HAS_FAST_
+CTR_TARGET_FAST_ CTR_PRIVATE_ void ctr_rows_add_fast_(int64_t d, double weight, const ctr_real *x,
+                                                        double *sum)
+{
+    ctr_rows_add_body_(d, weight, x, sum);
+}
+#endif
+
+CTR_PRIVATE_ void ctr_rows_add_(const ctr_ctx *ctx, int64_t d, double weight, const ctr_real *x,
+                                double *sum)
+{
+#if CTR_HAS_FAST_
+    if (ctr_fast_(ctx)) {
+        ctr_rows_add_fast_(d, weight, x, sum);
+        return;
+    }
+#endif
+    (void)ctx;
+    ctr_rows_add_plain_(d, weight, x, sum);
+}
+
+/* ---- what a device can do with rows: here the meaning of its verbs ---- */
+
+CTR_PRIVATE_ ctr_real ctr_rows_dot_(int64_t d, const ctr_real *a, const ctr_real *b)
+{
+    ctr_real sum = 0;
+    int64_t l;
+    for (l = 0; l < d; l++) sum += a[l] * b[l];
+    return sum;
+}
+
+CTR_API void ctr_k_nearest(ctr_ctx *ctx, int64_t n, int64_t k, int64_t d, const ctr_real *x,
+                           const ctr_real *c, const ctr_real *minus, int32_t *which)
+{
+    int64_t i, j;
+    CTR_VERB_(nearest, (ctx, n, k, d, x, c, minus, which))
+    for (i = 0; i < n; i++, x += d) {
+        ctr_real best = ctr_rows_dot_(d, x, c) - minus[0];
+        which[i] = 0;
+        for (j = 1; j < k; j++) {
+            ctr_real s = ctr_rows_dot_(d, x, c + j * d) - minus[j];
+            if (!(s > best)) continue;
+            best = s;
+            which[i] = (int32_t)j;
+        }
+    }
+}
+
+CTR_API void ctr_k_neighbors(ctr_ctx *ctx, int64_t m, int64_t n, int64_t d, const ctr_real *q,
+                             const ctr_real *x, const int32_t *skip, int64_t k, ctr_real *value,
+                             int32_t *index)
+{
+    int64_t i, j, at;
+    CTR_VERB_(neighbors, (ctx, m, n, d, q, x, skip, k, value, index))
+    for (i = 0; i < m; i++, q += d, value += k, index += k) {
+        for (j = 0; j < k; j++) {
+            value[j] = 0;
+            index[j] = -1;
+        }
+        for (j = 0; j < n; j++) {
+            ctr_real s = ctr_rows_dot_(d, q, x + j * d);
+            if (j == skip[i]) continue;
+            for (at = k; at > 0 && (index[at - 1] < 0 || value[at - 1] < s); at--) {
+                if (at == k) continue; /* the last one falls out */
+                value[at] = value[at - 1];
+                index[at] = index[at - 1];
+            }
+            if (at == k) continue;
+            value[at] = s;
+            index[at] = (int32_t)j;
+        }
+    }
+}
+
+CTR_API void ctr_k_segment_sum(ctr_ctx *ctx, int64_t segments, int64_t n, int64_t d,
+                               const int32_t *begin, const int32_t *order, const ctr_real *weight,
+                               const ctr_real *x, double *y)
+{
+    int64_t i, j, l;
+    CTR_VERB_(segment_sum, (ctx, segments, n, d, begin, order, weight, x, y))
+    for (j = 0; j < segments; j++, y += d) {
+        for (l = 0; l < d; l++) y[l] = 0;
+        for (i = begin[j]; i < begin[j + 1]; i++)
+            ctr_rows_add_(ctx, d, weight ? (double)weight[order[i]] : 1.0, x + order[i] * d, y);
+    }
+}
+
+/* Memory of the device for a call; all of it goes back at once. */
+typedef struct ctr_lease_ {
+    ctr_ctx *ctx;
+    int count;
+    void *at[8];
+    size_t bytes[8];
+} ctr_lease_;
+
+CTR_PRIVATE_ void *ctr_lease_take_(ctr_lease_ *lease, int64_t a, int64_t b, size_t each)
+{
+    ctr_ctx *ctx = lease->ctx;
+    size_t bytes = ctr_size_mul_(ctx, ctr_size_mul_(ctx, (size_t)a, (size_t)b), each);
+    void *at = ctx->status == CTR_OK ? ctr_data_alloc_(ctx, bytes) : NULL;
+    if (!at) return NULL;
+    lease->at[lease->count] = at;
+    lease->bytes[lease->count++] = bytes;
+    return at;
+}
+
+CTR_PRIVATE_ void ctr_lease_end_(ctr_lease_ *lease)
+{
+    int i;
+    for (i = 0; i < lease->count; i++) ctr_data_free_(lease->ctx, lease->at[i], lease->bytes[i]);
+    lease->count = 0;
+}
+
+/* Who asks for a device and does without: why NULL means that the context's error says it, which
+   is none any more then. Returns 0. */
+CTR_PRIVATE_ int ctr_lease_without_(ctr_lease_ *lease, const char *who, const char *why)
+{
+    ctr_log_(lease->ctx, CTR_LOG_INFO, "%s: on the CPU, not the device: %s", who,
+             why ? why : ctr_error_text(lease->ctx));
+    if (!why) ctr_error_clear(lease->ctx);
+    ctr_lease_end_(lease);
+    return 0;
+}
+
 /* ---- tiles -------------------------------------------------------------------------------------
 
    The scores a_i . b_j of two sets of rows, of which k-means and the search for neighbours look at
@@ -17707,7 +17874,8 @@ CTR_PRIVATE_ double ctr_eval_dot_(int64_t n, const double *a, const double *b)
 typedef struct ctr_tile_ {
     ctr_ctx *ctx;
     int64_t d;
-    ctr_real *packed;         /* [panels][d][16], or rows [16 panels, d] for the scalar kernel */
+    int plain;                /* rows are not packed: they go to a device */
+    ctr_real *packed;         /* [panels][d][16], or rows [16 panels, d]: scalar, plain */
     ctr_real *panel;          /* [threads][16, d] rows on their way into a panel */
     ctr_real *scores;         /* [threads][CTR_TILE_ROWS_, CTR_TILE_LD_] */
 } ctr_tile_;
@@ -17723,6 +17891,7 @@ CTR_PRIVATE_ void ctr_tile_open_(ctr_tile_ *t, ctr_bag_ *bag, int64_t n, int64_t
     int64_t threads = ctr_threads_(bag->ctx);
     t->ctx = bag->ctx;
     t->d = d;
+    t->plain = 0;
     t->packed = ctr_bag_real_(bag, ctr_tile_panels_(n) * CTR_TILE_PANEL_, d);
     t->panel = ctr_bag_real_(bag, threads * CTR_TILE_PANEL_, d);
     t->scores = ctr_bag_real_(bag, threads * CTR_TILE_ROWS_, CTR_TILE_LD_);
@@ -17734,7 +17903,7 @@ CTR_PRIVATE_ void ctr_tile_pack_(const ctr_tile_ *t, int64_t at, int64_t width, 
     const ctr_real *rows = t->panel + worker * CTR_TILE_PANEL_ * t->d;
     ctr_real *panel = t->packed + at * CTR_TILE_PANEL_ * t->d;
 #if CTR_HAS_FAST_
-    if (ctr_fast_(t->ctx)) {
+    if (ctr_fast_(t->ctx) && !t->plain) {
         ctr_gemm_pack_(1, t->d, width, rows, t->d, panel);
         return;
     }
@@ -17816,6 +17985,14 @@ typedef struct ctr_search_ {
     int64_t *index_aside;                /* [threads, room] of the sort */
     ctr_real *value_aside;
     int64_t query, queries_now, first, data_now; /* the tile */
+    /* on a device */
+    ctr_lease_ lease;
+    int lent;
+    int64_t count, *chosen;              /* data that count: these */
+    int32_t *place, *skip, *found;       /* [data->n] in chosen, or -1; [block]; [block, k] */
+    ctr_real *best;                      /* [block, k] */
+    ctr_real *device_x, *device_q, *device_value; /* [count, d], [block, d], [block, k] */
+    int32_t *device_skip, *device_index; /* [block], [block, k] */
 } ctr_search_;
 
 /* Bit j: v[j] > t; n <= 32. */
@@ -17973,8 +18150,10 @@ CTR_PRIVATE_ void ctr_search_pack_job_(void *arg, int64_t chunk, int worker)
     int64_t d = s->data->d, i = chunk * CTR_TILE_PANEL_, r;
     int64_t width = CTR_MIN_(CTR_TILE_PANEL_, s->data_now - i);
     ctr_real *rows = s->tile.panel + worker * CTR_TILE_PANEL_ * d;
-    for (r = 0, i += s->first; r < width; r++, i++)
-        ctr_eval_unit_(s->ctx, d, s->data->x + i * d, s->data_inverse[i], rows + r * d);
+    for (r = 0, i += s->first; r < width; r++, i++) {
+        int64_t from = s->lent ? s->chosen[i] : i;
+        ctr_eval_unit_(s->ctx, d, s->data->x + from * d, s->data_inverse[from], rows + r * d);
+    }
     ctr_tile_pack_(&s->tile, chunk, width, worker);
 }
 
@@ -18019,6 +18198,72 @@ CTR_PRIVATE_ void ctr_search_sort_job_(void *arg, int64_t chunk, int worker)
     }
 }
 
+/* ---- the same on a device ---- */
+
+/* Which data count, and the host's memory for what comes and goes. */
+CTR_PRIVATE_ void ctr_search_choose_(ctr_search_ *s, ctr_bag_ *bag, int64_t block)
+{
+    int64_t i;
+    s->chosen = ctr_bag_i64_(bag, s->data->n, 1);
+    s->place = ctr_bag_i32_(bag, s->data->n, 1);
+    s->skip = ctr_bag_i32_(bag, block, 1);
+    s->found = ctr_bag_i32_(bag, block, s->k);
+    s->best = ctr_bag_real_(bag, block, s->k);
+    for (i = 0; i < s->data->n && s->ctx->status == CTR_OK; i++) {
+        int counts = !s->labelled || s->data->labels[i] >= 0;
+        s->place[i] = counts ? (int32_t)s->count : -1;
+        if (counts) s->chosen[s->count++] = i;
+    }
+}
+
+/* Takes the data to the device, if there is one that can; 0 without it, which is no error. */
+CTR_PRIVATE_ int ctr_search_lend_(ctr_search_ *s, ctr_bag_ *bag, const char *who, int64_t block)
+{
+    const ctr_device *device = s->ctx->config.device;
+    int64_t d = s->data->d;
+    s->lease.ctx = s->ctx;
+    if (!device || s->ctx->status != CTR_OK) return 0;
+    if (!device->neighbors) return ctr_lease_without_(&s->lease, who, "it has no kernel for it");
+    if (s->k > CTR_NEIGHBORS_MOST || s->data->n >= INT32_MAX)
+        return ctr_lease_without_(&s->lease, who, "k or the points are too many for it");
+    ctr_search_choose_(s, bag, block);
+    if (s->ctx->status != CTR_OK) return 0;
+    s->device_x = (ctr_real *)ctr_lease_take_(&s->lease, s->count, d, sizeof(ctr_real));
+    s->device_q = (ctr_real *)ctr_lease_take_(&s->lease, block, d, sizeof(ctr_real));
+    s->device_value = (ctr_real *)ctr_lease_take_(&s->lease, block, s->k, sizeof(ctr_real));
+    s->device_index = (int32_t *)ctr_lease_take_(&s->lease, block, s->k, sizeof(int32_t));
+    s->device_skip = (int32_t *)ctr_lease_take_(&s->lease, block, 1, sizeof(int32_t));
+    if (s->ctx->status != CTR_OK) return ctr_lease_without_(&s->lease, who, NULL);
+    s->lent = s->tile.plain = 1;
+    for (s->first = 0; s->first < s->count; s->first += CTR_SEARCH_DATA_) {
+        s->data_now = CTR_MIN_(CTR_SEARCH_DATA_, s->count - s->first);
+        ctr_parallel_(s->ctx, ctr_tile_panels_(s->data_now), ctr_search_pack_job_, s);
+        ctr_k_upload(s->ctx, (size_t)(s->data_now * d) * sizeof(ctr_real), s->tile.packed,
+                     s->device_x + s->first * d);
+    }
+    return 1;
+}
+
+/* A block of queries, whose unit rows are there. */
+CTR_PRIVATE_ void ctr_search_lent_(ctr_search_ *s)
+{
+    ctr_ctx *ctx = s->ctx;
+    int64_t n = s->queries_now, k = s->k, q, i;
+    for (q = 0; q < n; q++) s->skip[q] = s->self ? s->place[s->query + q] : -1;
+    ctr_k_upload(ctx, (size_t)(n * s->data->d) * sizeof(ctr_real), s->query_unit, s->device_q);
+    ctr_k_upload(ctx, (size_t)n * sizeof(int32_t), s->skip, s->device_skip);
+    ctr_k_neighbors(ctx, n, s->count, s->data->d, s->device_q, s->device_x, s->device_skip, k,
+                    s->device_value, s->device_index);
+    ctr_k_download(ctx, (size_t)(n * k) * sizeof(ctr_real), s->device_value, s->best);
+    ctr_k_download(ctx, (size_t)(n * k) * sizeof(int32_t), s->device_index, s->found);
+    for (q = 0; q < n && ctx->status == CTR_OK; q++)
+        for (i = 0; i < k; i++) {
+            int32_t found = s->found[q * k + i];
+            s->value[q * s->room + i] = s->best[q * k + i];
+            s->index[q * s->room + i] = found < 0 ? -1 : s->chosen[found];
+        }
+}
+
 /* Neighbours of the queries from s->query on, a block of them, into s->index and s->value: the
    first k places of each list. */
 CTR_PRIVATE_ void ctr_search_block_(ctr_search_ *s)
@@ -18032,6 +18277,10 @@ CTR_PRIVATE_ void ctr_search_block_(ctr_search_ *s)
     }
     ctr_eval_rows_unit_(s->ctx, s->queries_now, d, s->queries->x + s->query * d,
                         s->query_inverse + s->query, s->query_unit);
+    if (s->lent) {
+        ctr_search_lent_(s);
+        return;
+    }
     for (s->first = 0; s->first < s->data->n; s->first += CTR_SEARCH_DATA_) {
         s->data_now = CTR_MIN_(CTR_SEARCH_DATA_, s->data->n - s->first);
         ctr_parallel_(s->ctx, ctr_tile_panels_(s->data_now), ctr_search_pack_job_, s);
@@ -18041,7 +18290,8 @@ CTR_PRIVATE_ void ctr_search_block_(ctr_search_ *s)
                   ctr_search_sort_job_, s);
 }
 
-/* Checks the rows and takes the memory; queries NULL means leave one out. 0 after an error. */
+/* Checks the rows and takes the memory; queries NULL means leave one out. 0 after an error. What is
+   opened is closed before its bag, in either case. */
 CTR_PRIVATE_ int ctr_search_open_(ctr_search_ *s, ctr_bag_ *bag, const char *who,
                                   const ctr_points *data, const ctr_points *queries, int64_t k,
                                   int labelled)
@@ -18069,9 +18319,14 @@ CTR_PRIVATE_ int ctr_search_open_(ctr_search_ *s, ctr_bag_ *bag, const char *who
     if (!ctr_eval_rows_scan_(s->ctx, who, labelled ? "training points" : "data", data->n, data->d,
                              data->x, s->data_inverse))
         return 0;
-    return s->self || ctr_eval_rows_scan_(s->ctx, who, labelled ? "test points" : "queries",
-                                          queries->n, queries->d, queries->x, s->query_inverse);
+    if (!s->self && !ctr_eval_rows_scan_(s->ctx, who, labelled ? "test points" : "queries",
+                                         queries->n, queries->d, queries->x, s->query_inverse))
+        return 0;
+    ctr_search_lend_(s, bag, who, block);
+    return s->ctx->status == CTR_OK;
 }
+
+CTR_PRIVATE_ void ctr_search_close_(ctr_search_ *s) { ctr_lease_end_(&s->lease); }
 
 /* ------------------------------------------------------------------------------------------------
    >>CLUSTER
@@ -18093,6 +18348,7 @@ typedef struct ctr_kmeans_ {
     int spherical;
     const ctr_real *x;        /* [n, d] */
     double *inverse;          /* [n] 1 / |x_i| or 0 */
+    ctr_real *weight;         /* spherical: the same, rounded; or NULL */
     ctr_real *centroids;      /* [k, d] */
     ctr_tile_ tile;           /* of c - m */
     ctr_real *half;           /* [k] h */
@@ -18104,6 +18360,14 @@ typedef struct ctr_kmeans_ {
     double *chunk_sum;        /* [chunks] of distance, for k-means++ */
     double *sums;             /* [threads, d] of a cluster's points */
     int64_t drawn;            /* of k-means++: centroids so far */
+    /* on a device */
+    ctr_lease_ lease;
+    int lent;
+    ctr_real *device_x, *device_weight, *device_c, *device_half; /* [n, d] [n] [k, d] [k] */
+    int32_t *device_which, *device_begin, *device_order;         /* [n], [k + 1], [n] */
+    double *device_sums;      /* [k, d] */
+    int32_t *order32;         /* [k + 1 + n] begin and order, on their way there */
+    double *all_sums;         /* [k, d] */
 } ctr_kmeans_;
 
 /* The largest s = product - half of a row, after best so far; of equals the lowest index. */
@@ -18224,6 +18488,18 @@ CTR_PRIVATE_ void ctr_kmeans_move_job_(void *arg, int64_t chunk, int worker)
     ctr_tile_pack_(&m->tile, chunk, count, worker);
 }
 
+/* The device finds them. After an error all of them are 0, which is some centroid. */
+CTR_PRIVATE_ void ctr_kmeans_nearest_(ctr_kmeans_ *m)
+{
+    ctr_ctx *ctx = m->ctx;
+    ctr_k_upload(ctx, (size_t)(m->k * m->d) * sizeof(ctr_real), m->tile.packed, m->device_c);
+    ctr_k_upload(ctx, (size_t)m->k * sizeof(ctr_real), m->half, m->device_half);
+    ctr_k_nearest(ctx, m->n, m->k, m->d, m->device_x, m->device_c, m->device_half,
+                  m->device_which);
+    ctr_k_download(ctx, (size_t)m->n * sizeof *m->assignment, m->device_which, m->assignment);
+    if (ctx->status != CTR_OK) memset(m->assignment, 0, (size_t)m->n * sizeof *m->assignment);
+}
+
 /* The nearest centroid of every point. */
 CTR_PRIVATE_ void ctr_kmeans_assign_(ctr_kmeans_ *m)
 {
@@ -18233,7 +18509,10 @@ CTR_PRIVATE_ void ctr_kmeans_assign_(ctr_kmeans_ *m)
         for (l = 0; l < m->d; l++)
             m->middle[l] += (double)m->centroids[j * m->d + l] / (double)m->k;
     ctr_parallel_(m->ctx, ctr_tile_panels_(m->k), ctr_kmeans_move_job_, m);
-    ctr_parallel_(m->ctx, (m->n + CTR_TILE_ROWS_ - 1) / CTR_TILE_ROWS_, ctr_kmeans_best_job_, m);
+    if (m->lent) ctr_kmeans_nearest_(m);
+    else
+        ctr_parallel_(m->ctx, (m->n + CTR_TILE_ROWS_ - 1) / CTR_TILE_ROWS_, ctr_kmeans_best_job_,
+                      m);
 }
 
 /* sizes, and the points in the order of their clusters (a counting sort). */
@@ -18264,7 +18543,7 @@ CTR_PRIVATE_ double ctr_kmeans_distance_(int64_t d, const ctr_real *x, double w,
 /* What a point counts by: 1, or for directions the inverse of its length. */
 CTR_PRIVATE_ double ctr_kmeans_weight_(const ctr_kmeans_ *m, int64_t i)
 {
-    return m->spherical ? m->inverse[i] : 1.0;
+    return m->weight ? (double)m->weight[i] : 1.0;
 }
 
 /* Row j of the centroids from c [d] in double; at unit length if spherical, and as it was if c has
@@ -18290,26 +18569,6 @@ CTR_PRIVATE_ void ctr_kmeans_take_(ctr_kmeans_ *m, int64_t j, int64_t i)
         m->centroids[j * m->d + l] = (ctr_real)(w * (double)m->x[i * m->d + l]);
 }
 
-/* sum [d] += weight x [d] */
-CTR_INLINE_ void ctr_kmeans_add_body_(int64_t d, double weight, const ctr_real *x, double *sum)
-{
-    int64_t l;
-    for (l = 0; l < d; l++) sum[l] += weight * (double)x[l];
-}
-
-CTR_PRIVATE_ void ctr_kmeans_add_plain_(int64_t d, double weight, const ctr_real *x, double *sum)
-{
-    ctr_kmeans_add_body_(d, weight, x, sum);
-}
-
-#if CTR_HAS_FAST_
-CTR_TARGET_FAST_ CTR_PRIVATE_ void ctr_kmeans_add_fast_(int64_t d, double weight, const ctr_real *x,
-                                                        double *sum)
-{
-    ctr_kmeans_add_body_(d, weight, x, sum);
-}
-#endif
-
 /* One centroid: the mean of its points, summed in the order of their indices; without any it
    stays. */
 CTR_PRIVATE_ void ctr_kmeans_mean_job_(void *arg, int64_t j, int worker)
@@ -18325,15 +18584,35 @@ CTR_PRIVATE_ void ctr_kmeans_mean_job_(void *arg, int64_t j, int worker)
 #if CTR_HAS_FAST_
         for (l = 0; l < m->d && i + 2 < m->begin[j + 1]; l += 16) /* rows lie anywhere: fetch */
             __builtin_prefetch(m->x + m->order[i + 2] * m->d + l); /* a line of 64 bytes ahead */
-        if (ctr_fast_(m->ctx)) {
-            ctr_kmeans_add_fast_(m->d, weight, x, sum);
-            continue;
-        }
 #endif
-        ctr_kmeans_add_plain_(m->d, weight, x, sum);
+        ctr_rows_add_(m->ctx, m->d, weight, x, sum);
     }
     for (l = 0; l < m->d; l++) sum[l] /= (double)m->sizes[j];
     ctr_kmeans_store_(m, j, sum);
+}
+
+/* All centroids; the device adds up. */
+CTR_PRIVATE_ void ctr_kmeans_means_(ctr_kmeans_ *m)
+{
+    ctr_ctx *ctx = m->ctx;
+    int32_t *begin = m->order32, *order = begin + m->k + 1;
+    int64_t i, j;
+    if (!m->lent) {
+        ctr_parallel_(ctx, m->k, ctr_kmeans_mean_job_, m);
+        return;
+    }
+    for (j = 0; j <= m->k; j++) begin[j] = (int32_t)m->begin[j];
+    for (i = 0; i < m->n; i++) order[i] = (int32_t)m->order[i];
+    ctr_k_upload(ctx, (size_t)(m->k + 1) * sizeof *begin, begin, m->device_begin);
+    ctr_k_upload(ctx, (size_t)m->n * sizeof *order, order, m->device_order);
+    ctr_k_segment_sum(ctx, m->k, m->n, m->d, m->device_begin, m->device_order, m->device_weight,
+                      m->device_x, m->device_sums);
+    ctr_k_download(ctx, (size_t)(m->k * m->d) * sizeof(double), m->device_sums, m->all_sums);
+    for (j = 0; j < m->k && ctx->status == CTR_OK; j++) {
+        double *sum = m->all_sums + j * m->d;
+        for (i = 0; i < m->d && m->sizes[j] > 0; i++) sum[i] /= (double)m->sizes[j];
+        if (m->sizes[j] > 0) ctr_kmeans_store_(m, j, sum);
+    }
 }
 
 /* Each empty cluster takes half of the largest, of equals the first: the same centroid, its even
@@ -18523,7 +18802,7 @@ CTR_PRIVATE_ void ctr_kmeans_once_(ctr_kmeans_ *m, const ctr_kmeans_config *c, i
             if (it > 0 && split == 0 && before - inertia <= c->tolerance * before) break;
             before = inertia;
         }
-        ctr_parallel_(m->ctx, m->k, ctr_kmeans_mean_job_, m);
+        ctr_kmeans_means_(m);
         split = ctr_kmeans_split_(m);
         r->refilled += split;
         r->iterations++;
@@ -18547,11 +18826,41 @@ CTR_PRIVATE_ int ctr_kmeans_check_(ctr_ctx *ctx, int64_t n, int64_t d, const ctr
     return 1;
 }
 
-/* Memory, and the points' lengths. */
+/* Takes the points to the device, if there is one that can; 0 without it, which is no error. */
+CTR_PRIVATE_ int ctr_kmeans_lend_(ctr_kmeans_ *m, ctr_bag_ *bag)
+{
+    const ctr_device *device = m->ctx->config.device;
+    ctr_lease_ *l = &m->lease;
+    int64_t n = m->n, k = m->k, d = m->d;
+    l->ctx = m->ctx;
+    if (!device || m->ctx->status != CTR_OK) return 0;
+    if (!device->nearest || !device->segment_sum)
+        return ctr_lease_without_(l, "kmeans", "it has no kernel for it");
+    if (n >= INT32_MAX) return ctr_lease_without_(l, "kmeans", "the points are too many for it");
+    m->order32 = ctr_bag_i32_(bag, k + 1 + n, 1);
+    m->all_sums = ctr_bag_double_(bag, k, d);
+    if (m->ctx->status != CTR_OK) return 0;
+    m->device_x = (ctr_real *)ctr_lease_take_(l, n, d, sizeof(ctr_real));
+    m->device_c = (ctr_real *)ctr_lease_take_(l, k, d, sizeof(ctr_real));
+    m->device_half = (ctr_real *)ctr_lease_take_(l, k, 1, sizeof(ctr_real));
+    m->device_which = (int32_t *)ctr_lease_take_(l, n, 1, sizeof(int32_t));
+    m->device_begin = (int32_t *)ctr_lease_take_(l, k + 1, 1, sizeof(int32_t));
+    m->device_order = (int32_t *)ctr_lease_take_(l, n, 1, sizeof(int32_t));
+    m->device_sums = (double *)ctr_lease_take_(l, k, d, sizeof(double));
+    if (m->weight) m->device_weight = (ctr_real *)ctr_lease_take_(l, n, 1, sizeof(ctr_real));
+    if (m->ctx->status != CTR_OK) return ctr_lease_without_(l, "kmeans", NULL);
+    ctr_k_upload(m->ctx, (size_t)(n * d) * sizeof(ctr_real), m->x, m->device_x);
+    if (m->weight)
+        ctr_k_upload(m->ctx, (size_t)n * sizeof(ctr_real), m->weight, m->device_weight);
+    m->lent = m->tile.plain = 1;
+    return 1;
+}
+
+/* Memory, and the points' lengths. What is opened is closed before its bag. */
 CTR_PRIVATE_ int ctr_kmeans_open_(ctr_kmeans_ *m, ctr_bag_ *bag, int64_t n, int64_t d,
                                   const ctr_real *x, int64_t k, int spherical)
 {
-    int64_t chunks = ctr_eval_rows_chunks_(n);
+    int64_t chunks = ctr_eval_rows_chunks_(n), i;
     memset(m, 0, sizeof *m);
     m->ctx = bag->ctx;
     m->n = n;
@@ -18572,7 +18881,11 @@ CTR_PRIVATE_ int ctr_kmeans_open_(ctr_kmeans_ *m, ctr_bag_ *bag, int64_t n, int6
     m->order = ctr_bag_i64_(bag, n, 1);
     m->distance = ctr_bag_double_(bag, n, 1);
     m->chunk_sum = ctr_bag_double_(bag, chunks, 1);
-    return ctr_eval_rows_scan_(m->ctx, "kmeans", "points", n, d, x, m->inverse);
+    if (m->spherical) m->weight = ctr_bag_real_(bag, n, 1);
+    if (!ctr_eval_rows_scan_(m->ctx, "kmeans", "points", n, d, x, m->inverse)) return 0;
+    for (i = 0; i < n && m->weight; i++) m->weight[i] = (ctr_real)m->inverse[i];
+    ctr_kmeans_lend_(m, bag);
+    return m->ctx->status == CTR_OK;
 }
 
 /* centroids that came from outside must be numbers */
@@ -18636,6 +18949,7 @@ CTR_API int ctr_kmeans_run(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x
     if (ctr_kmeans_open_(&m, &bag, n, d, x, c.k, c.spherical) &&
         (!c.start || ctr_kmeans_finite_(ctx, c.k, d, c.start)))
         ctr_kmeans_best_of_(&m, &c, centroids, assignment, sizes, &result);
+    ctr_lease_end_(&m.lease);
     ctr_bag_close_(&bag);
     if (out && ctx->status == CTR_OK) *out = result;
     return ctx->status == CTR_OK;
@@ -18661,6 +18975,7 @@ CTR_API int ctr_kmeans_assign(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real
         if (inertia) *inertia = ctr_kmeans_inertia_(&m);
         if (ctx->status == CTR_OK) memcpy(assignment, m.assignment, (size_t)n * sizeof *assignment);
     }
+    ctr_lease_end_(&m.lease);
     ctr_bag_close_(&bag);
     return ctx->status == CTR_OK;
 }
@@ -26040,13 +26355,14 @@ CTR_API int64_t ctr_neighbors_find(ctr_ctx *ctx, const ctr_points *data, const c
     if (ctr_search_open_(&s, &bag, "neighbors", data, queries, CTR_MAX_(found, 1), 0))
         for (s.query = 0; s.query < s.queries->n; s.query += CTR_SEARCH_QUERIES_) {
             ctr_search_block_(&s);
-            for (q = 0; q < s.queries_now; q++)
+            for (q = 0; q < s.queries_now && ctx->status == CTR_OK; q++)
                 for (i = 0; i < k; i++) {
                     int64_t to = (s.query + q) * k + i;
                     if (index) index[to] = i < found ? s.index[q * s.room + i] : -1;
                     if (similarity) similarity[to] = i < found ? s.value[q * s.room + i] : 0;
                 }
         }
+    ctr_search_close_(&s);
     ctr_bag_close_(&bag);
     return ctx->status == CTR_OK ? found : 0;
 }
@@ -26133,11 +26449,13 @@ CTR_PRIVATE_ void ctr_knn_run_(ctr_ctx *ctx, const ctr_points *train, const ctr_
         for (i = 0; i < ctx->threads * j.classes; i++) j.votes[i] = 0;
         for (s.query = 0; s.query < s.queries->n; s.query += CTR_SEARCH_QUERIES_) {
             ctr_search_block_(&s);
+            if (ctx->status != CTR_OK) break;
             ctr_parallel_(ctx, (s.queries_now + CTR_SEARCH_CHUNK_ - 1) / CTR_SEARCH_CHUNK_,
                           ctr_knn_vote_job_, &j);
             ctr_knn_count_(&j, predicted, out);
         }
     }
+    ctr_search_close_(&s);
     ctr_bag_close_(&bag);
 }
 
