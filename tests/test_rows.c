@@ -8,7 +8,7 @@
 #ifndef CONTRASTIVE_STATIC
 #define CONTRASTIVE_STATIC
 #endif
-#include "test.h"
+#include "fake_device.h"
 
 /* Small whole numbers: their products are exact in every order of adding, and often equal. */
 static ctr_real *whole(uint32_t seed, int64_t n, uint32_t kinds)
@@ -221,6 +221,109 @@ static void test_search(ctr_ctx *ctx)
     test_fine(ctx, "no error");
 }
 
+/* ----------------------------------------------------------- what a device does, as plain loops */
+
+/* Whole numbers, so that sums are exact; the answers are counted, not found as the verbs do it. */
+static void test_nearest(ctr_ctx *ctx)
+{
+    enum { N = 50, K = 19, D = 4 };
+    ctr_real *x = whole(7, N * D, 3), *c = whole(8, K * D, 3), *minus = whole(9, K, 3);
+    int32_t which[N];
+    int64_t i, j, wrong = 0;
+    test_group("the nearest row");
+    ctr_k_nearest(ctx, N, K, D, x, c, minus, which);
+    for (i = 0; i < N; i++) {
+        ctr_real own = ctr_rows_dot_(D, x + i * D, c + which[i] * D) - minus[which[i]];
+        for (j = 0; j < K; j++) {
+            ctr_real other = ctr_rows_dot_(D, x + i * D, c + j * D) - minus[j];
+            wrong += other > own || (other >= own && j < which[i]);
+        }
+    }
+    test_equal("better rows", (double)wrong, 0);
+    free(x);
+    free(c);
+    free(minus);
+}
+
+static void neighbors_of(ctr_ctx *ctx, int64_t n, int64_t k)
+{
+    enum { M = 12, D = 3, MOST = 60 };
+    ctr_real *q = whole(10, M * D, 3), *x = whole(11, n * D, 3), value[M * MOST];
+    int32_t index[M * MOST], skip[M];
+    int64_t i, j, rank, wrong = 0;
+    char text[64];
+    for (i = 0; i < M; i++) skip[i] = (int32_t)(i % 3 ? i % n : -1);
+    ctr_k_neighbors(ctx, M, n, D, q, x, skip, k, value, index);
+    for (i = 0; i < M; i++)
+        for (j = 0; j < n; j++) { /* each row stands where as many are better as its rank says */
+            ctr_real own = ctr_rows_dot_(D, q + i * D, x + j * D);
+            int64_t l;
+            for (rank = 0, l = 0; l < n; l++) {
+                ctr_real s = ctr_rows_dot_(D, q + i * D, x + l * D);
+                rank += l != skip[i] && (s > own || (s >= own && l < j));
+            }
+            if (j == skip[i] || rank >= k) continue;
+            wrong += index[i * k + rank] != j || value[i * k + rank] != own;
+        }
+    for (i = 0; i < M; i++)
+        for (rank = n - (skip[i] >= 0); rank < k; rank++)
+            wrong += index[i * k + rank] != -1 || value[i * k + rank] != 0;
+    sprintf(text, "%d of %d", (int)k, (int)n);
+    test_equal(text, (double)wrong, 0);
+    free(q);
+    free(x);
+}
+
+static void test_segments(ctr_ctx *ctx)
+{
+    enum { N = 30, D = 5, SEGMENTS = 4 };
+    static const int32_t begin[SEGMENTS + 1] = { 0, 9, 9, 10, N };
+    ctr_real *x = whole(12, N * D, 9), *weight = whole(13, N, 5);
+    double y[SEGMENTS * D], wrong = 0;
+    int32_t order[N];
+    int64_t i, j, l;
+    int weighted;
+    test_group("sums of groups");
+    for (i = 0; i < N; i++) order[i] = (int32_t)(i * 7 % N);
+    for (weighted = 0; weighted < 2; weighted++) {
+        memset(y, 0xff, sizeof y);
+        ctr_k_segment_sum(ctx, SEGMENTS, N, D, begin, order, weighted ? weight : NULL, x, y);
+        for (j = 0; j < SEGMENTS; j++)
+            for (l = 0; l < D; l++) {
+                double sum = 0;
+                for (i = 0; i < N; i++) {
+                    int inside = i >= begin[j] && i < begin[j + 1];
+                    double w = weighted ? (double)weight[order[i]] : 1;
+                    if (inside) sum += w * (double)x[order[i] * D + l];
+                }
+                wrong += y[j * D + l] != sum;
+            }
+    }
+    test_equal("differences", wrong, 0);
+    free(x);
+    free(weight);
+}
+
+/* A device without the verb: a clear error. */
+static void test_missing(void)
+{
+    fake_device *fake = fake_device_open();
+    ctr_ctx *ctx;
+    test_group("a device without the verbs");
+    fake->device.nearest = NULL;
+    fake->device.neighbors = NULL;
+    fake->device.segment_sum = NULL;
+    ctx = fake_device_ctx(fake);
+    ctr_k_nearest(ctx, 1, 1, 1, NULL, NULL, NULL, NULL);
+    test_fails(ctx, "nearest", CTR_E_DEVICE, "nearest: device fake has no kernel");
+    ctr_k_neighbors(ctx, 1, 1, 1, NULL, NULL, NULL, 1, NULL, NULL);
+    test_fails(ctx, "neighbors", CTR_E_DEVICE, "neighbors: device fake has no kernel");
+    ctr_k_segment_sum(ctx, 1, 1, 1, NULL, NULL, NULL, NULL, NULL);
+    test_fails(ctx, "segment_sum", CTR_E_DEVICE, "segment_sum: device fake has no kernel");
+    ctr_ctx_destroy(ctx);
+    fake_device_close(fake);
+}
+
 int main(int argc, char **argv)
 {
     static const ctr_kernels sets[] = { CTR_KERNELS_SCALAR, CTR_KERNELS_AUTO };
@@ -233,8 +336,15 @@ int main(int argc, char **argv)
         test_masks(ctx);
         test_cuts(ctx);
         test_search(ctx);
+        test_nearest(ctx);
+        test_group("the nearest rows, in order");
+        neighbors_of(ctx, 1, 1);
+        neighbors_of(ctx, 40, 7);
+        neighbors_of(ctx, 40, 60);
+        test_segments(ctx);
         ctr_ctx_destroy(ctx);
     }
     test_sorts();
+    test_missing();
     return test_end();
 }
