@@ -28,7 +28,8 @@
        TAPE OPS NN OPTIM                            autograd, layers, networks, optimisers
        IMAGE POLICY AUG SAMPLE DATA LOADER VIEWS    pictures, augmentations, batches of views
        TOKEN                                        texts as numbers, pictures with captions
-       CLUSTER                                      k-means, whitening, Sinkhorn, NMI
+       ROWS CLUSTER                                 all rows with all; k-means, whitening,
+                                                    Sinkhorn, NMI
        LOSS AGREE HEALTH METHOD TEACHER             losses; alive?; SimCLR, ...; MoCo, BYOL, ...
        BANK                                         memory bank, triplets: NPID, FaceNet
        PRETEXT                                      puzzles, prediction: PIRL, CPC
@@ -448,10 +449,28 @@ CTR_API void ctr_k_sgd(ctr_ctx *ctx, const ctr_optim_args *a);
 CTR_API void ctr_k_adamw(ctr_ctx *ctx, const ctr_optim_args *a);
 /* 1 when all n numbers are finite; waits for the device */
 CTR_API int ctr_k_finite(ctr_ctx *ctx, int64_t n, const ctr_real *x);
+/* The next three are what k-means and k-NN have a device do; on the CPU they are plain loops. A
+   device multiplies in float, whatever it rounds elsewhere. n, k below 2^31.
+   which[i] = the j with the largest x_i . c_j - minus[j], of equals the lowest; x [n, d], c [k, d],
+   minus [k] */
+CTR_API void ctr_k_nearest(ctr_ctx *ctx, int64_t n, int64_t k, int64_t d, const ctr_real *x,
+                           const ctr_real *c, const ctr_real *minus, int32_t *which);
+/* The k rows of x [n, d] with the largest q_i . x_j for each row of q [m, d], the largest first, of
+   equals the lower index first: value, index [m, k]; 1 <= k <= CTR_NEIGHBORS_MOST. skip [m]: a row
+   of x that does not count, -1: none. What is missing has value 0 and index -1. */
+#define CTR_NEIGHBORS_MOST 1024
+CTR_API void ctr_k_neighbors(ctr_ctx *ctx, int64_t m, int64_t n, int64_t d, const ctr_real *q,
+                             const ctr_real *x, const int32_t *skip, int64_t k, ctr_real *value,
+                             int32_t *index);
+/* y[j] = the sum of weight[i] x[i] over the i = order[begin[j]] .. order[begin[j + 1] - 1]; x
+   [n, d], weight [n] or NULL: 1, order [n], begin [segments + 1], y [segments, d] of double */
+CTR_API void ctr_k_segment_sum(ctr_ctx *ctx, int64_t segments, int64_t n, int64_t d,
+                               const int32_t *begin, const int32_t *order, const ctr_real *weight,
+                               const ctr_real *x, double *y);
 
 /* An accelerator: its memory and its verbs, with the prototypes of ctr_k_*. A verb that is NULL
    is a clear error when it is called, never a silent copy to the host. */
-#define CTR_DEVICE_VERSION 2
+#define CTR_DEVICE_VERSION 3
 struct ctr_view_args;
 typedef struct ctr_device {
     int version;              /* CTR_DEVICE_VERSION */
@@ -528,6 +547,13 @@ typedef struct ctr_device {
        is 0 if any of them all was not: one wait for the gradients of a whole network. */
     void (*watch)(ctr_ctx *, int64_t, const ctr_real *);
     void (*views)(ctr_ctx *, const struct ctr_view_args *); /* see >>VIEWS; may be NULL */
+    /* May be NULL: k-means and k-NN run on the CPU then, and the log says so. */
+    void (*nearest)(ctr_ctx *, int64_t, int64_t, int64_t, const ctr_real *, const ctr_real *,
+                    const ctr_real *, int32_t *);
+    void (*neighbors)(ctr_ctx *, int64_t, int64_t, int64_t, const ctr_real *, const ctr_real *,
+                      const int32_t *, int64_t, ctr_real *, int32_t *);
+    void (*segment_sum)(ctr_ctx *, int64_t, int64_t, int64_t, const int32_t *, const int32_t *,
+                        const ctr_real *, const ctr_real *, double *);
 } ctr_device;
 
 /* For devices and other extensions: records an error as the library itself does. */
@@ -1481,6 +1507,8 @@ typedef struct ctr_batch {
     int64_t epoch, batch;         /* which one this is */
     int groups;                   /* of views, in the order of augs */
     const ctr_view_group *group;  /* [groups], the first one as above; NULL allowed with one */
+    int device;                   /* 1: pixels lie in the context's memory, not the host's: views
+                                     that ctr_fit had made there. A loader's batch has 0 */
 } ctr_batch;
 
 /* The dataset must outlive the loader. All memory is taken here: a steady epoch allocates nothing,
@@ -1601,7 +1629,10 @@ CTR_API int ctr_dataset_tokenize(ctr_ctx *ctx, const ctr_dataset *dataset,
 /* ------------------------------------------------------------------------------------------------
    >>CLUSTER  k-means, whitening, balanced codes, and how well clusters agree with classes
    Everything takes host memory that stays the caller's, gives the same bits for any number of
-   threads, and leaves nothing behind. Functions return 1, or 0 after recording an error.
+   threads, and leaves nothing behind. Functions return 1, or 0 after recording an error. If the
+   context has a device, the points of k-means go there for the call, and it finds the nearest
+   centroids and adds up the clusters; if it lacks the verbs or the memory, or n is 2^31 or more,
+   the CPU does, and one line of the log (CTR_LOG_INFO) says why.
    ---------------------------------------------------------------------------------------------- */
 
 /* k-means (Lloyd, 1982): minimise the inertia, sum_i |x_i - c_a(i)|^2, by turns over the assignment
@@ -1646,8 +1677,8 @@ CTR_API void ctr_kmeans_config_init(ctr_kmeans_config *config);
    apart by 1/1024 of each coordinate (the rule of faiss, which draws the donor at random). In the
    last assignment it takes the point that is farthest from its centroid.
    config NULL: the defaults. Errors: k above n or below 1, n or d below 1 (CTR_E_SHAPE or VALUE),
-   NaN or infinity (CTR_E_NUMBER). Memory: 4 MB of products and a few numbers a point and centroid;
-   never n x k. */
+   NaN or infinity (CTR_E_NUMBER). Memory: twice the centroids, 0.1 MB a thread and a few numbers a
+   point; never n x k. */
 CTR_API int ctr_kmeans_run(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x,
                            const ctr_kmeans_config *config, ctr_real *centroids,
                            int32_t *assignment, int64_t *sizes, ctr_kmeans_result *out);
@@ -2645,6 +2676,9 @@ CTR_API ctr_method *ctr_mix_create(ctr_ctx *ctx, ctr_method *method, const ctr_m
    >>EVAL  what the embeddings are worth: k-NN, linear probe, retrieval, verification
    Everything takes host memory that stays the caller's, gives the same bits for any number of
    threads, and leaves nothing behind. Functions return 1, or 0 after recording an error.
+   If the context has a device, neighbours (of k-NN, too) are found there, with the data in its
+   memory for the call; if it lacks the verb or the memory, for k above CTR_NEIGHBORS_MOST and for
+   2^31 points or more the CPU finds them, and one line of the log (CTR_LOG_INFO) says why.
    Evaluate on features of the backbone, in evaluation mode, unless you know why not.
    ---------------------------------------------------------------------------------------------- */
 
@@ -3142,7 +3176,11 @@ CTR_API void ctr_fit_config_init(ctr_fit_config *config);
 CTR_API int ctr_fit_locate(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config,
                            ctr_position *position);
 /* Trains from where the loader or the checkpoint stands to the last epoch. Returns the number of
-   steps done in this call, or -1 with an error (a checkpoint of another run, a full disk, ...). */
+   steps done in this call, or -1 with an error (a checkpoint of another run, a full disk, ...).
+   If the context has a device, the images go there as bytes and the device makes the views, those
+   of the loader to less than 1/255 (>>VIEWS), as long as this call lasts. It takes images of one
+   size, augmentations without a policy, a device with the verb, and memory there; else the loader
+   makes them, and one line of the log (CTR_LOG_INFO) says why. */
 CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_config *config);
 /* The same with a loader of its own: shuffled batches of config->batch images (or all there are),
    or of classes if the method asks for them (per_class), the context's seed, the last incomplete
@@ -16811,6 +16849,7 @@ typedef struct ctr_loader_slot_ {
     int32_t *tokens;          /* [batch, context], or NULL */
     ctr_real *pixels;         /* of all groups, one behind the other */
     ctr_view_group group[CTR_MAX_VIEWS];
+    ctr_aug_params *params;   /* [views, n] of views that are only drawn, or NULL */
     ctr_note_ *notes;         /* [batch]: one for each image */
 } ctr_loader_slot_;
 
@@ -16829,6 +16868,7 @@ struct ctr_loader {
     ctr_class_sampler *classes; /* NULL: orders are those of ctr_sample_order, or ... */
     ctr_order_fn order_fn;    /* ... not NULL: of this one */
     void *order_user;
+    int64_t draw_h, draw_w;   /* not 0: views are only drawn, of images of this size */
     void **scratch;           /* [threads] of the augmentation */
     size_t *scratch_size;
     double seconds;
@@ -16922,6 +16962,19 @@ CTR_PRIVATE_ void ctr_loader_views_(const ctr_loader_slot_ *s, int64_t i, int64_
     }
 }
 
+/* What is random about the views of image i, for who makes them. */
+CTR_PRIVATE_ void ctr_loader_draws_(const ctr_loader_slot_ *s, int64_t i, int64_t position)
+{
+    ctr_aug_params params[CTR_MAX_VIEWS];
+    ctr_image image;
+    int v;
+    memset(&image, 0, sizeof image);
+    image.h = s->loader->draw_h;
+    image.w = s->loader->draw_w;
+    ctr_loader_sample_(s, position, &image, params);
+    for (v = 0; v < s->loader->config.views; v++) s->params[v * s->n + i] = params[v];
+}
+
 /* Chunk i of a batch's job: its image i. */
 CTR_PRIVATE_ void ctr_loader_job_(void *arg, int64_t i, int worker)
 {
@@ -16939,6 +16992,10 @@ CTR_PRIVATE_ void ctr_loader_job_(void *arg, int64_t i, int worker)
                l->config.tokens + s->labels[i] * l->config.context,
                (size_t)l->config.context * sizeof *s->tokens);
     note->status = CTR_OK;
+    if (l->draw_h) {
+        ctr_loader_draws_(s, i, position);
+        return;
+    }
     if (!ctr_dataset_fetch_(l->ctx, l->d, source, &image, &borrowed, note)) return;
     scratch = ctr_loader_scratch_(l, worker, image.h, image.w);
     if (!scratch)
@@ -17027,6 +17084,7 @@ CTR_API int ctr_loader_next(ctr_ctx *ctx, ctr_loader *l, ctr_batch *out)
     out->batch = s->batch;
     out->groups = l->groups;
     out->group = s->group;
+    out->device = 0;
     ctr_loader_ahead_(l);
     return 1;
 }
@@ -17042,6 +17100,22 @@ CTR_API void ctr_loader_order(ctr_loader *l, ctr_order_fn order_fn, void *user)
     l->order_user = user;
     l->order_epoch[0] = l->order_epoch[1] = -1;
     l->slots[!l->current].made = 0;
+}
+
+/* From the next batch on views are only drawn, of images that have h x w pixels; h 0: they are made
+   again. 0 with an error: no memory. */
+CTR_PRIVATE_ int ctr_loader_draw_(ctr_ctx *ctx, ctr_loader *l, int64_t h, int64_t w)
+{
+    size_t bytes = (size_t)(l->config.batch * l->config.views) * sizeof *l->slots[0].params;
+    int i;
+    ctr_loader_wait_(l);
+    for (i = 0; i < 2 && h; i++)
+        if (!l->slots[i].params) l->slots[i].params = (ctr_aug_params *)ctr_alloc_(ctx, bytes);
+    if (h && ctx->status != CTR_OK) return 0;
+    l->slots[!l->current].made = 0;
+    l->draw_h = h;
+    l->draw_w = w;
+    return 1;
 }
 
 CTR_API void ctr_loader_tell(const ctr_loader *l, int64_t *epoch, int64_t *batch)
@@ -17079,6 +17153,7 @@ CTR_API void ctr_loader_destroy(ctr_ctx *ctx, ctr_loader *l)
         ctr_free_host_(ctx, s->labels, batch * sizeof *s->labels);
         ctr_free_host_(ctx, s->tokens, batch * (size_t)l->config.context * sizeof *s->tokens);
         ctr_free_host_(ctx, s->notes, batch * sizeof *s->notes);
+        ctr_free_host_(ctx, s->params, batch * (size_t)l->config.views * sizeof *s->params);
         ctr_aligned_free_(ctx, s->pixels, l->bytes);
         ctr_free_host_(ctx, l->orders[i], order);
     }
@@ -17398,6 +17473,90 @@ CTR_API int ctr_images_views(ctr_ctx *ctx, const ctr_images *s, const ctr_aug_co
     else if (device->views) device->views(ctx, &a);
     else ctr_memory_missing_(ctx, "views");
     return ctx->status == CTR_OK;
+}
+
+/* ---- a loader's batches, whose views a device makes ---- */
+
+typedef struct ctr_views_ {
+    ctr_loader *loader;
+    ctr_images *images;
+    ctr_view_group group[CTR_MAX_VIEWS]; /* the loader's, in the device's memory */
+    ctr_real *pixels;
+} ctr_views_;
+
+CTR_PRIVATE_ void ctr_views_close_(ctr_ctx *ctx, ctr_views_ *v)
+{
+    if (v->loader) ctr_loader_draw_(ctx, v->loader, 0, 0);
+    if (v->pixels) ctr_data_free_(ctx, v->pixels, v->loader->bytes);
+    ctr_images_destroy(ctx, v->images);
+    memset(v, 0, sizeof *v);
+}
+
+/* Why the device cannot make views of these kinds, or NULL. */
+CTR_PRIVATE_ const char *ctr_views_cannot_(const ctr_ctx *ctx, const ctr_loader *l)
+{
+    int k;
+    if (!ctx->config.device->views) return "the device has no kernel for it";
+    for (k = 0; k < l->config.views; k++)
+        if (l->augs[k].policy.kind != CTR_POLICY_NONE)
+            return "an augmentation has a policy, whose operations are the CPU's";
+    return NULL;
+}
+
+/* 1: from now on the loader only draws, and ctr_views_make_ makes the views. 0: it goes on as it
+   was, which is no error; if there is a device, the log says why. */
+CTR_PRIVATE_ int ctr_views_open_(ctr_ctx *ctx, ctr_loader *l, ctr_views_ *v)
+{
+    const char *why;
+    int g;
+    memset(v, 0, sizeof *v);
+    if (!ctx->config.device || ctx->status != CTR_OK) return 0;
+    v->loader = l;
+    why = ctr_views_cannot_(ctx, l);
+    if (!why) {
+        v->images = ctr_images_create(ctx, l->d);
+        if (v->images) v->pixels = (ctr_real *)ctr_data_alloc_(ctx, l->bytes);
+        if (v->pixels && ctr_loader_draw_(ctx, l, v->images->h, v->images->w)) {
+            for (g = 0; g < l->groups; g++) {
+                v->group[g] = l->slots[0].group[g];
+                v->group[g].pixels = v->pixels + (v->group[g].pixels - l->slots[0].pixels);
+            }
+            return 1;
+        }
+        why = ctr_error_text(ctx);
+    }
+    ctr_log_(ctx, CTR_LOG_INFO, "the CPU makes the views, not the device: %s", why);
+    ctr_error_clear(ctx);
+    ctr_views_close_(ctx, v);
+    return 0;
+}
+
+/* The views of the batch that the loader has just drawn. 1, or 0 with an error. */
+CTR_PRIVATE_ int ctr_views_make_(ctr_ctx *ctx, ctr_views_ *v, ctr_batch *b)
+{
+    const ctr_loader *l = v->loader;
+    const ctr_aug_params *params = l->slots[l->current].params;
+    int g, k, view = 0;
+    for (g = 0; g < l->groups; g++)
+        for (k = 0; k < v->group[g].views; k++, view++) {
+            ctr_tensor out;
+            memset(&out, 0, sizeof out);
+            out.dtype = CTR_F32;
+            out.rank = 4;
+            out.shape[0] = b->n;
+            out.shape[1] = v->group[g].h;
+            out.shape[2] = v->group[g].w;
+            out.shape[3] = b->c;
+            out.size = b->n * out.shape[1] * out.shape[2] * b->c;
+            out.data = v->group[g].pixels + k * out.size;
+            if (!ctr_images_views(ctx, v->images, &l->augs[view], b->n, b->index,
+                                  params + view * b->n, &out))
+                return 0;
+        }
+    b->pixels = v->pixels;
+    b->group = v->group;
+    b->device = 1;
+    return 1;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -17979,11 +18138,9 @@ CTR_API int ctr_dataset_tokenize(ctr_ctx *ctx, const ctr_dataset *d, ctr_tokeniz
 }
 
 /* ------------------------------------------------------------------------------------------------
-   >>CLUSTER
-   Also what HEALTH, EVAL and MAP share: checks and lengths of rows, principal components.
+   >>ROWS  what CLUSTER, HEALTH, EVAL and MAP share
+   Checks, lengths and moments of rows of host memory; all rows of one set with all of another.
    ---------------------------------------------------------------------------------------------- */
-
-/* ---- rows ------------------------------------------------------------------------------------ */
 
 #define CTR_EVAL_CHUNK_ 64 /* rows in a chunk of parallel work */
 
@@ -17992,6 +18149,7 @@ typedef struct ctr_eval_rows_ {
     int64_t n, d;
     double *inverse;           /* [n] 1 / |row|, 0 for a zero row, -1 if a number is not finite */
     ctr_real *out;             /* [n, d], of ctr_eval_rows_unit_ */
+    const ctr_ctx *ctx;
 } ctr_eval_rows_;
 
 CTR_PRIVATE_ void ctr_eval_rows_scan_job_(void *arg, int64_t chunk, int worker)
@@ -18029,6 +18187,7 @@ CTR_PRIVATE_ int ctr_eval_rows_scan_(ctr_ctx *ctx, const char *who, const char *
     r.d = d;
     r.inverse = inverse;
     r.out = NULL;
+    r.ctx = ctx;
     ctr_parallel_(ctx, ctr_eval_rows_chunks_(n), ctr_eval_rows_scan_job_, &r);
     for (i = 0; i < n; i++)
         if (inverse[i] < 0) {
@@ -18039,14 +18198,46 @@ CTR_PRIVATE_ int ctr_eval_rows_scan_(ctr_ctx *ctx, const char *who, const char *
     return 1;
 }
 
+/* out [d] = x [d] times its inverse length. */
+CTR_INLINE_ void ctr_eval_unit_body_(int64_t d, const ctr_real *x, double inverse, ctr_real *out)
+{
+    int64_t j;
+    for (j = 0; j < d; j++) out[j] = (ctr_real)((double)x[j] * inverse);
+}
+
+CTR_PRIVATE_ void ctr_eval_unit_plain_(int64_t d, const ctr_real *x, double inverse, ctr_real *out)
+{
+    ctr_eval_unit_body_(d, x, inverse, out);
+}
+
+#if CTR_HAS_FAST_
+CTR_TARGET_FAST_ CTR_PRIVATE_ void ctr_eval_unit_fast_(int64_t d, const ctr_real *x, double inverse,
+                                                       ctr_real *out)
+{
+    ctr_eval_unit_body_(d, x, inverse, out);
+}
+#endif
+
+CTR_PRIVATE_ void ctr_eval_unit_(const ctr_ctx *ctx, int64_t d, const ctr_real *x, double inverse,
+                                 ctr_real *out)
+{
+#if CTR_HAS_FAST_
+    if (ctr_fast_(ctx)) {
+        ctr_eval_unit_fast_(d, x, inverse, out);
+        return;
+    }
+#endif
+    (void)ctx;
+    ctr_eval_unit_plain_(d, x, inverse, out);
+}
+
 CTR_PRIVATE_ void ctr_eval_rows_unit_job_(void *arg, int64_t chunk, int worker)
 {
     ctr_eval_rows_ *r = (ctr_eval_rows_ *)arg;
-    int64_t i = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(i + CTR_EVAL_CHUNK_, r->n), j;
+    int64_t i = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(i + CTR_EVAL_CHUNK_, r->n);
     (void)worker;
     for (; i < end; i++)
-        for (j = 0; j < r->d; j++)
-            r->out[i * r->d + j] = (ctr_real)((double)r->x[i * r->d + j] * r->inverse[i]);
+        ctr_eval_unit_(r->ctx, r->d, r->x + i * r->d, r->inverse[i], r->out + i * r->d);
 }
 
 /* out [n, d] = rows of x, each times its inverse length. */
@@ -18059,6 +18250,7 @@ CTR_PRIVATE_ void ctr_eval_rows_unit_(ctr_ctx *ctx, int64_t n, int64_t d, const 
     r.d = d;
     r.inverse = inverse;
     r.out = out;
+    r.ctx = ctx;
     ctr_parallel_(ctx, ctr_eval_rows_chunks_(n), ctr_eval_rows_unit_job_, &r);
 }
 
@@ -18109,6 +18301,617 @@ CTR_PRIVATE_ double ctr_eval_dot_(int64_t n, const double *a, const double *b)
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
+/* sum [d] += weight x [d] */
+CTR_INLINE_ void ctr_rows_add_body_(int64_t d, double weight, const ctr_real *x, double *sum)
+{
+    int64_t l;
+    for (l = 0; l < d; l++) sum[l] += weight * (double)x[l];
+}
+
+CTR_PRIVATE_ void ctr_rows_add_plain_(int64_t d, double weight, const ctr_real *x, double *sum)
+{
+    ctr_rows_add_body_(d, weight, x, sum);
+}
+
+#if CTR_HAS_FAST_
+CTR_TARGET_FAST_ CTR_PRIVATE_ void ctr_rows_add_fast_(int64_t d, double weight, const ctr_real *x,
+                                                        double *sum)
+{
+    ctr_rows_add_body_(d, weight, x, sum);
+}
+#endif
+
+CTR_PRIVATE_ void ctr_rows_add_(const ctr_ctx *ctx, int64_t d, double weight, const ctr_real *x,
+                                double *sum)
+{
+#if CTR_HAS_FAST_
+    if (ctr_fast_(ctx)) {
+        ctr_rows_add_fast_(d, weight, x, sum);
+        return;
+    }
+#endif
+    (void)ctx;
+    ctr_rows_add_plain_(d, weight, x, sum);
+}
+
+/* ---- what a device can do with rows: here the meaning of its verbs ---- */
+
+CTR_PRIVATE_ ctr_real ctr_rows_dot_(int64_t d, const ctr_real *a, const ctr_real *b)
+{
+    ctr_real sum = 0;
+    int64_t l;
+    for (l = 0; l < d; l++) sum += a[l] * b[l];
+    return sum;
+}
+
+CTR_API void ctr_k_nearest(ctr_ctx *ctx, int64_t n, int64_t k, int64_t d, const ctr_real *x,
+                           const ctr_real *c, const ctr_real *minus, int32_t *which)
+{
+    int64_t i, j;
+    CTR_VERB_(nearest, (ctx, n, k, d, x, c, minus, which))
+    for (i = 0; i < n; i++, x += d) {
+        ctr_real best = ctr_rows_dot_(d, x, c) - minus[0];
+        which[i] = 0;
+        for (j = 1; j < k; j++) {
+            ctr_real s = ctr_rows_dot_(d, x, c + j * d) - minus[j];
+            if (!(s > best)) continue;
+            best = s;
+            which[i] = (int32_t)j;
+        }
+    }
+}
+
+CTR_API void ctr_k_neighbors(ctr_ctx *ctx, int64_t m, int64_t n, int64_t d, const ctr_real *q,
+                             const ctr_real *x, const int32_t *skip, int64_t k, ctr_real *value,
+                             int32_t *index)
+{
+    int64_t i, j, at;
+    CTR_VERB_(neighbors, (ctx, m, n, d, q, x, skip, k, value, index))
+    for (i = 0; i < m; i++, q += d, value += k, index += k) {
+        for (j = 0; j < k; j++) {
+            value[j] = 0;
+            index[j] = -1;
+        }
+        for (j = 0; j < n; j++) {
+            ctr_real s = ctr_rows_dot_(d, q, x + j * d);
+            if (j == skip[i]) continue;
+            for (at = k; at > 0 && (index[at - 1] < 0 || value[at - 1] < s); at--) {
+                if (at == k) continue; /* the last one falls out */
+                value[at] = value[at - 1];
+                index[at] = index[at - 1];
+            }
+            if (at == k) continue;
+            value[at] = s;
+            index[at] = (int32_t)j;
+        }
+    }
+}
+
+CTR_API void ctr_k_segment_sum(ctr_ctx *ctx, int64_t segments, int64_t n, int64_t d,
+                               const int32_t *begin, const int32_t *order, const ctr_real *weight,
+                               const ctr_real *x, double *y)
+{
+    int64_t i, j, l;
+    CTR_VERB_(segment_sum, (ctx, segments, n, d, begin, order, weight, x, y))
+    for (j = 0; j < segments; j++, y += d) {
+        for (l = 0; l < d; l++) y[l] = 0;
+        for (i = begin[j]; i < begin[j + 1]; i++)
+            ctr_rows_add_(ctx, d, weight ? (double)weight[order[i]] : 1.0, x + order[i] * d, y);
+    }
+}
+
+/* Memory of the device for a call; all of it goes back at once. */
+typedef struct ctr_lease_ {
+    ctr_ctx *ctx;
+    int count;
+    void *at[8];
+    size_t bytes[8];
+} ctr_lease_;
+
+CTR_PRIVATE_ void *ctr_lease_take_(ctr_lease_ *lease, int64_t a, int64_t b, size_t each)
+{
+    ctr_ctx *ctx = lease->ctx;
+    size_t bytes = ctr_size_mul_(ctx, ctr_size_mul_(ctx, (size_t)a, (size_t)b), each);
+    void *at = ctx->status == CTR_OK ? ctr_data_alloc_(ctx, bytes) : NULL;
+    if (!at) return NULL;
+    lease->at[lease->count] = at;
+    lease->bytes[lease->count++] = bytes;
+    return at;
+}
+
+CTR_PRIVATE_ void ctr_lease_end_(ctr_lease_ *lease)
+{
+    int i;
+    for (i = 0; i < lease->count; i++) ctr_data_free_(lease->ctx, lease->at[i], lease->bytes[i]);
+    lease->count = 0;
+}
+
+/* Who asks for a device and does without: why NULL means that the context's error says it, which
+   is none any more then. Returns 0. */
+CTR_PRIVATE_ int ctr_lease_without_(ctr_lease_ *lease, const char *who, const char *why)
+{
+    ctr_log_(lease->ctx, CTR_LOG_INFO, "%s: on the CPU, not the device: %s", who,
+             why ? why : ctr_error_text(lease->ctx));
+    if (!why) ctr_error_clear(lease->ctx);
+    ctr_lease_end_(lease);
+    return 0;
+}
+
+/* ---- tiles -------------------------------------------------------------------------------------
+
+   The scores a_i . b_j of two sets of rows, of which k-means and the search for neighbours look at
+   each once and keep none. Rows of b are packed for the matrix product, sixteen to a panel; then
+   each worker multiplies a strip of a's rows with a group of b's and reads the tile of scores while
+   it lies in its cache. */
+
+#define CTR_TILE_ROWS_ 96     /* of a: the most in a strip */
+#define CTR_TILE_PANEL_ 16    /* rows of b in a panel: CTR_GEMM_NR_ */
+#define CTR_TILE_COLUMNS_ 256 /* rows of b: the most in a group, a multiple of a panel */
+#define CTR_TILE_LD_ 272      /* numbers from row to row of the scores: no power of 2, whose rows
+                                 would share the places of the cache */
+
+typedef struct ctr_tile_ {
+    ctr_ctx *ctx;
+    int64_t d;
+    int plain;                /* rows are not packed: they go to a device */
+    ctr_real *packed;         /* [panels][d][16], or rows [16 panels, d]: scalar, plain */
+    ctr_real *panel;          /* [threads][16, d] rows on their way into a panel */
+    ctr_real *scores;         /* [threads][CTR_TILE_ROWS_, CTR_TILE_LD_] */
+} ctr_tile_;
+
+CTR_PRIVATE_ int64_t ctr_tile_panels_(int64_t n)
+{
+    return (n + CTR_TILE_PANEL_ - 1) / CTR_TILE_PANEL_;
+}
+
+/* Memory for n rows of b. */
+CTR_PRIVATE_ void ctr_tile_open_(ctr_tile_ *t, ctr_bag_ *bag, int64_t n, int64_t d)
+{
+    int64_t threads = ctr_threads_(bag->ctx);
+    t->ctx = bag->ctx;
+    t->d = d;
+    t->plain = 0;
+    t->packed = ctr_bag_real_(bag, ctr_tile_panels_(n) * CTR_TILE_PANEL_, d);
+    t->panel = ctr_bag_real_(bag, threads * CTR_TILE_PANEL_, d);
+    t->scores = ctr_bag_real_(bag, threads * CTR_TILE_ROWS_, CTR_TILE_LD_);
+}
+
+/* Packs the worker's rows, `width` <= 16 of them, as panel `at`. */
+CTR_PRIVATE_ void ctr_tile_pack_(const ctr_tile_ *t, int64_t at, int64_t width, int worker)
+{
+    const ctr_real *rows = t->panel + worker * CTR_TILE_PANEL_ * t->d;
+    ctr_real *panel = t->packed + at * CTR_TILE_PANEL_ * t->d;
+#if CTR_HAS_FAST_
+    if (ctr_fast_(t->ctx) && !t->plain) {
+        ctr_gemm_pack_(1, t->d, width, rows, t->d, panel);
+        return;
+    }
+#endif
+    memcpy(panel, rows, (size_t)(width * t->d) * sizeof *panel);
+}
+
+/* scores [m, columns] of a [m, d] and the packed rows from `first` on, a multiple of 16; behind
+   them up to 15 numbers of no meaning. Returns them. */
+CTR_PRIVATE_ const ctr_real *ctr_tile_multiply_(const ctr_tile_ *t, int64_t m, const ctr_real *a,
+                                                int64_t first, int64_t columns, int worker)
+{
+    ctr_real *scores = t->scores + (int64_t)worker * CTR_TILE_ROWS_ * CTR_TILE_LD_;
+    ctr_gemm_args_ g;
+#if CTR_HAS_FAST_
+    const float *rows[CTR_TILE_ROWS_];
+    float *outs[CTR_TILE_ROWS_];
+    ctr_gemm_block_ q;
+    int64_t i;
+    if (ctr_fast_(t->ctx)) {
+        for (i = 0; i < m; i++) {
+            rows[i] = a + i * t->d;
+            outs[i] = scores + i * CTR_TILE_LD_;
+        }
+        q.rows = rows;
+        q.outs = outs;
+        q.m = m;
+        q.n = ctr_tile_panels_(columns) * CTR_TILE_PANEL_;
+        q.taps = 1;
+        q.k = t->d;
+        q.b = t->packed + first * t->d;
+        q.panel = CTR_TILE_PANEL_ * t->d;
+        q.first = 0;
+        q.last = ctr_tile_panels_(columns);
+        q.acc = 0;
+        q.wide = ctr_wide_(t->ctx);
+        ctr_gemm_block_run_(&q);
+        return scores;
+    }
+#endif
+    g.ta = 0;
+    g.tb = 1;
+    g.m = g.rows = m;
+    g.n = columns;
+    g.k = g.lda = g.ldb = t->d;
+    g.alpha = 1;
+    g.beta = 0;
+    g.a = a;
+    g.b = t->packed + first * t->d;
+    g.c = scores;
+    g.ldc = CTR_TILE_LD_;
+    ctr_gemm_scalar_job_(&g, 0, worker);
+    return scores;
+}
+
+/* ---- the nearest rows --------------------------------------------------------------------------
+
+   Tiles of queries x data are multiplied. Each query has a list with room for more than the k best:
+   a candidate that is better than a threshold is appended; when the list is full it is cut to the
+   k best, and the threshold rises to the k-th, so that soon most candidates cost one comparison.
+   Candidates come by rising index and a cut keeps their order, so of equals the first stay. */
+
+#define CTR_SEARCH_QUERIES_ 1152
+#define CTR_SEARCH_DATA_ 1024
+#define CTR_SEARCH_STRIP_ 72 /* queries that a worker takes at a time, at most CTR_TILE_ROWS_ */
+#define CTR_SEARCH_CHUNK_ 8  /* queries in a chunk of other parallel work */
+#define CTR_SEARCH_MASK_ 32  /* candidates compared at a time */
+
+typedef struct ctr_search_ {
+    ctr_ctx *ctx;
+    const ctr_points *data, *queries;
+    int self, labelled;                  /* leave out the query itself; points without a label */
+    int64_t k, room;                     /* places in a list, more than k */
+    double *data_inverse, *query_inverse;
+    ctr_tile_ tile;                      /* of CTR_SEARCH_DATA_ data at unit length */
+    ctr_real *query_unit;                /* [CTR_SEARCH_QUERIES_, d] */
+    int64_t *index, *filled;             /* [CTR_SEARCH_QUERIES_, room], [CTR_SEARCH_QUERIES_] */
+    ctr_real *value, *threshold;         /* the same */
+    int64_t *index_aside;                /* [threads, room] of the sort */
+    ctr_real *value_aside;
+    int64_t query, queries_now, first, data_now; /* the tile */
+    /* on a device */
+    ctr_lease_ lease;
+    int lent;
+    int64_t count, *chosen;              /* data that count: these */
+    int32_t *place, *skip, *found;       /* [data->n] in chosen, or -1; [block]; [block, k] */
+    ctr_real *best;                      /* [block, k] */
+    ctr_real *device_x, *device_q, *device_value; /* [count, d], [block, d], [block, k] */
+    int32_t *device_skip, *device_index; /* [block], [block, k] */
+} ctr_search_;
+
+/* Bit j: v[j] > t; n <= 32. */
+CTR_PRIVATE_ uint32_t ctr_search_mask_scalar_(int64_t n, const ctr_real *v, ctr_real t)
+{
+    uint32_t mask = 0;
+    int64_t j;
+    for (j = 0; j < n; j++) mask |= (uint32_t)(v[j] > t) << j;
+    return mask;
+}
+
+/* How many of v [n] are above t. */
+CTR_INLINE_ int32_t ctr_search_above_body_(int64_t n, const ctr_real *v, ctr_real t)
+{
+    int32_t count = 0;
+    int64_t j;
+    for (j = 0; j < n; j++) count += v[j] > t;
+    return count;
+}
+
+CTR_PRIVATE_ int32_t ctr_search_above_plain_(int64_t n, const ctr_real *v, ctr_real t)
+{
+    return ctr_search_above_body_(n, v, t);
+}
+
+#if CTR_HAS_FAST_
+CTR_TARGET_FAST_ CTR_PRIVATE_ int32_t ctr_search_above_fast_(int64_t n, const float *v, float t)
+{
+    return ctr_search_above_body_(n, v, t);
+}
+#endif
+
+CTR_PRIVATE_ int64_t ctr_search_above_(const ctr_ctx *ctx, int64_t n, const ctr_real *v, ctr_real t)
+{
+#if CTR_HAS_FAST_
+    if (ctr_fast_(ctx)) return ctr_search_above_fast_(n, v, t);
+#endif
+    (void)ctx;
+    return ctr_search_above_plain_(n, v, t);
+}
+
+#if CTR_HAS_AVX2_
+/* Of 32 numbers. */
+CTR_PRIVATE_ CTR_TARGET_AVX2_ uint32_t ctr_search_mask_avx2_(const float *v, float t)
+{
+    const __m256 low = _mm256_set1_ps(t);
+    uint32_t mask = 0;
+    int l;
+    for (l = 0; l < 4; l++)
+        mask |= (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(v + 8 * l), low,
+                                                           _CMP_GT_OQ)) << 8 * l;
+    return mask;
+}
+#endif
+
+/* Finds a threshold t so that exactly k of v [n], n > k, are above it; or, if equals stand at the
+   border, so that fewer are and the rest are equal to t. All of v lies between -2 and 2. */
+CTR_PRIVATE_ ctr_real ctr_search_border_(const ctr_ctx *ctx, int64_t n, const ctr_real *v,
+                                         int64_t k)
+{
+    ctr_real low = CTR_R(-2.0), high = CTR_R(2.0); /* too many are above low, too few above high */
+    for (;;) {
+        ctr_real t = CTR_R(0.5) * (low + high);
+        int64_t above;
+        if (t <= low || t >= high) return high; /* no number lies between */
+        above = ctr_search_above_(ctx, n, v, t);
+        if (above == k) return t;
+        if (above > k) low = t;
+        else high = t;
+    }
+}
+
+/* Cuts the list of query q to its k best. */
+CTR_PRIVATE_ void ctr_search_cut_(ctr_search_ *s, int64_t q)
+{
+    ctr_real *v = s->value + q * s->room, t;
+    int64_t *x = s->index + q * s->room, n = s->filled[q], i, to = 0, equals;
+    if (n <= s->k) return;
+    t = ctr_search_border_(s->ctx, n, v, s->k);
+    equals = s->k - ctr_search_above_(s->ctx, n, v, t);
+    for (i = 0; i < n; i++) { /* without branches, which nobody could predict */
+        int more = v[i] > t, equal = (v[i] >= t) & !more & (equals > 0);
+        v[to] = v[i];
+        x[to] = x[i];
+        to += more | equal;
+        equals -= equal;
+    }
+    s->filled[q] = to;
+    s->threshold[q] = t;
+}
+
+/* Takes up to 32 candidates, from `first` on, whose bits are set. */
+CTR_PRIVATE_ void ctr_search_take_(ctr_search_ *s, int64_t q, int64_t first, uint32_t mask,
+                                   const ctr_real *cosine)
+{
+    int64_t i = first;
+    for (; mask; mask >>= 1, i++, cosine++) {
+#if CTR_HAS_FAST_
+        const int skip = __builtin_ctz(mask);
+        mask >>= skip;
+        i += skip;
+        cosine += skip;
+#endif
+        if (!(mask & 1)) continue;
+        if (s->self && i == s->query + q) continue;
+        if (s->labelled && s->data->labels[i] < 0) continue;
+        if (s->filled[q] == s->room) {
+            ctr_search_cut_(s, q);
+            if (!(*cosine > s->threshold[q])) continue;
+        }
+        s->value[q * s->room + s->filled[q]] = *cosine;
+        s->index[q * s->room + s->filled[q]++] = i;
+    }
+}
+
+/* Takes a row of a tile, the cosines with the data from `first` on. */
+CTR_PRIVATE_ void ctr_search_row_(ctr_search_ *s, int64_t q, int64_t first, int64_t columns,
+                                  const ctr_real *cosine)
+{
+    int64_t j = 0;
+    uint32_t mask;
+#if CTR_HAS_AVX2_
+    for (; s->ctx->kernels >= CTR_KERNELS_AVX2 && j + CTR_SEARCH_MASK_ <= columns;
+         j += CTR_SEARCH_MASK_) {
+        mask = ctr_search_mask_avx2_(cosine + j, s->threshold[q]);
+        if (mask) ctr_search_take_(s, q, first + j, mask, cosine + j);
+    }
+#endif
+    for (; j < columns; j += CTR_SEARCH_MASK_) {
+        mask = ctr_search_mask_scalar_(CTR_MIN_(CTR_SEARCH_MASK_, columns - j), cosine + j,
+                                       s->threshold[q]);
+        if (mask) ctr_search_take_(s, q, first + j, mask, cosine + j);
+    }
+}
+
+/* A strip of queries with all data that are packed. */
+CTR_PRIVATE_ void ctr_search_strip_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_search_ *s = (ctr_search_ *)arg;
+    int64_t q = chunk * CTR_SEARCH_STRIP_, rows = CTR_MIN_(CTR_SEARCH_STRIP_, s->queries_now - q);
+    int64_t j, r;
+    for (j = 0; j < s->data_now; j += CTR_TILE_COLUMNS_) {
+        int64_t columns = CTR_MIN_(CTR_TILE_COLUMNS_, s->data_now - j);
+        const ctr_real *cosine = ctr_tile_multiply_(&s->tile, rows, s->query_unit + q * s->data->d,
+                                                    j, columns, worker);
+        for (r = 0; r < rows; r++)
+            ctr_search_row_(s, q + r, s->first + j, columns, cosine + r * CTR_TILE_LD_);
+    }
+}
+
+/* Data at unit length, into a panel. */
+CTR_PRIVATE_ void ctr_search_pack_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_search_ *s = (ctr_search_ *)arg;
+    int64_t d = s->data->d, i = chunk * CTR_TILE_PANEL_, r;
+    int64_t width = CTR_MIN_(CTR_TILE_PANEL_, s->data_now - i);
+    ctr_real *rows = s->tile.panel + worker * CTR_TILE_PANEL_ * d;
+    for (r = 0, i += s->first; r < width; r++, i++) {
+        int64_t from = s->lent ? s->chosen[i] : i;
+        ctr_eval_unit_(s->ctx, d, s->data->x + from * d, s->data_inverse[from], rows + r * d);
+    }
+    ctr_tile_pack_(&s->tile, chunk, width, worker);
+}
+
+/* Sorts v [n] and x with it, the largest first, equals as they stand: pairs of runs, each sorted
+   already, are merged into runs twice as long. */
+CTR_PRIVATE_ void ctr_search_sort_(int64_t n, ctr_real *v, int64_t *x, ctr_real *v2, int64_t *x2)
+{
+    int64_t run, begin, i;
+    for (run = 1; run < n; run *= 2) {
+        for (begin = 0; begin < n; begin += 2 * run) {
+            int64_t a = begin, middle = CTR_MIN_(begin + run, n), b = middle;
+            int64_t end = CTR_MIN_(begin + 2 * run, n);
+            for (i = begin; i < end; i++) {
+                int second = a == middle || (b < end && v[b] > v[a]);
+                int64_t from = second ? b : a;
+                v2[i] = v[from];
+                x2[i] = x[from];
+                a += !second;
+                b += second;
+            }
+        }
+        memcpy(v, v2, (size_t)n * sizeof *v);
+        memcpy(x, x2, (size_t)n * sizeof *x);
+    }
+}
+
+/* The lists at their end: k places by falling similarity; what is missing is 0 and index -1. */
+CTR_PRIVATE_ void ctr_search_sort_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_search_ *s = (ctr_search_ *)arg;
+    int64_t q = chunk * CTR_SEARCH_CHUNK_, end = CTR_MIN_(q + CTR_SEARCH_CHUNK_, s->queries_now), i;
+    for (; q < end; q++) {
+        ctr_real *v = s->value + q * s->room;
+        int64_t *x = s->index + q * s->room;
+        ctr_search_cut_(s, q);
+        ctr_search_sort_(s->filled[q], v, x, s->value_aside + worker * s->room,
+                         s->index_aside + worker * s->room);
+        for (i = s->filled[q]; i < s->k; i++) {
+            v[i] = 0;
+            x[i] = -1;
+        }
+    }
+}
+
+/* ---- the same on a device ---- */
+
+/* Which data count, and the host's memory for what comes and goes. */
+CTR_PRIVATE_ void ctr_search_choose_(ctr_search_ *s, ctr_bag_ *bag, int64_t block)
+{
+    int64_t i;
+    s->chosen = ctr_bag_i64_(bag, s->data->n, 1);
+    s->place = ctr_bag_i32_(bag, s->data->n, 1);
+    s->skip = ctr_bag_i32_(bag, block, 1);
+    s->found = ctr_bag_i32_(bag, block, s->k);
+    s->best = ctr_bag_real_(bag, block, s->k);
+    for (i = 0; i < s->data->n && s->ctx->status == CTR_OK; i++) {
+        int counts = !s->labelled || s->data->labels[i] >= 0;
+        s->place[i] = counts ? (int32_t)s->count : -1;
+        if (counts) s->chosen[s->count++] = i;
+    }
+}
+
+/* Takes the data to the device, if there is one that can; 0 without it, which is no error. */
+CTR_PRIVATE_ int ctr_search_lend_(ctr_search_ *s, ctr_bag_ *bag, const char *who, int64_t block)
+{
+    const ctr_device *device = s->ctx->config.device;
+    int64_t d = s->data->d;
+    s->lease.ctx = s->ctx;
+    if (!device || s->ctx->status != CTR_OK) return 0;
+    if (!device->neighbors) return ctr_lease_without_(&s->lease, who, "it has no kernel for it");
+    if (s->k > CTR_NEIGHBORS_MOST || s->data->n >= INT32_MAX)
+        return ctr_lease_without_(&s->lease, who, "k or the points are too many for it");
+    ctr_search_choose_(s, bag, block);
+    if (s->ctx->status != CTR_OK) return 0;
+    s->device_x = (ctr_real *)ctr_lease_take_(&s->lease, s->count, d, sizeof(ctr_real));
+    s->device_q = (ctr_real *)ctr_lease_take_(&s->lease, block, d, sizeof(ctr_real));
+    s->device_value = (ctr_real *)ctr_lease_take_(&s->lease, block, s->k, sizeof(ctr_real));
+    s->device_index = (int32_t *)ctr_lease_take_(&s->lease, block, s->k, sizeof(int32_t));
+    s->device_skip = (int32_t *)ctr_lease_take_(&s->lease, block, 1, sizeof(int32_t));
+    if (s->ctx->status != CTR_OK) return ctr_lease_without_(&s->lease, who, NULL);
+    s->lent = s->tile.plain = 1;
+    for (s->first = 0; s->first < s->count; s->first += CTR_SEARCH_DATA_) {
+        s->data_now = CTR_MIN_(CTR_SEARCH_DATA_, s->count - s->first);
+        ctr_parallel_(s->ctx, ctr_tile_panels_(s->data_now), ctr_search_pack_job_, s);
+        ctr_k_upload(s->ctx, (size_t)(s->data_now * d) * sizeof(ctr_real), s->tile.packed,
+                     s->device_x + s->first * d);
+    }
+    return 1;
+}
+
+/* A block of queries, whose unit rows are there. */
+CTR_PRIVATE_ void ctr_search_lent_(ctr_search_ *s)
+{
+    ctr_ctx *ctx = s->ctx;
+    int64_t n = s->queries_now, k = s->k, q, i;
+    for (q = 0; q < n; q++) s->skip[q] = s->self ? s->place[s->query + q] : -1;
+    ctr_k_upload(ctx, (size_t)(n * s->data->d) * sizeof(ctr_real), s->query_unit, s->device_q);
+    ctr_k_upload(ctx, (size_t)n * sizeof(int32_t), s->skip, s->device_skip);
+    ctr_k_neighbors(ctx, n, s->count, s->data->d, s->device_q, s->device_x, s->device_skip, k,
+                    s->device_value, s->device_index);
+    ctr_k_download(ctx, (size_t)(n * k) * sizeof(ctr_real), s->device_value, s->best);
+    ctr_k_download(ctx, (size_t)(n * k) * sizeof(int32_t), s->device_index, s->found);
+    for (q = 0; q < n && ctx->status == CTR_OK; q++)
+        for (i = 0; i < k; i++) {
+            int32_t found = s->found[q * k + i];
+            s->value[q * s->room + i] = s->best[q * k + i];
+            s->index[q * s->room + i] = found < 0 ? -1 : s->chosen[found];
+        }
+}
+
+/* Neighbours of the queries from s->query on, a block of them, into s->index and s->value: the
+   first k places of each list. */
+CTR_PRIVATE_ void ctr_search_block_(ctr_search_ *s)
+{
+    int64_t d = s->data->d, strips, i;
+    s->queries_now = CTR_MIN_(CTR_SEARCH_QUERIES_, s->queries->n - s->query);
+    strips = (s->queries_now + CTR_SEARCH_STRIP_ - 1) / CTR_SEARCH_STRIP_;
+    for (i = 0; i < s->queries_now; i++) {
+        s->filled[i] = 0;
+        s->threshold[i] = CTR_R(-2.0); /* below every cosine */
+    }
+    ctr_eval_rows_unit_(s->ctx, s->queries_now, d, s->queries->x + s->query * d,
+                        s->query_inverse + s->query, s->query_unit);
+    if (s->lent) {
+        ctr_search_lent_(s);
+        return;
+    }
+    for (s->first = 0; s->first < s->data->n; s->first += CTR_SEARCH_DATA_) {
+        s->data_now = CTR_MIN_(CTR_SEARCH_DATA_, s->data->n - s->first);
+        ctr_parallel_(s->ctx, ctr_tile_panels_(s->data_now), ctr_search_pack_job_, s);
+        ctr_parallel_(s->ctx, strips, ctr_search_strip_job_, s);
+    }
+    ctr_parallel_(s->ctx, (s->queries_now + CTR_SEARCH_CHUNK_ - 1) / CTR_SEARCH_CHUNK_,
+                  ctr_search_sort_job_, s);
+}
+
+/* Checks the rows and takes the memory; queries NULL means leave one out. 0 after an error. What is
+   opened is closed before its bag, in either case. */
+CTR_PRIVATE_ int ctr_search_open_(ctr_search_ *s, ctr_bag_ *bag, const char *who,
+                                  const ctr_points *data, const ctr_points *queries, int64_t k,
+                                  int labelled)
+{
+    int64_t threads = ctr_threads_(bag->ctx), block;
+    memset(s, 0, sizeof *s);
+    s->ctx = bag->ctx;
+    s->data = data;
+    s->self = queries == NULL;
+    s->queries = queries ? queries : data;
+    s->labelled = labelled;
+    s->k = k;
+    s->room = k + CTR_MAX_(CTR_SEARCH_MASK_, CTR_MIN_(k, CTR_SEARCH_DATA_));
+    block = CTR_MIN_(CTR_SEARCH_QUERIES_, s->queries->n);
+    s->data_inverse = ctr_bag_double_(bag, data->n, 1);
+    s->query_inverse = s->self ? s->data_inverse : ctr_bag_double_(bag, queries->n, 1);
+    ctr_tile_open_(&s->tile, bag, CTR_MIN_(CTR_SEARCH_DATA_, data->n), data->d);
+    s->query_unit = ctr_bag_real_(bag, block, data->d);
+    s->index = ctr_bag_i64_(bag, block, s->room);
+    s->value = ctr_bag_real_(bag, block, s->room);
+    s->filled = ctr_bag_i64_(bag, block, 1);
+    s->threshold = ctr_bag_real_(bag, block, 1);
+    s->index_aside = ctr_bag_i64_(bag, threads, s->room);
+    s->value_aside = ctr_bag_real_(bag, threads, s->room);
+    if (!ctr_eval_rows_scan_(s->ctx, who, labelled ? "training points" : "data", data->n, data->d,
+                             data->x, s->data_inverse))
+        return 0;
+    if (!s->self && !ctr_eval_rows_scan_(s->ctx, who, labelled ? "test points" : "queries",
+                                         queries->n, queries->d, queries->x, s->query_inverse))
+        return 0;
+    ctr_search_lend_(s, bag, who, block);
+    return s->ctx->status == CTR_OK;
+}
+
+CTR_PRIVATE_ void ctr_search_close_(ctr_search_ *s) { ctr_lease_end_(&s->lease); }
+
+/* ------------------------------------------------------------------------------------------------
+   >>CLUSTER
+   Also principal components, for MAP too.
+   ---------------------------------------------------------------------------------------------- */
+
 /* ---- k-means -----------------------------------------------------------------------------------
 
    The nearest centroid of x has the largest  s_j = x.(c_j - m) - h_j,  h_j = (|c_j|^2 - |m|^2) / 2,
@@ -18116,10 +18919,7 @@ CTR_PRIVATE_ double ctr_eval_dot_(int64_t n, const double *a, const double *b)
    does m, the mean of the centroids, but with it rounding is in proportion to their spread and not
    to their distance from 0. Spherical: the largest x.c_j, m = h = 0.
 
-   Blocks of points are multiplied with blocks of centroids, and each point keeps its best. */
-
-#define CTR_KMEANS_ROWS_ 1024    /* points in a block of products */
-#define CTR_KMEANS_COLUMNS_ 1024 /* centroids in one */
+   Strips of points are multiplied with groups of centroids, and each point keeps its best. */
 
 typedef struct ctr_kmeans_ {
     ctr_ctx *ctx;
@@ -18127,19 +18927,26 @@ typedef struct ctr_kmeans_ {
     int spherical;
     const ctr_real *x;        /* [n, d] */
     double *inverse;          /* [n] 1 / |x_i| or 0 */
+    ctr_real *weight;         /* spherical: the same, rounded; or NULL */
     ctr_real *centroids;      /* [k, d] */
-    ctr_real *moved, *half;   /* [k, d] c - m; [k] h */
+    ctr_tile_ tile;           /* of c - m */
+    ctr_real *half;           /* [k] h */
     double *middle;           /* [d] m */
-    ctr_real *product;        /* [CTR_KMEANS_ROWS_, columns] */
-    ctr_real *best;           /* [CTR_KMEANS_ROWS_] */
     int32_t *assignment, *previous; /* [n] */
     int64_t *sizes, *begin;   /* [k], [k + 1] where a cluster's points begin in order */
     int64_t *order;           /* [n] points by cluster, each in rising order */
     double *distance;         /* [n] squared, to the own centroid */
     double *chunk_sum;        /* [chunks] of distance, for k-means++ */
     double *sums;             /* [threads, d] of a cluster's points */
-    int64_t first, rows, column, columns; /* the block; numbers in product's rows */
     int64_t drawn;            /* of k-means++: centroids so far */
+    /* on a device */
+    ctr_lease_ lease;
+    int lent;
+    ctr_real *device_x, *device_weight, *device_c, *device_half; /* [n, d] [n] [k, d] [k] */
+    int32_t *device_which, *device_begin, *device_order;         /* [n], [k + 1], [n] */
+    double *device_sums;      /* [k, d] */
+    int32_t *order32;         /* [k + 1 + n] begin and order, on their way there */
+    double *all_sums;         /* [k, d] */
 } ctr_kmeans_;
 
 /* The largest s = product - half of a row, after best so far; of equals the lowest index. */
@@ -18157,95 +18964,134 @@ CTR_PRIVATE_ void ctr_kmeans_best_scalar_(int64_t n, const ctr_real *product, co
 }
 
 #if CTR_HAS_AVX2_
-/* The same with eight candidates side by side: lane l has the best of j = l, l + 8, ... */
+/* top, at: the larger of (top, at) and (s, j), and of equals the one that is there. */
+#define CTR_KMEANS_KEEP_(top, at, s, j) do { \
+        const __m256 more = _mm256_cmp_ps(s, top, _CMP_GT_OQ); \
+        top = _mm256_blendv_ps(top, s, more); \
+        at = _mm256_blendv_epi8(at, j, _mm256_castps_si256(more)); \
+    } while (0)
+
+/* The same in 32 lanes: lane l has the best of j = l, l + 32, ..., or `none`. No branch depends on
+   a number: half of them would be guessed wrong. */
 CTR_PRIVATE_ CTR_TARGET_AVX2_ void ctr_kmeans_best_avx2_(int64_t n, const float *product,
                                                          const float *half, int64_t first,
                                                          float *best, int32_t *which)
 {
-    __m256 top = _mm256_set1_ps(*best);
-    __m256i at = _mm256_set1_epi32(-1), now = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    float value[8];
-    int32_t index[8], found = -1;
+    const __m256i none = _mm256_set1_epi32(INT32_MAX);
+    __m256i at[4], j8, lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    __m256 top[4], most, s;
     int64_t j, n8 = n / 8 * 8;
+    int32_t found;
     int l;
-    for (j = 0; j < n8; j += 8) {
-        __m256 s = _mm256_sub_ps(_mm256_loadu_ps(product + j), _mm256_loadu_ps(half + j));
-        __m256 more = _mm256_cmp_ps(s, top, _CMP_GT_OQ);
-        top = _mm256_blendv_ps(top, s, more);
-        at = _mm256_blendv_epi8(at, now, _mm256_castps_si256(more));
-        now = _mm256_add_epi32(now, _mm256_set1_epi32(8));
+    for (l = 0; l < 4; l++) {
+        top[l] = _mm256_set1_ps(*best);
+        at[l] = none;
     }
-    _mm256_storeu_ps(value, top);
-    _mm256_storeu_si256((__m256i *)(void *)index, at);
-    for (l = 0; l < 8; l++) {
-        if (index[l] < 0) continue; /* nothing better in this lane */
-        if (found < 0 || value[l] > *best || (value[l] >= *best && index[l] < found)) {
-            *best = value[l];
-            found = index[l];
+    for (j = 0; j + 32 <= n8; j += 32) {
+        j8 = _mm256_set1_epi32((int32_t)j);
+        for (l = 0; l < 4; l++) {
+            s = _mm256_sub_ps(_mm256_loadu_ps(product + j + 8 * l),
+                              _mm256_loadu_ps(half + j + 8 * l));
+            CTR_KMEANS_KEEP_(top[l], at[l], s, j8);
         }
     }
-    if (found >= 0) *which = (int32_t)(first + found);
+    for (; j < n8; j += 8) { /* they come last, so any lane may have them */
+        s = _mm256_sub_ps(_mm256_loadu_ps(product + j), _mm256_loadu_ps(half + j));
+        j8 = _mm256_set1_epi32((int32_t)j);
+        CTR_KMEANS_KEEP_(top[0], at[0], s, j8);
+    }
+    most = _mm256_max_ps(_mm256_max_ps(top[0], top[1]), _mm256_max_ps(top[2], top[3]));
+    most = _mm256_max_ps(most, _mm256_permute2f128_ps(most, most, 1));
+    most = _mm256_max_ps(most, _mm256_permute_ps(most, 0x4e));
+    most = _mm256_max_ps(most, _mm256_permute_ps(most, 0xb1));
+    for (l = 0; l < 4; l++) { /* the lowest place of all lanes that have as much */
+        const __m256 same = _mm256_cmp_ps(top[l], most, _CMP_EQ_OQ);
+        at[l] = _mm256_blendv_epi8(none, _mm256_or_si256(at[l], lane), _mm256_castps_si256(same));
+        lane = _mm256_add_epi32(lane, _mm256_set1_epi32(8));
+    }
+    at[0] = _mm256_min_epi32(_mm256_min_epi32(at[0], at[1]), _mm256_min_epi32(at[2], at[3]));
+    at[0] = _mm256_min_epi32(at[0], _mm256_permute2x128_si256(at[0], at[0], 1));
+    at[0] = _mm256_min_epi32(at[0], _mm256_shuffle_epi32(at[0], 0x4e));
+    at[0] = _mm256_min_epi32(at[0], _mm256_shuffle_epi32(at[0], 0xb1));
+    found = _mm256_cvtsi256_si32(at[0]);
+    *best = found != INT32_MAX ? _mm256_cvtss_f32(most) : *best;
+    *which = found != INT32_MAX ? (int32_t)first + found : *which;
     ctr_kmeans_best_scalar_(n - n8, product + n8, half + n8, first + n8, best, which);
 }
 #endif
 
-/* Takes a block's products into best and assignment. */
+/* The nearest centroids of a strip of points. */
 CTR_PRIVATE_ void ctr_kmeans_best_job_(void *arg, int64_t chunk, int worker)
 {
     ctr_kmeans_ *m = (ctr_kmeans_ *)arg;
-    int64_t r = chunk * CTR_EVAL_CHUNK_, end = CTR_MIN_(r + CTR_EVAL_CHUNK_, m->rows);
-    int64_t columns = CTR_MIN_(m->columns, m->k - m->column);
-    (void)worker;
-    for (; r < end; r++) {
-        const ctr_real *product = m->product + r * m->columns, *half = m->half + m->column;
-        int32_t *which = m->assignment + m->first + r;
-        if (m->column == 0) { /* the first centroid stands until a better one comes */
-            m->best[r] = product[0] - half[0];
-            *which = 0;
-        }
+    int64_t first = chunk * CTR_TILE_ROWS_, rows = CTR_MIN_(CTR_TILE_ROWS_, m->n - first), r, j;
+    int32_t *which = m->assignment + first;
+    ctr_real best[CTR_TILE_ROWS_];
+    for (j = 0; j < m->k; j += CTR_TILE_COLUMNS_) {
+        int64_t columns = CTR_MIN_(CTR_TILE_COLUMNS_, m->k - j);
+        const ctr_real *half = m->half + j;
+        const ctr_real *product = ctr_tile_multiply_(&m->tile, rows, m->x + first * m->d, j,
+                                                     columns, worker);
+        for (r = 0; r < rows; r++, product += CTR_TILE_LD_) {
+            if (j == 0) { /* the first centroid stands until a better one comes */
+                best[r] = product[0] - half[0];
+                which[r] = 0;
+            }
 #if CTR_HAS_AVX2_
-        if (m->ctx->kernels >= CTR_KERNELS_AVX2) {
-            ctr_kmeans_best_avx2_(columns, product, half, m->column, m->best + r, which);
-            continue;
-        }
+            if (m->ctx->kernels >= CTR_KERNELS_AVX2) {
+                ctr_kmeans_best_avx2_(columns, product, half, j, best + r, which + r);
+                continue;
+            }
 #endif
-        ctr_kmeans_best_scalar_(columns, product, half, m->column, m->best + r, which);
+            ctr_kmeans_best_scalar_(columns, product, half, j, best + r, which + r);
+        }
     }
 }
 
-/* m, c - m and h of the centroids. */
-CTR_PRIVATE_ void ctr_kmeans_move_(ctr_kmeans_ *m)
+/* c - m and h of a panel of centroids. */
+CTR_PRIVATE_ void ctr_kmeans_move_job_(void *arg, int64_t chunk, int worker)
+{
+    ctr_kmeans_ *m = (ctr_kmeans_ *)arg;
+    ctr_real *moved = m->tile.panel + worker * CTR_TILE_PANEL_ * m->d;
+    int64_t first = chunk * CTR_TILE_PANEL_, count = CTR_MIN_(CTR_TILE_PANEL_, m->k - first), j, l;
+    for (j = first; j < first + count; j++, moved += m->d) {
+        const ctr_real *centroid = m->centroids + j * m->d;
+        double h = 0;
+        for (l = 0; l < m->d; l++) {
+            double c = (double)centroid[l], t = c - m->middle[l];
+            moved[l] = (ctr_real)t;
+            h += 0.5 * t * (c + m->middle[l]);
+        }
+        m->half[j] = m->spherical ? CTR_R(0.0) : (ctr_real)h;
+    }
+    ctr_tile_pack_(&m->tile, chunk, count, worker);
+}
+
+/* The device finds them. After an error all of them are 0, which is some centroid. */
+CTR_PRIVATE_ void ctr_kmeans_nearest_(ctr_kmeans_ *m)
+{
+    ctr_ctx *ctx = m->ctx;
+    ctr_k_upload(ctx, (size_t)(m->k * m->d) * sizeof(ctr_real), m->tile.packed, m->device_c);
+    ctr_k_upload(ctx, (size_t)m->k * sizeof(ctr_real), m->half, m->device_half);
+    ctr_k_nearest(ctx, m->n, m->k, m->d, m->device_x, m->device_c, m->device_half,
+                  m->device_which);
+    ctr_k_download(ctx, (size_t)m->n * sizeof *m->assignment, m->device_which, m->assignment);
+    if (ctx->status != CTR_OK) memset(m->assignment, 0, (size_t)m->n * sizeof *m->assignment);
+}
+
+/* The nearest centroid of every point. */
+CTR_PRIVATE_ void ctr_kmeans_assign_(ctr_kmeans_ *m)
 {
     int64_t j, l;
     for (l = 0; l < m->d; l++) m->middle[l] = 0;
     for (j = 0; j < m->k && !m->spherical; j++)
         for (l = 0; l < m->d; l++)
             m->middle[l] += (double)m->centroids[j * m->d + l] / (double)m->k;
-    for (j = 0; j < m->k; j++) {
-        double h = 0;
-        for (l = 0; l < m->d; l++) {
-            double c = (double)m->centroids[j * m->d + l], t = c - m->middle[l];
-            m->moved[j * m->d + l] = (ctr_real)t;
-            h += 0.5 * t * (c + m->middle[l]);
-        }
-        m->half[j] = m->spherical ? CTR_R(0.0) : (ctr_real)h;
-    }
-}
-
-/* The nearest centroid of every point. */
-CTR_PRIVATE_ void ctr_kmeans_assign_(ctr_kmeans_ *m)
-{
-    ctr_kmeans_move_(m);
-    for (m->first = 0; m->first < m->n; m->first += CTR_KMEANS_ROWS_) {
-        m->rows = CTR_MIN_(CTR_KMEANS_ROWS_, m->n - m->first);
-        for (m->column = 0; m->column < m->k; m->column += m->columns) {
-            ctr_gemm_run_(m->ctx, 0, 1, m->rows, CTR_MIN_(m->columns, m->k - m->column), m->d, 1,
-                          m->x + m->first * m->d, m->d, m->moved + m->column * m->d, m->d, 0,
-                          m->product, m->columns);
-            ctr_parallel_(m->ctx, ctr_eval_rows_chunks_(m->rows),
-                          ctr_kmeans_best_job_, m);
-        }
-    }
+    ctr_parallel_(m->ctx, ctr_tile_panels_(m->k), ctr_kmeans_move_job_, m);
+    if (m->lent) ctr_kmeans_nearest_(m);
+    else
+        ctr_parallel_(m->ctx, (m->n + CTR_TILE_ROWS_ - 1) / CTR_TILE_ROWS_, ctr_kmeans_best_job_,
+                      m);
 }
 
 /* sizes, and the points in the order of their clusters (a counting sort). */
@@ -18276,7 +19122,7 @@ CTR_PRIVATE_ double ctr_kmeans_distance_(int64_t d, const ctr_real *x, double w,
 /* What a point counts by: 1, or for directions the inverse of its length. */
 CTR_PRIVATE_ double ctr_kmeans_weight_(const ctr_kmeans_ *m, int64_t i)
 {
-    return m->spherical ? m->inverse[i] : 1.0;
+    return m->weight ? (double)m->weight[i] : 1.0;
 }
 
 /* Row j of the centroids from c [d] in double; at unit length if spherical, and as it was if c has
@@ -18314,10 +19160,38 @@ CTR_PRIVATE_ void ctr_kmeans_mean_job_(void *arg, int64_t j, int worker)
     for (i = m->begin[j]; i < m->begin[j + 1]; i++) {
         const ctr_real *x = m->x + m->order[i] * m->d;
         double weight = ctr_kmeans_weight_(m, m->order[i]);
-        for (l = 0; l < m->d; l++) sum[l] += weight * (double)x[l];
+#if CTR_HAS_FAST_
+        for (l = 0; l < m->d && i + 2 < m->begin[j + 1]; l += 16) /* rows lie anywhere: fetch */
+            __builtin_prefetch(m->x + m->order[i + 2] * m->d + l); /* a line of 64 bytes ahead */
+#endif
+        ctr_rows_add_(m->ctx, m->d, weight, x, sum);
     }
     for (l = 0; l < m->d; l++) sum[l] /= (double)m->sizes[j];
     ctr_kmeans_store_(m, j, sum);
+}
+
+/* All centroids; the device adds up. */
+CTR_PRIVATE_ void ctr_kmeans_means_(ctr_kmeans_ *m)
+{
+    ctr_ctx *ctx = m->ctx;
+    int32_t *begin = m->order32, *order = begin + m->k + 1;
+    int64_t i, j;
+    if (!m->lent) {
+        ctr_parallel_(ctx, m->k, ctr_kmeans_mean_job_, m);
+        return;
+    }
+    for (j = 0; j <= m->k; j++) begin[j] = (int32_t)m->begin[j];
+    for (i = 0; i < m->n; i++) order[i] = (int32_t)m->order[i];
+    ctr_k_upload(ctx, (size_t)(m->k + 1) * sizeof *begin, begin, m->device_begin);
+    ctr_k_upload(ctx, (size_t)m->n * sizeof *order, order, m->device_order);
+    ctr_k_segment_sum(ctx, m->k, m->n, m->d, m->device_begin, m->device_order, m->device_weight,
+                      m->device_x, m->device_sums);
+    ctr_k_download(ctx, (size_t)(m->k * m->d) * sizeof(double), m->device_sums, m->all_sums);
+    for (j = 0; j < m->k && ctx->status == CTR_OK; j++) {
+        double *sum = m->all_sums + j * m->d;
+        for (i = 0; i < m->d && m->sizes[j] > 0; i++) sum[i] /= (double)m->sizes[j];
+        if (m->sizes[j] > 0) ctr_kmeans_store_(m, j, sum);
+    }
 }
 
 /* Each empty cluster takes half of the largest, of equals the first: the same centroid, its even
@@ -18507,7 +19381,7 @@ CTR_PRIVATE_ void ctr_kmeans_once_(ctr_kmeans_ *m, const ctr_kmeans_config *c, i
             if (it > 0 && split == 0 && before - inertia <= c->tolerance * before) break;
             before = inertia;
         }
-        ctr_parallel_(m->ctx, m->k, ctr_kmeans_mean_job_, m);
+        ctr_kmeans_means_(m);
         split = ctr_kmeans_split_(m);
         r->refilled += split;
         r->iterations++;
@@ -18531,11 +19405,41 @@ CTR_PRIVATE_ int ctr_kmeans_check_(ctr_ctx *ctx, int64_t n, int64_t d, const ctr
     return 1;
 }
 
-/* Memory, and the points' lengths. */
+/* Takes the points to the device, if there is one that can; 0 without it, which is no error. */
+CTR_PRIVATE_ int ctr_kmeans_lend_(ctr_kmeans_ *m, ctr_bag_ *bag)
+{
+    const ctr_device *device = m->ctx->config.device;
+    ctr_lease_ *l = &m->lease;
+    int64_t n = m->n, k = m->k, d = m->d;
+    l->ctx = m->ctx;
+    if (!device || m->ctx->status != CTR_OK) return 0;
+    if (!device->nearest || !device->segment_sum)
+        return ctr_lease_without_(l, "kmeans", "it has no kernel for it");
+    if (n >= INT32_MAX) return ctr_lease_without_(l, "kmeans", "the points are too many for it");
+    m->order32 = ctr_bag_i32_(bag, k + 1 + n, 1);
+    m->all_sums = ctr_bag_double_(bag, k, d);
+    if (m->ctx->status != CTR_OK) return 0;
+    m->device_x = (ctr_real *)ctr_lease_take_(l, n, d, sizeof(ctr_real));
+    m->device_c = (ctr_real *)ctr_lease_take_(l, k, d, sizeof(ctr_real));
+    m->device_half = (ctr_real *)ctr_lease_take_(l, k, 1, sizeof(ctr_real));
+    m->device_which = (int32_t *)ctr_lease_take_(l, n, 1, sizeof(int32_t));
+    m->device_begin = (int32_t *)ctr_lease_take_(l, k + 1, 1, sizeof(int32_t));
+    m->device_order = (int32_t *)ctr_lease_take_(l, n, 1, sizeof(int32_t));
+    m->device_sums = (double *)ctr_lease_take_(l, k, d, sizeof(double));
+    if (m->weight) m->device_weight = (ctr_real *)ctr_lease_take_(l, n, 1, sizeof(ctr_real));
+    if (m->ctx->status != CTR_OK) return ctr_lease_without_(l, "kmeans", NULL);
+    ctr_k_upload(m->ctx, (size_t)(n * d) * sizeof(ctr_real), m->x, m->device_x);
+    if (m->weight)
+        ctr_k_upload(m->ctx, (size_t)n * sizeof(ctr_real), m->weight, m->device_weight);
+    m->lent = m->tile.plain = 1;
+    return 1;
+}
+
+/* Memory, and the points' lengths. What is opened is closed before its bag. */
 CTR_PRIVATE_ int ctr_kmeans_open_(ctr_kmeans_ *m, ctr_bag_ *bag, int64_t n, int64_t d,
                                   const ctr_real *x, int64_t k, int spherical)
 {
-    int64_t chunks = ctr_eval_rows_chunks_(n);
+    int64_t chunks = ctr_eval_rows_chunks_(n), i;
     memset(m, 0, sizeof *m);
     m->ctx = bag->ctx;
     m->n = n;
@@ -18543,15 +19447,12 @@ CTR_PRIVATE_ int ctr_kmeans_open_(ctr_kmeans_ *m, ctr_bag_ *bag, int64_t n, int6
     m->k = k;
     m->x = x;
     m->spherical = spherical != 0;
-    m->columns = CTR_MIN_(k, (int64_t)CTR_KMEANS_COLUMNS_);
     m->inverse = ctr_bag_double_(bag, n, 1);
     m->centroids = ctr_bag_real_(bag, k, d);
-    m->moved = ctr_bag_real_(bag, k, d);
     m->half = ctr_bag_real_(bag, k, 1);
     m->middle = ctr_bag_double_(bag, d, 1);
     m->sums = ctr_bag_double_(bag, m->ctx->threads, d);
-    m->product = ctr_bag_real_(bag, CTR_MIN_(n, (int64_t)CTR_KMEANS_ROWS_), m->columns);
-    m->best = ctr_bag_real_(bag, CTR_KMEANS_ROWS_, 1);
+    ctr_tile_open_(&m->tile, bag, k, d);
     m->assignment = ctr_bag_i32_(bag, n, 1);
     m->previous = ctr_bag_i32_(bag, n, 1);
     m->sizes = ctr_bag_i64_(bag, k, 1);
@@ -18559,7 +19460,11 @@ CTR_PRIVATE_ int ctr_kmeans_open_(ctr_kmeans_ *m, ctr_bag_ *bag, int64_t n, int6
     m->order = ctr_bag_i64_(bag, n, 1);
     m->distance = ctr_bag_double_(bag, n, 1);
     m->chunk_sum = ctr_bag_double_(bag, chunks, 1);
-    return ctr_eval_rows_scan_(m->ctx, "kmeans", "points", n, d, x, m->inverse);
+    if (m->spherical) m->weight = ctr_bag_real_(bag, n, 1);
+    if (!ctr_eval_rows_scan_(m->ctx, "kmeans", "points", n, d, x, m->inverse)) return 0;
+    for (i = 0; i < n && m->weight; i++) m->weight[i] = (ctr_real)m->inverse[i];
+    ctr_kmeans_lend_(m, bag);
+    return m->ctx->status == CTR_OK;
 }
 
 /* centroids that came from outside must be numbers */
@@ -18623,6 +19528,7 @@ CTR_API int ctr_kmeans_run(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real *x
     if (ctr_kmeans_open_(&m, &bag, n, d, x, c.k, c.spherical) &&
         (!c.start || ctr_kmeans_finite_(ctx, c.k, d, c.start)))
         ctr_kmeans_best_of_(&m, &c, centroids, assignment, sizes, &result);
+    ctr_lease_end_(&m.lease);
     ctr_bag_close_(&bag);
     if (out && ctx->status == CTR_OK) *out = result;
     return ctx->status == CTR_OK;
@@ -18648,6 +19554,7 @@ CTR_API int ctr_kmeans_assign(ctr_ctx *ctx, int64_t n, int64_t d, const ctr_real
         if (inertia) *inertia = ctr_kmeans_inertia_(&m);
         if (ctx->status == CTR_OK) memcpy(assignment, m.assignment, (size_t)n * sizeof *assignment);
     }
+    ctr_lease_end_(&m.lease);
     ctr_bag_close_(&bag);
     return ctx->status == CTR_OK;
 }
@@ -21713,6 +22620,10 @@ CTR_PRIVATE_ ctr_tensor *ctr_method_pixels_(ctr_ctx *ctx, const ctr_batch *b,
     shape[2] = group->w;
     shape[3] = b->c;
     x = ctr_tensor_temp(ctx, CTR_F32, 4, shape);
+    if (b->device) { /* they were bytes: all of them are finite */
+        ctr_k_copy(ctx, ctr_tensor_bytes_(x), group->pixels, x->data);
+        return x;
+    }
     ctr_tensor_write(ctx, x, group->pixels, x->size);
     if (ctr_k_finite(ctx, x->size, ctr_f_(x))) return x;
     size = group->h * group->w * b->c;
@@ -21845,6 +22756,25 @@ CTR_PRIVATE_ void ctr_chunked_rows_(const ctr_chunked_ *k, int64_t width, ctr_re
     }
 }
 
+/* The chunk's rows of each view, which lie in the context's memory already. */
+CTR_PRIVATE_ ctr_tensor *ctr_chunked_copy_(const ctr_chunked_ *k)
+{
+    const ctr_batch *b = k->batch;
+    ctr_ctx *ctx = k->method->ctx;
+    int64_t shape[4], width = b->h * b->w * b->c, v;
+    ctr_tensor *x;
+    shape[0] = b->views * k->part.n;
+    shape[1] = b->h;
+    shape[2] = b->w;
+    shape[3] = b->c;
+    x = ctr_tensor_temp(ctx, CTR_F32, 4, shape);
+    for (v = 0; v < b->views && ctx->status == CTR_OK; v++)
+        ctr_k_copy(ctx, (size_t)(k->part.n * width) * sizeof(ctr_real),
+                   b->pixels + (v * b->n + k->first) * width,
+                   ctr_f_(x) + v * k->part.n * width);
+    return x;
+}
+
 /* Chunk c as a batch, and as a tensor. The n images are cut as evenly as they can be. */
 CTR_PRIVATE_ ctr_tensor *ctr_chunked_part_(ctr_chunked_ *k, int64_t c)
 {
@@ -21854,6 +22784,7 @@ CTR_PRIVATE_ ctr_tensor *ctr_chunked_part_(ctr_chunked_ *k, int64_t c)
     k->first = c * even + CTR_MIN_(c, more);
     k->part = *b;
     k->part.n = even + (c < more);
+    if (b->device) return k->method->crops[0] = ctr_chunked_copy_(k);
     k->part.pixels = k->pixels;
     ctr_chunked_rows_(k, b->h * b->w * b->c, b->pixels, k->pixels, 0);
     group = ctr_batch_group_(&k->part, 0);
@@ -21961,8 +22892,9 @@ CTR_API int ctr_method_step_chunked(ctr_method *method, const ctr_batch *batch, 
     k.batch = batch;
     k.count = (batch->n + CTR_MAX_(chunk, 1) - 1) / CTR_MAX_(chunk, 1);
     most = (batch->n + k.count - 1) / k.count;
-    k.pixels = (ctr_real *)ctr_chunked_take_(ctx, batch->views * most * batch->h * batch->w *
-                                                  batch->c);
+    if (!batch->device)
+        k.pixels = (ctr_real *)ctr_chunked_take_(ctx, batch->views * most * batch->h * batch->w *
+                                                      batch->c);
     if (ctx->status == CTR_OK)
         k.draws = (uint64_t *)ctr_arena_take_(ctx, &ctx->host, (size_t)k.count * sizeof *k.draws);
     ctr_chunked_embed_(&k);
@@ -25981,163 +26913,7 @@ CTR_PRIVATE_ int ctr_points_agree_(ctr_ctx *ctx, const char *who, const ctr_poin
     return 0;
 }
 
-/* ---- neighbours --------------------------------------------------------------------------------
-
-   Tiles of queries x data are multiplied, and each query keeps the k best in a heap whose root is
-   the worst of them, so that most candidates cost one comparison. */
-
-#define CTR_SEARCH_QUERIES_ 512
-#define CTR_SEARCH_DATA_ 1024
-#define CTR_SEARCH_CHUNK_ 8 /* queries in a chunk of parallel work */
-
-typedef struct ctr_search_ {
-    ctr_ctx *ctx;
-    const ctr_points *data, *queries;
-    int self, labelled;                  /* leave out the query itself; points without a label */
-    int64_t k;
-    double *data_inverse, *query_inverse;
-    ctr_real *data_unit, *query_unit;    /* [CTR_SEARCH_DATA_, d], [CTR_SEARCH_QUERIES_, d] */
-    ctr_real *cosine;                    /* [CTR_SEARCH_QUERIES_, CTR_SEARCH_DATA_] */
-    int64_t *index, *filled;             /* [CTR_SEARCH_QUERIES_, k], [CTR_SEARCH_QUERIES_] */
-    ctr_real *value;                     /* [CTR_SEARCH_QUERIES_, k] */
-    int64_t query, queries_now, first, data_now; /* the tile */
-} ctr_search_;
-
-/* Is neighbour a worse than b? Of equals the higher index is. */
-CTR_PRIVATE_ int ctr_eval_heap_worse_(const ctr_real *v, const int64_t *x, int64_t a, int64_t b)
-{
-    return v[a] < v[b] || (v[a] <= v[b] && x[a] > x[b]);
-}
-
-CTR_PRIVATE_ void ctr_eval_heap_swap_(ctr_real *v, int64_t *x, int64_t a, int64_t b)
-{
-    ctr_real value = v[a];
-    int64_t index = x[a];
-    v[a] = v[b];
-    x[a] = x[b];
-    v[b] = value;
-    x[b] = index;
-}
-
-/* Lets entry i of a heap of n sink until no child is worse. */
-CTR_PRIVATE_ void ctr_eval_heap_sink_(ctr_real *v, int64_t *x, int64_t n, int64_t i)
-{
-    for (;;) {
-        int64_t worst = i, child = 2 * i + 1;
-        if (child < n && ctr_eval_heap_worse_(v, x, child, worst)) worst = child;
-        if (child + 1 < n && ctr_eval_heap_worse_(v, x, child + 1, worst)) worst = child + 1;
-        if (worst == i) return;
-        ctr_eval_heap_swap_(v, x, i, worst);
-        i = worst;
-    }
-}
-
-CTR_PRIVATE_ void ctr_eval_heap_push_(ctr_real *v, int64_t *x, int64_t *n, ctr_real value,
-                                      int64_t index)
-{
-    int64_t i = (*n)++;
-    v[i] = value;
-    x[i] = index;
-    while (i > 0 && ctr_eval_heap_worse_(v, x, i, (i - 1) / 2)) {
-        ctr_eval_heap_swap_(v, x, i, (i - 1) / 2);
-        i = (i - 1) / 2;
-    }
-}
-
-/* Takes a tile's candidates into the heaps. They come by rising index, so a candidate that equals
-   the root is the worse one and stays out. */
-CTR_PRIVATE_ void ctr_search_tile_job_(void *arg, int64_t chunk, int worker)
-{
-    ctr_search_ *s = (ctr_search_ *)arg;
-    int64_t q = chunk * CTR_SEARCH_CHUNK_, end = CTR_MIN_(q + CTR_SEARCH_CHUNK_, s->queries_now), t;
-    (void)worker;
-    for (; q < end; q++) {
-        const ctr_real *cosine = s->cosine + q * CTR_SEARCH_DATA_;
-        ctr_real *v = s->value + q * s->k;
-        int64_t *x = s->index + q * s->k;
-        for (t = 0; t < s->data_now; t++) {
-            int64_t i = s->first + t;
-            int full = s->filled[q] == s->k;
-            if (full && cosine[t] <= v[0]) continue;
-            if (s->self && i == s->query + q) continue;
-            if (s->labelled && s->data->labels[i] < 0) continue;
-            if (full) {
-                v[0] = cosine[t];
-                x[0] = i;
-                ctr_eval_heap_sink_(v, x, s->k, 0);
-            } else {
-                ctr_eval_heap_push_(v, x, &s->filled[q], cosine[t], i);
-            }
-        }
-    }
-}
-
-/* Heap sort: the root, the worst of what is left, goes to the end. */
-CTR_PRIVATE_ void ctr_search_sort_job_(void *arg, int64_t chunk, int worker)
-{
-    ctr_search_ *s = (ctr_search_ *)arg;
-    int64_t q = chunk * CTR_SEARCH_CHUNK_, end = CTR_MIN_(q + CTR_SEARCH_CHUNK_, s->queries_now), i;
-    (void)worker;
-    for (; q < end; q++) {
-        ctr_real *v = s->value + q * s->k;
-        int64_t *x = s->index + q * s->k;
-        for (i = s->filled[q] - 1; i > 0; i--) {
-            ctr_eval_heap_swap_(v, x, 0, i);
-            ctr_eval_heap_sink_(v, x, i, 0);
-        }
-        for (i = s->filled[q]; i < s->k; i++) {
-            v[i] = 0;
-            x[i] = -1;
-        }
-    }
-}
-
-/* Neighbours of the queries from s->query on, a block of them, into s->index and s->value. */
-CTR_PRIVATE_ void ctr_search_block_(ctr_search_ *s)
-{
-    int64_t d = s->data->d, chunks, i;
-    s->queries_now = CTR_MIN_(CTR_SEARCH_QUERIES_, s->queries->n - s->query);
-    chunks = (s->queries_now + CTR_SEARCH_CHUNK_ - 1) / CTR_SEARCH_CHUNK_;
-    for (i = 0; i < s->queries_now; i++) s->filled[i] = 0;
-    ctr_eval_rows_unit_(s->ctx, s->queries_now, d, s->queries->x + s->query * d,
-                   s->query_inverse + s->query, s->query_unit);
-    for (s->first = 0; s->first < s->data->n; s->first += CTR_SEARCH_DATA_) {
-        s->data_now = CTR_MIN_(CTR_SEARCH_DATA_, s->data->n - s->first);
-        ctr_eval_rows_unit_(s->ctx, s->data_now, d, s->data->x + s->first * d,
-                       s->data_inverse + s->first, s->data_unit);
-        ctr_gemm_run_(s->ctx, 0, 1, s->queries_now, s->data_now, d, 1, s->query_unit, d,
-                      s->data_unit, d, 0, s->cosine, CTR_SEARCH_DATA_);
-        ctr_parallel_(s->ctx, chunks, ctr_search_tile_job_, s);
-    }
-    ctr_parallel_(s->ctx, chunks, ctr_search_sort_job_, s);
-}
-
-/* Checks the rows and takes the memory; queries NULL means leave one out. 0 after an error. */
-CTR_PRIVATE_ int ctr_search_open_(ctr_search_ *s, ctr_bag_ *bag, const char *who,
-                                  const ctr_points *data, const ctr_points *queries, int64_t k,
-                                  int labelled)
-{
-    memset(s, 0, sizeof *s);
-    s->ctx = bag->ctx;
-    s->data = data;
-    s->self = queries == NULL;
-    s->queries = queries ? queries : data;
-    s->labelled = labelled;
-    s->k = k;
-    s->data_inverse = ctr_bag_double_(bag, data->n, 1);
-    s->query_inverse = s->self ? s->data_inverse : ctr_bag_double_(bag, queries->n, 1);
-    s->data_unit = ctr_bag_real_(bag, CTR_SEARCH_DATA_, data->d);
-    s->query_unit = ctr_bag_real_(bag, CTR_SEARCH_QUERIES_, data->d);
-    s->cosine = ctr_bag_real_(bag, CTR_SEARCH_QUERIES_, CTR_SEARCH_DATA_);
-    s->index = ctr_bag_i64_(bag, CTR_SEARCH_QUERIES_, k);
-    s->value = ctr_bag_real_(bag, CTR_SEARCH_QUERIES_, k);
-    s->filled = ctr_bag_i64_(bag, CTR_SEARCH_QUERIES_, 1);
-    if (!ctr_eval_rows_scan_(s->ctx, who, labelled ? "training points" : "data", data->n, data->d,
-                             data->x, s->data_inverse))
-        return 0;
-    return s->self || ctr_eval_rows_scan_(s->ctx, who, labelled ? "test points" : "queries",
-                                          queries->n, queries->d, queries->x, s->query_inverse);
-}
+/* ---- neighbours ------------------------------------------------------------------------------ */
 
 CTR_API int64_t ctr_neighbors_find(ctr_ctx *ctx, const ctr_points *data, const ctr_points *queries,
                                    int64_t k, int64_t *index, ctr_real *similarity)
@@ -26158,13 +26934,14 @@ CTR_API int64_t ctr_neighbors_find(ctr_ctx *ctx, const ctr_points *data, const c
     if (ctr_search_open_(&s, &bag, "neighbors", data, queries, CTR_MAX_(found, 1), 0))
         for (s.query = 0; s.query < s.queries->n; s.query += CTR_SEARCH_QUERIES_) {
             ctr_search_block_(&s);
-            for (q = 0; q < s.queries_now; q++)
+            for (q = 0; q < s.queries_now && ctx->status == CTR_OK; q++)
                 for (i = 0; i < k; i++) {
                     int64_t to = (s.query + q) * k + i;
-                    if (index) index[to] = i < found ? s.index[q * s.k + i] : -1;
-                    if (similarity) similarity[to] = i < found ? s.value[q * s.k + i] : 0;
+                    if (index) index[to] = i < found ? s.index[q * s.room + i] : -1;
+                    if (similarity) similarity[to] = i < found ? s.value[q * s.room + i] : 0;
                 }
         }
+    ctr_search_close_(&s);
     ctr_bag_close_(&bag);
     return ctx->status == CTR_OK ? found : 0;
 }
@@ -26216,8 +26993,8 @@ CTR_PRIVATE_ void ctr_knn_vote_job_(void *arg, int64_t chunk, int worker)
     const ctr_search_ *s = j->search;
     int64_t q = chunk * CTR_SEARCH_CHUNK_, end = CTR_MIN_(q + CTR_SEARCH_CHUNK_, s->queries_now);
     for (; q < end; q++)
-        j->winner[q] = ctr_knn_vote_(s->data->labels, s->k, s->index + q * s->k,
-                                     s->value + q * s->k, j->temperature,
+        j->winner[q] = ctr_knn_vote_(s->data->labels, s->k, s->index + q * s->room,
+                                     s->value + q * s->room, j->temperature,
                                      j->votes + worker * j->classes);
 }
 
@@ -26251,11 +27028,13 @@ CTR_PRIVATE_ void ctr_knn_run_(ctr_ctx *ctx, const ctr_points *train, const ctr_
         for (i = 0; i < ctx->threads * j.classes; i++) j.votes[i] = 0;
         for (s.query = 0; s.query < s.queries->n; s.query += CTR_SEARCH_QUERIES_) {
             ctr_search_block_(&s);
+            if (ctx->status != CTR_OK) break;
             ctr_parallel_(ctx, (s.queries_now + CTR_SEARCH_CHUNK_ - 1) / CTR_SEARCH_CHUNK_,
                           ctr_knn_vote_job_, &j);
             ctr_knn_count_(&j, predicted, out);
         }
     }
+    ctr_search_close_(&s);
     ctr_bag_close_(&bag);
 }
 
@@ -30511,13 +31290,14 @@ CTR_PRIVATE_ ctr_schedule ctr_fit_schedule_(const ctr_method *method, const ctr_
 CTR_PRIVATE_ double ctr_fit_rank_(ctr_method *method, const ctr_batch *b)
 {
     ctr_ctx *ctx = method->ctx;
-    int64_t n = CTR_MIN_(b->n, 256);
-    size_t bytes = (size_t)(n * method->features) * sizeof(ctr_real);
-    ctr_real *z = (ctr_real *)ctr_alloc_(ctx, bytes);
+    int64_t n = CTR_MIN_(b->n, 256), width = b->device ? b->h * b->w * b->c : 0;
+    size_t bytes = (size_t)(n * (method->features + width)) * sizeof(ctr_real);
+    ctr_real *z = (ctr_real *)ctr_alloc_(ctx, bytes), *x = z + n * method->features;
     ctr_health health;
     double rank = -1;
     if (!z) return -1;
-    if (ctr_method_represent(method, n, b->h, b->w, b->c, b->pixels, 64, z) &&
+    if (b->device) ctr_k_download(ctx, (size_t)(n * width) * sizeof *x, b->pixels, x);
+    if (ctr_method_represent(method, n, b->h, b->w, b->c, b->device ? x : b->pixels, 64, z) &&
         ctr_health_measure(ctx, n, 1, method->features, z, NULL, &health))
         rank = health.rank;
     ctr_free_host_(ctx, z, bytes);
@@ -30531,8 +31311,9 @@ CTR_PRIVATE_ int ctr_fit_save_(ctr_method *method, const ctr_loader *loader,
     return !config->checkpoint || ctr_checkpoint_save(method, config->checkpoint, p);
 }
 
-/* Steps to the end of the epoch. Returns 1 to go on, 0 to stop. */
-CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader,
+/* Steps to the end of the epoch; views NULL: the loader makes them. Returns 1 to go on, 0 to
+   stop. */
+CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader, ctr_views_ *views,
                                 const ctr_fit_config *config, const ctr_schedule *schedule,
                                 ctr_position *p)
 {
@@ -30543,6 +31324,7 @@ CTR_PRIVATE_ int ctr_fit_epoch_(ctr_method *method, ctr_loader *loader,
     int stop = 0, any = 0;
     if (p->batch == 0 && !ctr_method_begin(method, loader)) return 0;
     while (!stop && ctr_loader_next(ctx, loader, &batch)) {
+        if (views && !ctr_views_make_(ctx, views, &batch)) return 0;
         if (!ctr_method_step_chunked(method, &batch, config->chunk > 0 ? config->chunk : batch.n,
                                      ctr_schedule_at(schedule, p->step), &report))
             return 0;
@@ -30616,7 +31398,9 @@ CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_co
     ctr_ctx *ctx = method ? method->ctx : NULL;
     ctr_schedule schedule;
     ctr_position p;
+    ctr_views_ views;
     int64_t first;
+    int made;
     if (!method || !loader || !ctr_fit_check_(ctx, config) ||
         !ctr_fit_start_(method, loader, config, 0, &p) ||
         !ctr_loader_seek(ctx, loader, p.epoch, p.batch))
@@ -30627,8 +31411,11 @@ CTR_API int64_t ctr_fit(ctr_method *method, ctr_loader *loader, const ctr_fit_co
     method->run.lr = schedule.base;
     if (p.batch > 0) ctr_method_order_(method, loader); /* else the beginning of the epoch does */
     first = p.step;
-    while (p.epoch < config->epochs && ctr_fit_epoch_(method, loader, config, &schedule, &p))
+    made = p.epoch < config->epochs && ctr_views_open_(ctx, loader, &views);
+    while (p.epoch < config->epochs &&
+           ctr_fit_epoch_(method, loader, made ? &views : NULL, config, &schedule, &p))
         ctr_loader_tell(loader, &p.epoch, &p.batch);
+    if (made) ctr_views_close_(ctx, &views);
     return ctx->status == CTR_OK ? p.step - first : -1;
 }
 

@@ -22,7 +22,6 @@
 
    WHAT IT DOES NOT DO (yet)
    - Activations are float in memory whatever config.math says; that is about the products alone.
-   - k-means and k-NN run where the header runs them, on the CPU.
    - No CUDA graphs, no several GPUs, no double build.
 
    READING IT   A kernel's loops over work are FOR_EACH (one long array) and FOR_ROWS/FOR_COLS (a
@@ -2254,17 +2253,18 @@ k_contrast_end(int64_t m, float scale, const cu_anchor *anchors, float *out)
     out[4] = (float)(others > pairs ? (double)scale * far_sum / (others - pairs) : 0);
 }
 
-static int64_t cu_strip(int64_t m)
+/* Lines of a strip, of `rows` ones with m numbers. */
+static int64_t cu_strip(int64_t rows, int64_t m)
 {
-    int64_t rows = STRIP / (m > 0 ? m : 1);
-    return rows < 1 ? 1 : rows < m ? rows : m;
+    int64_t lines = STRIP / (m > 0 ? m : 1);
+    return lines < 1 ? 1 : lines < rows ? lines : rows;
 }
 
 static void v_contrast(ctr_ctx *ctx, int64_t m, int64_t d, const int32_t *ids, const float *x,
                        float scale, float *lse, float *positives, float *out)
 {
     cu_device *c = cu_begin(ctx, "contrast");
-    int64_t strip = cu_strip(m), i;
+    int64_t strip = cu_strip(m, m), i;
     cu_anchor *anchors;
     float *s;
     if (!c) return;
@@ -2311,7 +2311,7 @@ static void v_contrast_grad(ctr_ctx *ctx, int64_t m, int64_t d, const int32_t *i
                             const float *dloss, float *dx, int acc)
 {
     cu_device *c = cu_begin(ctx, "contrast_grad");
-    int64_t strip = cu_strip(m), i;
+    int64_t strip = cu_strip(m, m), i;
     float *s = c && m > 0 ? (float *)cu_scratch(c, ctx, (size_t)(strip * m) * sizeof *s) : NULL;
     for (i = 0; s && i < m; i += strip) {
         int64_t rows = strip < m - i ? strip : m - i;
@@ -2324,6 +2324,248 @@ static void v_contrast_grad(ctr_ctx *ctx, int64_t m, int64_t d, const int32_t *i
                      dx + i * d, d))
             return;
     }
+}
+
+/* ================================================================================================
+   >>NEAREST  rows compared with all rows of another set, and sums of groups of rows
+
+   What k-means and k-NN need. As in >>CONTRAST, scores of a strip of rows are one product by cuBLAS
+   in fp32, whatever config.math says (a rounded score has another neighbour), and a block a row
+   then reads its line. Of equal scores the lower index wins, so that no order of threads shows.
+   ============================================================================================= */
+
+static __device__ __forceinline__ bool better(float a, int32_t i, float than, int32_t j)
+{
+    return a > than || (a == than && i < j);
+}
+
+static __device__ __forceinline__ void warp_best(float *best, int32_t *at)
+{
+    for (int lanes = 16; lanes; lanes /= 2) {
+        float v = __shfl_xor_sync(0xffffffffu, *best, lanes);
+        int32_t i = __shfl_xor_sync(0xffffffffu, *at, lanes);
+        if (!better(v, i, *best, *at)) continue;
+        *best = v;
+        *at = i;
+    }
+}
+
+/* s [lines, k]: the place of the largest s - minus. NaN is never larger. */
+static __global__ void __launch_bounds__(256)
+k_row_best(int64_t k, const float *s, const float *minus, int32_t *which)
+{
+    __shared__ float bests[32];
+    __shared__ int32_t places[32];
+    const float *line = s + (int64_t)blockIdx.x * k;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const int warps = (int)blockDim.x / 32;
+    float best = -INFINITY;
+    int32_t at = INT_MAX;
+    FOR_LINE(j, k)
+    {
+        float v = line[j] - minus[j];
+        if (!better(v, (int32_t)j, best, at)) continue;
+        best = v;
+        at = (int32_t)j;
+    }
+    warp_best(&best, &at);
+    if (lane == 0) {
+        bests[warp] = best;
+        places[warp] = at;
+    }
+    __syncthreads();
+    best = bests[lane < warps ? lane : 0];
+    at = places[lane < warps ? lane : 0];
+    warp_best(&best, &at);
+    if (threadIdx.x == 0) which[blockIdx.x] = at == INT_MAX ? 0 : at;
+}
+
+static void v_nearest(ctr_ctx *ctx, int64_t n, int64_t k, int64_t d, const float *x,
+                      const float *centers, const float *minus, int32_t *which)
+{
+    cu_device *c = cu_begin(ctx, "nearest");
+    int64_t strip = cu_strip(n, k), i;
+    float *s = c && n > 0 ? (float *)cu_scratch(c, ctx, (size_t)(strip * k) * sizeof *s) : NULL;
+    for (i = 0; s && i < n; i += strip) {
+        int64_t rows = strip < n - i ? strip : n - i;
+        if (!cu_gemm(c, ctx, CTR_CUDA_FP32, 0, 1, rows, k, d, 1, x + i * d, d, centers, d, 0, s,
+                     k))
+            return;
+        LAUNCH(k_row_best, (unsigned)rows, cu_row_threads(k), k, (const float *)s, minus,
+               which + i);
+    }
+}
+
+/* ---- the k largest of a line ----------------------------------------------------------------- */
+
+enum { TOP = CTR_NEIGHBORS_MOST };
+static_assert(TOP == 1024, "k_row_top sorts a power of two, with 256 threads");
+
+/* Whole numbers in the order of the floats; 0 for what does not count. -0 is 0. */
+static __device__ __forceinline__ uint32_t top_key(const float *line, int64_t j, int32_t skip)
+{
+    uint32_t bits = __float_as_uint(line[j] + 0.0f);
+    if (j == skip) return 0;
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+/* The key of the want-th largest, found from its first byte to its last by counting: bins [256] is
+   shared memory. *equals: how many of the equals of that key are among them. */
+static __device__ uint32_t top_border(const float *line, int64_t n, int32_t skip, int want,
+                                      uint32_t *bins, int *equals)
+{
+    uint32_t border = 0, known = 0;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        int digit = 255;
+        FOR_LINE(b, 256) bins[b] = 0;
+        __syncthreads();
+        FOR_LINE(j, n)
+        {
+            uint32_t key = top_key(line, j, skip);
+            if ((key & known) == border) atomicAdd(&bins[key >> shift & 255], 1u);
+        }
+        __syncthreads();
+        for (; digit > 0 && (int)bins[digit] < want; digit--) want -= (int)bins[digit];
+        __syncthreads();         /* all have read before the next round clears */
+        border |= (uint32_t)digit << shift;
+        known |= 255u << shift;
+    }
+    *equals = want;
+    return border;
+}
+
+/* Sorts [size], a power of two, the largest first, by exchanging pairs ever closer (Batcher). */
+static __device__ void top_sort(int size, float *value, int32_t *index)
+{
+    for (int run = 2; run <= size; run *= 2) {
+        for (int apart = run / 2; apart; apart /= 2) {
+            __syncthreads();
+            FOR_LINE(t, size / 2)
+            {
+                int a = (int)t / apart * 2 * apart + (int)t % apart, b = a + apart;
+                bool down = (a & run) == 0;
+                float v = value[a];
+                int32_t i = index[a];
+                if (better(v, i, value[b], index[b]) == down) continue;
+                value[a] = value[b];
+                index[a] = index[b];
+                value[b] = v;
+                index[b] = i;
+            }
+        }
+    }
+    __syncthreads();
+}
+
+/* s [lines, n]: value, index [lines, k]. Each thread collects from a piece of the line, so that the
+   first of the equals at the border are taken. */
+static __global__ void __launch_bounds__(256)
+k_row_top(int64_t n, const float *s, const int32_t *skips, int k, float *value, int32_t *index)
+{
+    __shared__ float top_value[TOP];
+    __shared__ int32_t top_index[TOP];
+    __shared__ uint32_t bins[256];
+    __shared__ int above[256], same[256];
+    const float *line = s + (int64_t)blockIdx.x * n;
+    const int me = (int)threadIdx.x;
+    const int32_t skip = skips[blockIdx.x];
+    const int64_t piece = (n + WIDE - 1) / WIDE, first = me * piece;
+    const int64_t end = first + piece < n ? first + piece : n;
+    const int64_t there = n - (skip >= 0 && skip < n);
+    const int want = (int)(k < there ? k : there);
+    int equals, more = 0, at = 0, size = 2;
+    uint32_t border = top_border(line, n, skip, want, bins, &equals);
+    above[me] = same[me] = 0;
+    for (int64_t j = first; j < end && want > 0; j++) {
+        uint32_t key = top_key(line, j, skip);
+        above[me] += key > border;
+        same[me] += key == border;
+    }
+    __syncthreads();
+    for (int t = 0; t < me; t++) {
+        at += above[t];
+        more += same[t];
+    }
+    while (size < k) size *= 2;
+    FOR_LINE(t, size)
+    {
+        if (t < want) continue;
+        top_value[t] = -INFINITY;
+        top_index[t] = INT_MAX;
+    }
+    for (int64_t j = first; j < end && want > 0; j++) {
+        uint32_t key = top_key(line, j, skip);
+        int place = key > border ? at++ : -1;
+        if (key == border && more++ < equals) place = want - equals + more - 1;
+        if (place < 0) continue;
+        top_value[place] = line[j];
+        top_index[place] = (int32_t)j;
+    }
+    top_sort(size, top_value, top_index);
+    FOR_LINE(t, k)
+    {
+        value[(int64_t)blockIdx.x * k + t] = t < want ? top_value[t] : 0;
+        index[(int64_t)blockIdx.x * k + t] = t < want ? top_index[t] : -1;
+    }
+}
+
+static void v_neighbors(ctr_ctx *ctx, int64_t m, int64_t n, int64_t d, const float *q,
+                        const float *x, const int32_t *skip, int64_t k, float *value,
+                        int32_t *index)
+{
+    cu_device *c = cu_begin(ctx, "neighbors");
+    int64_t strip = cu_strip(m, n), i;
+    float *s = c && m > 0 ? (float *)cu_scratch(c, ctx, (size_t)(strip * n) * sizeof *s) : NULL;
+    if (s && (k < 1 || k > TOP)) {
+        cu_report(c, ctx, "k", "it must be 1..1024");
+        return;
+    }
+    for (i = 0; s && i < m; i += strip) {
+        int64_t rows = strip < m - i ? strip : m - i;
+        if (!cu_gemm(c, ctx, CTR_CUDA_FP32, 0, 1, rows, n, d, 1, q + i * d, d, x, d, 0, s, n))
+            return;
+        LAUNCH(k_row_top, (unsigned)rows, WIDE, n, (const float *)s, skip + i, (int)k,
+               value + i * k, index + i * k);
+    }
+}
+
+/* ---- sums of groups of rows: a block a group and up to 64 columns ---------------------------- */
+
+/* The threads of a column take the group's rows in turn; their sums are added in order. */
+static __global__ void __launch_bounds__(256)
+k_segment_sum(int64_t segments, int64_t d, const int32_t *begin, const int32_t *order,
+              const float *weight, const float *x, double *y)
+{
+    __shared__ double part[WIDE];
+    const int64_t col = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    for (int64_t j = blockIdx.y; j < segments; j += gridDim.y) {
+        const int32_t end = begin[j + 1];
+        double sum = 0;
+        for (int32_t i = begin[j] + (int32_t)threadIdx.y; i < end && col < d;
+             i += (int32_t)blockDim.y) {
+            const int64_t row = order[i];
+            sum += (weight ? (double)weight[row] : 1.0) * (double)x[row * d + col];
+        }
+        part[threadIdx.y * blockDim.x + threadIdx.x] = sum;
+        __syncthreads();
+        for (unsigned t = 1; t < blockDim.y && threadIdx.y == 0; t++)
+            sum += part[t * blockDim.x + threadIdx.x];
+        if (threadIdx.y == 0 && col < d) y[j * d + col] = sum;
+        __syncthreads();
+    }
+}
+
+static void v_segment_sum(ctr_ctx *ctx, int64_t segments, int64_t n, int64_t d,
+                          const int32_t *begin, const int32_t *order, const float *weight,
+                          const float *x, double *y)
+{
+    cu_device *c = cu_begin(ctx, "segment_sum");
+    unsigned width = 32;         /* at least, so that a warp reads neighbours */
+    (void)n;
+    while (width < WIDE / 4 && width < d) width *= 2;
+    if (c && segments > 0 && d > 0)
+        LAUNCH(k_segment_sum, dim3(cu_least(cu_up(d, width), INT_MAX), cu_least(segments, 65535)),
+               dim3(width, WIDE / width), segments, d, begin, order, weight, x, y);
 }
 
 /* ================================================================================================
@@ -2643,6 +2885,9 @@ static void cu_verbs(ctr_device *d)
     d->finite = v_finite;
     d->watch = v_watch;
     d->views = v_views;
+    d->nearest = v_nearest;
+    d->neighbors = v_neighbors;
+    d->segment_sum = v_segment_sum;
 }
 
 /* Gives back what there is of a device, also of one that was opened half. */

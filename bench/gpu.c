@@ -12,7 +12,8 @@
  *           time over that of its four matrix products (s and its gradient, of each half of x).
  * resnet18  a SimCLR step of 2 x 512 views of 32 x 32, tf32 and bf16; the views wait in host memory
  * resnet50  the same of 2 x 128 views of 224 x 224
- * epoch     an epoch of 50000 images of 32 x 32: sampling, augmenting, 97 steps
+ * epoch     an epoch of 50000 images of 32 x 32 by ctr_fit: sampling, augmenting where the images
+ *           lie, which is on the GPU, 97 steps
  *
  * Before anything is timed its results are compared with the CPU's, on few images. Each case runs
  * in a process of its own. Without a GPU: one line that says why, status 1.
@@ -431,42 +432,67 @@ static void step_measure(void *user)
 /* ---- an epoch
    ----------------------------------------------------------------------------------- */
 
+/* When the last step of each epoch was over: its loss has come back by then. */
+typedef struct epochs {
+    double end[2], waited;
+    int64_t steps;            /* of the second epoch */
+    ctr_report last;
+    char text[256];           /* of the log, about the views */
+} epochs;
+
+static int epoch_step(void *user, const ctr_report *r)
+{
+    epochs *e = (epochs *)user;
+    e->end[r->epoch] = bench_seconds();
+    e->steps += r->epoch == 1;
+    e->waited += r->epoch == 1 ? r->data_seconds : 0;
+    e->last = *r;
+    return 0;
+}
+
+static void epoch_hear(void *user, ctr_log_level level, const char *text)
+{
+    (void)level;
+    if (strstr(text, "makes the views"))
+        snprintf(((epochs *)user)->text, sizeof((epochs *)user)->text, "%s", text);
+}
+
 static void epoch_measure(void *user)
 {
     const job *j = (const job *)user;
-    ctr_ctx *gpu = context(j, (int)j->math);
-    int64_t n = CTR_MAX_(50000 / GPU_SHARE, 8), batch = CTR_MAX_(512 / GPU_SHARE, 4), steps = 0, i;
+    int64_t n = CTR_MAX_(50000 / GPU_SHARE, 8), batch = CTR_MAX_(512 / GPU_SHARE, 4), i;
     uint8_t *pixels = (uint8_t *)malloc((size_t)n * 3072);
-    ctr_loader_config l = ctr_loader_config_default();
-    ctr_method *method = simclr(gpu, &STEPS[0]);
+    ctr_fit_config fit = ctr_fit_default();
     bench_noise noise = {3};
     ctr_dataset *images;
-    ctr_loader *loader;
-    ctr_batch b;
-    ctr_report report;
-    double start;
-    int epoch;
+    ctr_method *method;
+    ctr_ctx *gpu;
+    double seconds;
+    epochs e;
+    memset(&e, 0, sizeof e);
+    gpu = context(j, (int)j->math);
+    gpu->config.log_fn = epoch_hear;
+    gpu->config.log_user = &e;
+    method = simclr(gpu, &STEPS[0]);
     if (!pixels || !method) bench_die("epoch: %s", ctr_error_text(gpu));
     for (i = 0; i < n * 3072; i++) pixels[i] = (uint8_t)bench_bits(&noise);
     images = ctr_dataset_from_memory(gpu, pixels, n, 32, 32, 3, NULL);
-    l.batch = batch;
-    l.augs = method->augs;
-    loader = images ? ctr_loader_create(gpu, images, &l) : NULL;
-    if (!loader) bench_die("epoch: %s", ctr_error_text(gpu));
-    for (epoch = 0; epoch < 2; epoch++) { /* the first one warms up */
-        start = bench_seconds();
-        for (steps = 0; ctr_loader_next(gpu, loader, &b); steps++)
-            if (!ctr_method_step(method, &b, 0.01, &report))
-                bench_die("epoch: %s", ctr_error_text(gpu));
-        wait_for(gpu);
-        start = bench_seconds() - start;
-    }
+    fit.epochs = 2; /* the first one warms up */
+    fit.batch = batch;
+    fit.lr = fit.end_lr = 0.01;
+    fit.warmup_epochs = 0;
+    fit.user = &e;
+    fit.step_fn = epoch_step;
+    if (!images || ctr_fit_images(method, images, &fit) < 0)
+        bench_die("epoch: %s", ctr_error_text(gpu));
+    if (e.text[0]) bench_die("epoch: %s", e.text);
     fine(gpu, "epoch");
-    if (!(report.loss > 0 && report.loss < 2 * report.chance)) /* noise has nothing to be learnt */
-        bench_die("epoch: loss %g, chance %g", report.loss, report.chance);
-    bench_emit("gpu_epoch", MATHS[j->math], j->o->threads, (double)(steps * batch) / start,
-               "images/s", "seconds=%.3f steps=%d batch=2x%d data_seconds=%.3f loss=%.4f", start,
-               (int)steps, (int)batch, ctr_loader_seconds(loader) / 2, report.loss);
+    if (!(e.last.loss > 0 && e.last.loss < 2 * e.last.chance)) /* noise: nothing to be learnt */
+        bench_die("epoch: loss %g, chance %g", e.last.loss, e.last.chance);
+    seconds = e.end[1] - e.end[0];
+    bench_emit("gpu_epoch", MATHS[j->math], j->o->threads, (double)(e.steps * batch) / seconds,
+               "images/s", "seconds=%.3f steps=%d batch=2x%d data_seconds=%.3f loss=%.4f", seconds,
+               (int)e.steps, (int)batch, e.waited, e.last.loss);
 }
 
 /* One line, also where there is no GPU: in a process of its own, since CUDA does not survive a

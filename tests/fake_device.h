@@ -614,6 +614,61 @@ TEST_FN int fake_finite_(ctr_ctx *ctx, int64_t n, const ctr_real *x)
     return ctr_error(ctx) == CTR_OK && ctr_k_finite(FAKE_HOST_, n, x);
 }
 
+TEST_FN void fake_nearest_(ctr_ctx *ctx, int64_t n, int64_t k, int64_t d, const ctr_real *x,
+                           const ctr_real *c, const ctr_real *minus, int32_t *which)
+{
+    FAKE_BEGIN_(nearest);
+    x = fake_in_(ctx, x, n * d);
+    c = fake_in_(ctx, c, k * d);
+    minus = fake_in_(ctx, minus, k);
+    which = fake_int_(ctx, which, n);
+    FAKE_RUN_(nearest, (FAKE_HOST_, n, k, d, x, c, minus, which));
+}
+
+TEST_FN void fake_neighbors_(ctr_ctx *ctx, int64_t m, int64_t n, int64_t d, const ctr_real *q,
+                             const ctr_real *x, const int32_t *skip, int64_t k, ctr_real *value,
+                             int32_t *index)
+{
+    FAKE_BEGIN_(neighbors);
+    q = fake_in_(ctx, q, m * d);
+    x = fake_in_(ctx, x, n * d);
+    skip = fake_int_(ctx, skip, m);
+    value = fake_out_(ctx, value, m * k);
+    index = fake_int_(ctx, index, m * k);
+    FAKE_RUN_(neighbors, (FAKE_HOST_, m, n, d, q, x, skip, k, value, index));
+}
+
+TEST_FN void fake_segment_sum_(ctr_ctx *ctx, int64_t segments, int64_t n, int64_t d,
+                               const int32_t *begin, const int32_t *order, const ctr_real *weight,
+                               const ctr_real *x, double *y)
+{
+    FAKE_BEGIN_(segment_sum);
+    begin = fake_int_(ctx, begin, segments + 1);
+    order = fake_int_(ctx, order, n);
+    weight = fake_maybe_(ctx, weight, n);
+    x = fake_in_(ctx, x, n * d);
+    y = (double *)(void *)fake_near_(ctx, y, (size_t)(segments * d) * sizeof *y);
+    FAKE_RUN_(segment_sum, (FAKE_HOST_, segments, n, d, begin, order, weight, x, y));
+}
+
+/* Each view by itself: a view's image is cut out of the device's memory. */
+TEST_FN void fake_views_(ctr_ctx *ctx, const ctr_view_args *a)
+{
+    int64_t size = a->h * a->w * a->c, out = a->config->height * a->config->width * a->c, i;
+    FAKE_BEGIN_(views);
+    for (i = 0; i < a->n; i++) {
+        const uint8_t *image = a->images + a->index[i] * size;
+        const char *near = fake_near_(ctx, image - (uintptr_t)image % 4,
+                                      (size_t)size + (uintptr_t)image % 4);
+        ctr_real *to = fake_out_(ctx, a->out + i * out, out);
+        if (ctr_error(ctx) != CTR_OK) return;
+        ctr_aug_view(FAKE_HOST_, a->config, &a->params[i],
+                     (const uint8_t *)near + (uintptr_t)image % 4, a->h, a->w, a->c, to);
+        if (ctr_error(FAKE_HOST_) != CTR_OK)
+            ctr_error_set(ctx, ctr_error(FAKE_HOST_), ctr_error_text(FAKE_HOST_));
+    }
+}
+
 /* ---------------------------------------------------------------------------------- open, close */
 
 TEST_FN void fake_verbs_move_(ctr_device *d)
@@ -668,6 +723,10 @@ TEST_FN void fake_verbs_net_(ctr_device *d)
     d->dropout = fake_dropout_;
     d->sgd = fake_sgd_;
     d->adamw = fake_adamw_;
+    d->views = fake_views_;
+    d->nearest = fake_nearest_;
+    d->neighbors = fake_neighbors_;
+    d->segment_sum = fake_segment_sum_;
 }
 
 /* The device lives until fake_device_close; contexts on it are destroyed before. */

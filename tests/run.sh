@@ -138,7 +138,7 @@ if [ -n "$DEVICE" ]; then
     has nvcc && has nvidia-smi && nvidia-smi -L 2>/dev/null | grep -q GPU && GPU=1
 fi
 # Of these tests the CPU's kernels are the subject: test_verbs.c of tests/cuda has the device's.
-CPU_ONLY=' conv gemm memory threads vec '
+CPU_ONLY=' conv gemm memory rows threads vec '
 # The bounds of rounded products are those of one operation, not of what is made of many.
 ROUNDED=' loss ops '
 SAN='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'

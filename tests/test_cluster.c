@@ -8,7 +8,7 @@
 #ifndef CONTRASTIVE_STATIC
 #define CONTRASTIVE_STATIC
 #endif
-#include "test.h"
+#include "fake_device.h"
 
 static ctr_real *filled(const char *name, int64_t n)
 {
@@ -438,6 +438,84 @@ static void test_kmeans_warning(void)
     test_equal("unless none are asked for", h.warnings, 1);
     ctr_ctx_destroy(ctx);
     free(x);
+}
+
+/* ---- on a device ---- */
+
+static void hear_device(void *user, ctr_log_level level, const char *text)
+{
+    heard *h = (heard *)user;
+    if (level != CTR_LOG_INFO || !strstr(text, "on the CPU, not the device")) return;
+    h->warnings++;
+    snprintf(h->text, sizeof h->text, "%s", text);
+}
+
+/* What a run writes, but for the points of each cluster. */
+typedef struct kmeans_all {
+    ctr_real centroids[40 * 6];
+    int32_t assignment[400], again[400];
+    double inertia;
+    ctr_kmeans_result result;
+} kmeans_all;
+
+/* A run and an assignment on a device, or NULL, with the scalar kernels. */
+static kmeans_all kmeans_on(const ctr_device *device, int spherical, heard *h)
+{
+    ctr_config config = ctr_config_default();
+    ctr_kmeans_config c = ctr_kmeans_config_default();
+    ctr_real *x = clouds();
+    kmeans_all out;
+    ctr_ctx *ctx;
+    memset(&out, 0, sizeof out);
+    memset(h, 0, sizeof *h);
+    config.threads = 1;
+    config.kernels = CTR_KERNELS_SCALAR;
+    config.device = device;
+    config.log_fn = hear_device;
+    config.log_user = h;
+    ctx = test_host_create(&config);
+    c.k = 40;
+    c.min_points = 0;
+    c.spherical = spherical;
+    c.init = spherical ? CTR_KMEANS_PLUSPLUS : CTR_KMEANS_POINTS;
+    test_true("a run", ctr_kmeans_run(ctx, 400, 6, x, &c, out.centroids, out.assignment, NULL,
+                                      &out.result));
+    test_true("an assignment", ctr_kmeans_assign(ctx, 400, 6, x, 40, out.centroids, spherical,
+                                                 out.again, &out.inertia));
+    test_fine(ctx, "no error");
+    ctr_ctx_destroy(ctx);
+    free(x);
+    return out;
+}
+
+/* The fake device's verbs are the scalar kernels: the same bits as on the CPU. */
+static void test_kmeans_device(void)
+{
+    fake_device *fake = fake_device_open();
+    ctr_device without = fake->device;
+    kmeans_all on_cpu, on_device, lacking;
+    heard h;
+    int spherical;
+    test_group("on a device");
+    without.segment_sum = NULL;
+    for (spherical = 0; spherical < 2; spherical++) {
+        on_cpu = kmeans_on(NULL, spherical, &h);
+        test_equal("nothing to say on the CPU", h.warnings, 0);
+        on_device = kmeans_on(&fake->device, spherical, &h);
+        test_equal("nothing to say on the device", h.warnings, 0);
+        test_bytes("the same result", &on_device, &on_cpu, sizeof on_cpu);
+        lacking = kmeans_on(&without, spherical, &h);
+        test_true("without a verb the log says so", h.warnings == 2 && strstr(h.text, "no kernel"));
+        test_bytes("the same result", &lacking, &on_cpu, sizeof on_cpu);
+        fake->fail_at = fake->allocations + 3;
+        lacking = kmeans_on(&fake->device, spherical, &h);
+        test_true("without memory, too", h.warnings == 1 && strstr(h.text, "memory"));
+        test_bytes("the same result", &lacking, &on_cpu, sizeof on_cpu);
+        fake->fail_at = 0;
+    }
+    test_true("the verbs ran", fake_device_ran(fake, "nearest") &&
+                                   fake_device_ran(fake, "segment_sum"));
+    fake_device_close(fake);
 }
 
 #if CTR_HAS_AVX2_
@@ -955,6 +1033,7 @@ int main(int argc, char **argv)
     test_kmeans_edges(ctx);
     test_kmeans_errors(ctx);
     test_kmeans_warning();
+    test_kmeans_device();
 #if CTR_HAS_AVX2_
     test_kmeans_kernels(ctx);
 #endif

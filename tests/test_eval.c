@@ -8,7 +8,7 @@
 #ifndef CONTRASTIVE_STATIC
 #define CONTRASTIVE_STATIC
 #endif
-#include "test.h"
+#include "fake_device.h"
 
 static ctr_real *filled(const char *name, int64_t n)
 {
@@ -51,7 +51,7 @@ static void neighbours_loops(int64_t n, int64_t d, const ctr_real *x, const ctr_
     }
 }
 
-/* n and queries reach over the tiles' edges (512 queries x 1024 points). */
+/* n and queries reach over the edges of tiles (72 queries x 256 points) and blocks. */
 static void test_neighbours(ctr_ctx *ctx)
 {
     enum { N = 1100, Q = 530, D = 7, K = 5 };
@@ -173,6 +173,89 @@ static void golden_votes(ctr_ctx *ctx, golden_file *g, const golden_set *s, int 
                 (ctr_real)exp((double)cosine[i * k + j] / 0.1);
     sprintf(key, "knn:%d:votes", k);
     test_error(key, test_digest(g, key, votes, 150, 0), test_bound(1e-9, 1e-5));
+}
+
+/* ---- on a device ---- */
+
+static int heard_lines;
+static char heard_text[256];
+static void hear_device(void *user, ctr_log_level level, const char *text)
+{
+    (void)user;
+    if (level != CTR_LOG_INFO || !strstr(text, "on the CPU, not the device")) return;
+    heard_lines++;
+    snprintf(heard_text, sizeof heard_text, "%s", text);
+}
+
+enum { DEVICE_N = 1300, DEVICE_Q = 30, DEVICE_D = 5, DEVICE_K = 1100 };
+typedef struct found_all {
+    int64_t index[DEVICE_Q * DEVICE_K], own[DEVICE_N * 3];
+    ctr_real cosine[DEVICE_Q * DEVICE_K], own_cosine[DEVICE_N * 3];
+    int32_t predicted[DEVICE_N];
+    ctr_knn_result knn;
+} found_all;
+
+/* k neighbours of queries, of all points among themselves, and a vote in which every third point
+   has no label, on a device or NULL, with the scalar kernels. */
+static void found_on(const ctr_device *device, int64_t k, found_all *out)
+{
+    ctr_real *x = filled("eval.data", DEVICE_N * DEVICE_D);
+    ctr_real *q = filled("eval.queries", DEVICE_Q * DEVICE_D);
+    static int32_t labels[DEVICE_N];
+    ctr_points data = ctr_points_make(DEVICE_N, DEVICE_D, x, labels);
+    ctr_points queries = ctr_points_make(DEVICE_Q, DEVICE_D, q, NULL);
+    ctr_config config = ctr_config_default();
+    ctr_ctx *ctx;
+    int i;
+    memset(out, 0, sizeof *out);
+    heard_lines = 0;
+    for (i = 0; i < DEVICE_N; i++) labels[i] = i % 3 - 1;
+    memcpy(x + 7 * DEVICE_D, x + 3 * DEVICE_D, DEVICE_D * sizeof *x); /* equals */
+    memset(x + 9 * DEVICE_D, 0, DEVICE_D * sizeof *x);                /* no direction */
+    config.threads = 1;
+    config.kernels = CTR_KERNELS_SCALAR;
+    config.device = device;
+    config.log_fn = hear_device;
+    ctx = test_host_create(&config);
+    test_equal("of queries", (double)ctr_neighbors_find(ctx, &data, &queries, k, out->index,
+                                                        out->cosine), (double)k);
+    test_equal("of themselves",
+               (double)ctr_neighbors_find(ctx, &data, NULL, 3, out->own, out->own_cosine), 3);
+    test_true("a vote", ctr_knn_classify(ctx, &data, NULL, NULL, out->predicted, &out->knn));
+    test_fine(ctx, "no error");
+    ctr_ctx_destroy(ctx);
+    free(x);
+    free(q);
+}
+
+/* The fake device's verbs are the scalar kernels: the same bits as on the CPU. */
+static void test_neighbours_device(void)
+{
+    static found_all on_cpu, on_device;
+    fake_device *fake = fake_device_open();
+    ctr_device without = fake->device;
+    test_group("on a device");
+    without.neighbors = NULL;
+    found_on(NULL, 40, &on_cpu);
+    test_equal("nothing to say on the CPU", heard_lines, 0);
+    found_on(&fake->device, 40, &on_device);
+    test_equal("nothing to say on the device", heard_lines, 0);
+    test_true("the verb ran", fake_device_ran(fake, "neighbors"));
+    test_bytes("the same result", &on_device, &on_cpu, sizeof on_cpu);
+    found_on(&without, 40, &on_device);
+    test_true("without the verb the log says so", heard_lines == 3 &&
+                                                      strstr(heard_text, "no kernel"));
+    test_bytes("the same result", &on_device, &on_cpu, sizeof on_cpu);
+    fake->fail_at = fake->allocations + 4;
+    found_on(&fake->device, 40, &on_device);
+    test_true("without memory, too", heard_lines == 1 && strstr(heard_text, "memory"));
+    test_bytes("the same result", &on_device, &on_cpu, sizeof on_cpu);
+    fake->fail_at = 0;
+    found_on(NULL, DEVICE_K, &on_cpu);
+    found_on(&fake->device, DEVICE_K, &on_device);
+    test_true("more neighbours than it has", heard_lines == 1 && strstr(heard_text, "too many"));
+    test_bytes("the same result", &on_device, &on_cpu, sizeof on_cpu);
+    fake_device_close(fake);
 }
 
 static void test_knn_golden(ctr_ctx *ctx)
@@ -920,6 +1003,7 @@ int main(int argc, char **argv)
     ctx = test_ctx(2, CTR_KERNELS_AUTO);
     test_neighbours(ctx);
     test_neighbour_edges(ctx);
+    test_neighbours_device();
     test_knn_golden(ctx);
     test_knn_edges(ctx);
     test_retrieval(ctx);

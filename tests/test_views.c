@@ -6,8 +6,9 @@
  *    as they are sampled, against ctr_aug_view with the scalar kernels.
  * 2. The same bytes for 1, 2 and 3 threads, and from call to call.
  * 3. Data sets and arguments that are refused; a device without the verb; failing allocations.
+ * 4. Runs of ctr_fit whose views a device makes, and what makes it leave them to the loader.
  */
-#include "model.h"
+#include "training.h"
 
 enum { N = 7 };
 enum {
@@ -284,7 +285,6 @@ static void sizes_differ(void)
     remove("views_b.pgm");
 }
 
-/* The fake device has no such verb. */
 static void missing_verb(void)
 {
     fake_device *fake = fake_device_open();
@@ -295,6 +295,7 @@ static void missing_verb(void)
     set s;
     memset(&s, 0, sizeof s);
     s.h = s.w = 8;
+    fake->device.views = NULL;
     s.ctx = fake_device_ctx(fake);
     s.pixels = model_pictures(N, 8, NULL, 2);
     s.dataset = ctr_dataset_from_memory(s.ctx, s.pixels, N, 8, 8, 3, NULL);
@@ -349,6 +350,192 @@ static void allocations(void)
     free(pixels);
 }
 
+/* ------------------------------------------------------------------------------------- ctr_fit */
+
+enum { SIMCLR, CHUNKED, MULTICROP, POLICY, KINDS };
+static const char *const kinds[KINDS] = {
+    "two views", "two views in chunks", "crops of two sizes", "a policy"
+};
+
+static ctr_method *make(ctr_ctx *ctx, const training *t)
+{
+    ctr_simclr_config c = ctr_simclr_default();
+    ctr_swav_config s = ctr_swav_default();
+    c.encoder = ctr_resnet_config_default(8);
+    c.encoder.width = 4;
+    c.encoder.stem = CTR_STEM_SMALL;
+    s.encoder = c.encoder;
+    c.proj_dim = s.proj_dim = 8;
+    c.aug = ctr_aug_simclr_default(t->side);
+    c.optim = s.optim = ctr_optim_config_default(CTR_OPTIM_SGD);
+    c.aug.kernels = t->config.kernels; /* as the fake device, if it is that */
+    if (t->kind == POLICY) c.aug.policy = ctr_policy_default(CTR_POLICY_TRIVIAL);
+    if (t->kind != MULTICROP) return ctr_simclr_create(ctx, &c);
+    s.prototypes = 6;
+    s.small_views = 2;
+    s.aug = ctr_aug_swav_default(t->side, 0);
+    s.small_aug = ctr_aug_swav_default(t->side, 1);
+    s.aug.kernels = s.small_aug.kernels = t->config.kernels;
+    return ctr_swav_create(ctx, &s);
+}
+
+/* What a run says. */
+typedef struct said {
+    int lines, steps, epochs;     /* of the log about views; reports */
+    char text[256];
+    double loss[16], rank;
+    uint64_t hash;
+    int64_t done;
+} said;
+
+static void hear(void *user, ctr_log_level level, const char *text)
+{
+    said *s = (said *)user;
+    if (level != CTR_LOG_INFO || !strstr(text, "makes the views")) return;
+    s->lines++;
+    snprintf(s->text, sizeof s->text, "%s", text);
+}
+
+static int hear_step(void *user, const ctr_report *r)
+{
+    said *s = (said *)user;
+    if (s->steps < 16) s->loss[s->steps++] = r->loss;
+    return 0;
+}
+
+static int hear_epoch(void *user, const ctr_report *r)
+{
+    said *s = (said *)user;
+    s->epochs++;
+    s->rank = r->rank;
+    return 0;
+}
+
+/* Epochs of four batches on a device, after which the loader makes its views again. */
+static said fit_on(const training *from, const ctr_device *device, int epochs)
+{
+    ctr_fit_config fit = ctr_fit_default();
+    training t = *from;
+    training_run r;
+    ctr_batch b;
+    said s;
+    memset(&s, 0, sizeof s);
+    t.config.device = device;
+    t.config.log_fn = hear;
+    t.config.log_user = &s;
+    training_begin(&r, &t);
+    fit.epochs = epochs;
+    fit.lr = 0.05;
+    fit.chunk = t.kind == CHUNKED ? 4 : 0;
+    fit.user = &s;
+    fit.step_fn = hear_step;
+    fit.epoch_fn = hear_epoch;
+    s.done = r.loader ? ctr_fit(r.method, r.loader, &fit) : -1;
+    s.hash = ctr_method_hash(r.method);
+    test_fine(r.ctx, "a run");
+    ctr_loader_seek(r.ctx, r.loader, 0, 0);
+    test_true("the loader goes on", ctr_loader_next(r.ctx, r.loader, &b) && !b.device &&
+                                        b.pixels[0] > -100 && b.pixels[0] < 100);
+    training_end(&r);
+    return s;
+}
+
+/* A device without its views' verb leaves them to the loader: the same run, to rounding. same: the
+   verb is the CPU's kernel, so it is the same run to the bit. */
+static void fit_compared(int kind, const ctr_device *device, int same)
+{
+    training t = training_default(kinds[kind], make);
+    ctr_device without = *device;
+    double worst = 0;
+    said a, b;
+    int i, epochs = test_quick() && !same ? 1 : 2; /* an emulation is slow */
+    without.views = NULL;
+    t.kind = kind;
+    if (same) t.config.kernels = CTR_KERNELS_SCALAR;
+    a = fit_on(&t, device, epochs);
+    b = fit_on(&t, &without, epochs);
+    test_true("all steps and epochs", a.done == 4 * epochs && a.steps == a.done &&
+                                          a.epochs == epochs && b.done == a.done);
+    test_true("the loader's views are told of", b.lines == 1 && strstr(b.text, "no kernel"));
+    if (kind == POLICY) test_true("and why", a.lines == 1 && strstr(a.text, "policy"));
+    else test_equal("the device's are not", a.lines, 0);
+    for (i = 0; i < a.steps; i++) worst = fmax(worst, fabs(a.loss[i] - b.loss[i]));
+    if (same || kind == POLICY) test_true(kinds[kind], a.hash == b.hash && worst <= 0);
+    else test_error(kinds[kind], worst, 0.02);
+    test_error("effective rank", fabs(a.rank - b.rank), same ? 0 : 0.2);
+    if (kind != POLICY && epochs == 2 && !same)
+        test_true("from run to run", fit_on(&t, device, epochs).hash == a.hash);
+}
+
+/* Pictures of two sizes: the loader makes the views, and the log names the picture. */
+static void fit_two_sizes(const ctr_device *device)
+{
+    training t = training_default("two sizes", make);
+    static char tall[12 + 10 * 8 * 3 + 1] = "P6 8 10 255 ", wide[12 + 80 * 3 + 1] = "P6 10 8 255 ";
+    ctr_fit_config fit = ctr_fit_default();
+    training_run r;
+    said s;
+    memset(&s, 0, sizeof s);
+    t.config.device = device;
+    t.config.log_fn = hear;
+    t.config.log_user = &s;
+    training_begin(&r, &t);
+    test_true("two pictures", model_file_write("views_a.ppm", tall, sizeof tall - 1) &&
+                                  model_file_write("views_b.ppm", wide, sizeof wide - 1));
+    ctr_loader_destroy(r.ctx, r.loader);
+    r.loader = NULL;
+    ctr_dataset_destroy(r.ctx, r.dataset);
+    r.dataset = ctr_dataset_open(r.ctx, ".", NULL, NULL);
+    fit.epochs = 1;
+    fit.batch = 2;
+    test_equal("a step", (double)ctr_fit_images(r.method, r.dataset, &fit), 1);
+    test_true("said", s.lines == 1 && strstr(s.text, "one size") && !strchr(s.text, '\n'));
+    test_fine(r.ctx, "no error is left");
+    training_end(&r);
+    remove("views_a.ppm");
+    remove("views_b.ppm");
+}
+
+/* An allocation of the device fails for the images: the loader makes the views. */
+static void fit_no_room(fake_device *fake)
+{
+    training t = training_default("no room", make);
+    ctr_fit_config fit = ctr_fit_default();
+    training_run r;
+    said s;
+    memset(&s, 0, sizeof s);
+    t.config.device = &fake->device;
+    t.config.log_fn = hear;
+    t.config.log_user = &s;
+    training_begin(&r, &t);
+    fit.epochs = 1;
+    fake->fail_at = fake->allocations + 1;
+    test_equal("four steps", (double)ctr_fit(r.method, r.loader, &fit), 4);
+    test_true("said", s.lines == 1 && strstr(s.text, "memory"));
+    test_fine(r.ctx, "no error is left");
+    fake->fail_at = 0;
+    training_end(&r);
+}
+
+static void fits(void)
+{
+    fake_device *fake = fake_device_open();
+    int kind, same = 1;
+    const ctr_device *device = &fake->device;
+#ifdef CONTRASTIVE_CUDA
+    if (test_on_device()) {
+        device = test_device_;
+        same = 0;
+    }
+#endif
+    for (kind = 0; kind < KINDS; kind++)
+        if (!test_quick() || kind != POLICY || same) fit_compared(kind, device, same);
+    if (same) test_true("the verb ran", fake_device_ran(fake, "views"));
+    fit_two_sizes(device);
+    fit_no_room(fake);
+    fake_device_close(fake);
+}
+
 int main(int argc, char **argv)
 {
     int c;
@@ -369,6 +556,8 @@ int main(int argc, char **argv)
     refusals();
     sizes_differ();
     missing_verb();
+    test_group("ctr_fit");
+    fits();
     test_group("memory");
     allocations();
     return test_end();

@@ -888,6 +888,11 @@ static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
     p->multiProcessorCount = 2;
     return cudaSuccess;
 }
+/* Whole numbers alone: their sums know no order. */
+static inline unsigned atomicAdd(unsigned *at, unsigned v)
+{
+    return __atomic_fetch_add(at, v, __ATOMIC_RELAXED);
+}
 static inline unsigned __float_as_uint(float x)
 {
     unsigned u;

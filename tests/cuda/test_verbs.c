@@ -18,8 +18,10 @@
 typedef enum filling {
     ANY,        /* -1..1 */
     POSITIVE,   /* 0.1..1.1 */
+    WHOLE,      /* -1, 0 or 1: sums of products are exact, and many are equal */
     INDEX,      /* whole numbers low..high */
-    OUT         /* NaN, or ANY where the verb adds to it */
+    OUT,        /* NaN, or ANY where the verb adds to it */
+    DOUBLES     /* n / 2 numbers of double, NaN at first */
 } filling;
 
 typedef struct slot {
@@ -79,7 +81,9 @@ static void *slot_content(const job *j, int which)
     test_fill_real(name, x, s->n, 1.0);
     for (i = 0; i < s->n; i++) {
         if (s->fill == POSITIVE) x[i] = (x[i] < 0 ? -x[i] : x[i]) + (ctr_real)0.1;
-        if (s->fill == OUT && !j->acc) memset(&x[i], 0xff, sizeof x[i]);
+        if (s->fill == WHOLE)
+            x[i] = (ctr_real)((int)(golden_bits(golden_fnv(name), (size_t)i) % 3) - 1);
+        if ((s->fill == OUT && !j->acc) || s->fill == DOUBLES) memset(&x[i], 0xff, sizeof x[i]);
         if (s->fill == INDEX)
             index[i] = s->low + (int32_t)(golden_bits(golden_fnv(name), (size_t)i) %
                                           (uint32_t)(s->high - s->low + 1));
@@ -109,6 +113,18 @@ static void job_on(ctr_ctx *ctx, const job *j, void **got)
     }
 }
 
+/* The largest difference, infinite for a NaN. */
+static double doubles_apart(const double *a, const double *b, int64_t n)
+{
+    double worst = 0;
+    int64_t i;
+    for (i = 0; i < n; i++) {
+        double apart = fabs(a[i] - b[i]);
+        if (!(apart <= worst)) worst = apart == apart ? apart : HUGE_VAL;
+    }
+    return worst;
+}
+
 static void job_check(job *j)
 {
     void *want[SLOTS], *got[SLOTS], *again[SLOTS];
@@ -124,12 +140,15 @@ static void job_check(job *j)
     for (i = 0; i < j->count; i++) {
         int64_t n = j->slots[i].n;
         double *reference = test_doubles(n);
+        int wide = j->slots[i].fill == DOUBLES;
         for (k = 0; k < n; k++) reference[k] = (double)((ctr_real *)want[i])[k];
         snprintf(what, sizeof what, "%s(%ld %ld %ld %ld %ld %ld) acc %d, memory %d", j->verb,
                  (long)j->p[0], (long)j->p[1], (long)j->p[2], (long)j->p[3], (long)j->p[4],
                  (long)j->p[5], j->acc, i);
         if (j->slots[i].fill == INDEX)
             test_bytes(what, got[i], want[i], (size_t)n * sizeof(ctr_real));
+        else if (wide)
+            test_error(what, doubles_apart((double *)got[i], (double *)want[i], n / 2), 1e-12);
         else
             test_error(what, test_ratio((ctr_real *)got[i], reference, n, tolerance, 1e-6), 1.0);
         if (!test_quick()) {
@@ -523,6 +542,84 @@ static void rows_all(void)
     contrast_of(12, 5, 0, 4, 0);
     contrast_of(1, 3, 1, 4, 0);
     contrast_of(300, 3, 100, 10, 0);
+}
+
+/* ------------------------------------------------------------------- the nearest, sums of groups */
+
+static void run_nearest(ctr_ctx *ctx, const job *j, void **at)
+{
+    ctr_k_nearest(ctx, P(0), P(1), P(2), F(0), F(1), F(2), I(3));
+}
+static void nearest_of(int64_t n, int64_t k, int64_t d, filling fill)
+{
+    job j = job_of("nearest", run_nearest);
+    j.p[0] = n, j.p[1] = k, j.p[2] = d;
+    slot_add(&j, n * d, fill);
+    slot_add(&j, k * d, fill);
+    slot_add(&j, k, fill);
+    slot_index(&j, n, -9, -9);
+    job_check(&j);
+}
+
+static void run_neighbors(ctr_ctx *ctx, const job *j, void **at)
+{
+    ctr_k_neighbors(ctx, P(0), P(1), P(2), F(0), F(1), I(2), P(3), F(3), I(4));
+}
+static void neighbors_of(int64_t m, int64_t n, int64_t d, int64_t k, filling fill)
+{
+    job j = job_of("neighbors", run_neighbors);
+    j.p[0] = m, j.p[1] = n, j.p[2] = d, j.p[3] = k;
+    slot_add(&j, m * d, fill);
+    slot_add(&j, n * d, fill);
+    slot_index(&j, m, -1, (int32_t)n - 1);
+    slot_add(&j, m * k, OUT);
+    slot_index(&j, m * k, -9, -9);
+    job_check(&j);
+}
+
+/* Group j has about j * j points of n, so that the first are empty and the last are long. */
+static void run_segment_sum(ctr_ctx *ctx, const job *j, void **at)
+{
+    int32_t begin[64], order[512];
+    int64_t i, segments = P(0), n = P(1);
+    for (i = 0; i <= segments; i++)
+        begin[i] = (int32_t)(n * i * i / (segments * segments));
+    for (i = 0; i < n; i++) order[i] = (int32_t)(i * 7 % n);
+    ctr_k_upload(ctx, (size_t)(segments + 1) * 4, begin, at[0]);
+    ctr_k_upload(ctx, (size_t)n * 4, order, at[1]);
+    ctr_k_segment_sum(ctx, segments, n, P(2), I(0), I(1), P(3) ? F(2) : NULL, F(3),
+                      (double *)at[4]);
+}
+static void segment_sum_of(int64_t segments, int64_t n, int64_t d, int weighted)
+{
+    job j = job_of("segment_sum", run_segment_sum);
+    j.p[0] = segments, j.p[1] = n, j.p[2] = d, j.p[3] = weighted;
+    slot_index(&j, segments + 1, 0, 0);
+    slot_index(&j, n, 0, 0);
+    slot_add(&j, n, ANY);
+    slot_add(&j, n * d, ANY);
+    slot_add(&j, 2 * segments * d, DOUBLES);
+    job_check(&j);
+}
+
+static void nearest_all(void)
+{
+    nearest_of(3, 1, 2, ANY);
+    nearest_of(70, 5, 3, ANY);
+    nearest_of(9, 130, 6, ANY);
+    nearest_of(40, 700, 4, ANY);
+    nearest_of(60, 40, 3, WHOLE);
+    nearest_of(30, 600, 2, WHOLE);
+    neighbors_of(3, 1, 2, 1, ANY);
+    neighbors_of(2, 20, 3, 64, ANY);
+    neighbors_of(70, 300, 5, 17, ANY);
+    neighbors_of(3, 1500, 4, 1024, ANY);
+    neighbors_of(9, 250, 2, 30, WHOLE);
+    neighbors_of(3, 900, 3, 500, WHOLE);
+    segment_sum_of(1, 1, 1, 0);
+    segment_sum_of(5, 41, 3, 0);
+    segment_sum_of(6, 500, 70, 1);
+    segment_sum_of(63, 300, 33, 1);
 }
 
 /* -------------------------------------------------------------------- normalisation and pooling */
@@ -1023,6 +1120,8 @@ static void on_math(ctr_cuda_math math, const char *name, double within, int few
     moved();
     test_group("rows");
     rows_all();
+    test_group("the nearest, sums of groups");
+    nearest_all();
     test_group("norms and pools");
     norms();
     norm_overwrites();
