@@ -7379,8 +7379,10 @@ CTR_PRIVATE_ void ctr_gemm_block_job_(void *arg, int64_t chunk, int worker)
         outs[i] = g->c + (top + i) * g->ldc;
     }
     i = q.first * CTR_GEMM_NR_;
-    ctr_gemm_scale_(q.m, ctr_gemm_min_(q.last * CTR_GEMM_NR_, g->n) - i, g->beta, outs[0] + i,
-                    g->ldc);
+    if (g->beta != 0.0f) { /* else the first slab overwrites C */
+        ctr_gemm_scale_(q.m, ctr_gemm_min_(q.last * CTR_GEMM_NR_, g->n) - i, g->beta, outs[0] + i,
+                        g->ldc);
+    }
     for (p = 0; p < g->k; p += q.k) {
         q.k = ctr_gemm_min_(plan->slab, g->k - p);
         q.b = plan->packed + p * plan->panels * CTR_GEMM_NR_;

@@ -20,7 +20,7 @@
    - Many small updates in a row (an optimiser's step, a momentum encoder's move) are kept in a
      table and go out as one launch: >>BATCH.
 
-   WHAT IT DOES NOT DO (yet)
+   WHAT IT DOES NOT DO
    - Activations are float in memory whatever config.math says; that is about the products alone.
    - No CUDA graphs, no several GPUs, no double build.
 
