@@ -99,9 +99,11 @@ peer() {
     fi
 }
 
-# cached PATTERN KEY: the line of RESULTS.md that matches and has the least value of a key
+# cached PATTERN KEY: the line of RESULTS.md that matches and has the least value of a key, in the
+# newest of its runs: they are of different machines
 cached() {
-    grep -E "^ *(peer|bench) .*$1" "$here/RESULTS.md" 2>/dev/null | awk -v key=" $2=" '
+    grep -E "^## 20|^ *(peer|bench) .*$1" "$here/RESULTS.md" 2>/dev/null | awk -v key=" $2=" '
+        /^## / { found = 0; next }
         { at = index($0, key); if (!at) next; v = substr($0, at + length(key)) + 0
           if (!found || v < least) { least = v; line = $0; found = 1 } }
         END { if (found) print line }'
