@@ -4,7 +4,7 @@
 #
 #     PYTHON=/path/to/venv/bin/python sh bench/methods.sh --data DIR [--epochs 3] [--arch resnet8]
 #                   [--only simclr,moco,...] [--threads 1] [--seeds 1,2,3] [--keep DIR] [--write]
-#                   [--curve] [--options "--lr 0.1 --temperature 0.2"]
+#                   [--curve] [--no-seconds] [--options "--lr 0.1 --temperature 0.2"]
 #
 # DIR holds train/CLASS/ and test/CLASS/ with pictures of 32 x 32 pixels. Python needs torch,
 # torchvision and lightly; without them the peer's numbers are those of the newest row for the method
@@ -12,15 +12,16 @@
 # --options: for both sides, in place of the example's defaults. --keep: where features and logs go
 # (a temporary folder without it); what is there already is not run again. --curve: scores after each
 # epoch, one line for each side. --write appends the table to bench/RESULTS.md. Seconds are of
-# training alone, with --threads.
+# training alone, with --threads, by the wall clock: --no-seconds for a machine that is shared.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 all=simclr,supcon,moco,moco3,byol,simsiam,barlow_twins,vicreg,swav,deepcluster,facenet,npid,pirl,deepcluster1
-data= epochs=3 arch=resnet8 only=$all threads=1 seeds=1 keep= write=0 curve=0 options=
+data= epochs=3 arch=resnet8 only=$all threads=1 seeds=1 keep= write=0 curve=0 clock=1 options=
 while [ $# -gt 0 ]; do
     case $1 in
     --write) write=1 ;;
     --curve) curve=1 ;;
+    --no-seconds) clock=0 ;;
     --data | --epochs | --arch | --only | --threads | --seeds | --keep | --options)
         [ $# -gt 1 ] || { echo "methods.sh: $1 needs a value" >&2; exit 2; }
         eval "${1#--}=\$2"
@@ -46,7 +47,7 @@ mkdir -p "$keep"
 field() { printf '%s\n' "$1" | tr ' ' '\n' | sed -n "s/^$2=//p" | head -n 1; }
 fail() { echo "methods.sh: $*" >&2; exit 1; }
 minus() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%+.1f", a - b }'; }
-round() { awk -v a="$1" 'BEGIN { printf "%.1f", a }'; }
+round() { awk -v a="$1" 'BEGIN { printf a == "-" ? a : "%.1f", a }'; }
 
 ${CC:-cc} -O2 -o "$work/judge" "$here/judge.c" -lm -lpthread || fail "judge.c does not compile"
 
@@ -144,6 +145,7 @@ for m in $(echo "$only" | tr ',' ' '); do
         a=$(ours "$m" "$seed") || exit 1
         took=$(awk -v rate="$(field "$a" images_per_s)" -v epochs="$epochs" -v images="$images" \
             'BEGIN { printf "%.0f", epochs * images / rate }')
+        [ $clock = 1 ] || took=- b="seconds=-"
         theirs="- | - | $took | -"
         [ -z "$scored" ] || theirs=$(printf '%s, %s | %s, %s | %s | %s' \
             "$(round "$(field "$scored" knn)")" "$(round "$(field "$scored" linear)")" \
