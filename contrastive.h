@@ -4143,8 +4143,8 @@ typedef struct ctr_job_ {
 
 #if CTR_HAS_THREADS_
 
-/* A thread with nothing to do looks out for work some 30 microseconds before it sleeps: to be woken
-   takes as long as a small layer. What it looks at it reads without the lock. */
+/* A thread with nothing to do looks out for work for some microseconds before it sleeps: to be
+   woken takes as long as a small layer. What it looks at it reads without the lock. */
 #if defined(__GNUC__) && !defined(__TINYC__)
 #define CTR_LINGER_ 2000
 #define CTR_ATOMIC_GET_(x) __atomic_load_n(&(x), __ATOMIC_RELAXED)
