@@ -1144,8 +1144,8 @@ static void test_far_norms(void)
                 dx = fmax(dx, fabs((double)(p[N] - p[5 * N])));
                 if (residual) dr = fmax(dr, fabs((double)(p[2 * N] - p[6 * N])));
             }
-            snprintf(what, sizeof what, "y, dx, dresidual: %s, %s", residual ? "residual" : "no residual",
-                     shift ? "not aligned" : "aligned");
+            snprintf(what, sizeof what, "y, dx, dresidual: %s, %s",
+                     residual ? "residual" : "no residual", shift ? "not aligned" : "aligned");
             test_error(what, y, 1e-6);
             test_error(what, dx, 1e-5);
             test_error(what, dr, 0);
