@@ -24,7 +24,8 @@
 
    MAP   sections carry a tag, >>TAG, the same here, in the interface and in the implementation
        PLATFORM MEMORY THREADS RNG TENSOR FILE      the ground
-       VEC GEMM CONV WINO POOL                      kernels: the scalar reference, then the fast one
+       VEC GEMM CONV WINO WINOFAST POOL             kernels: the scalar reference, then the fast
+                                                    one
        TAPE OPS NN OPTIM                            autograd, layers, networks, optimisers
        IMAGE POLICY AUG SAMPLE DATA LOADER VIEWS    pictures, augmentations, batches of views
        TOKEN                                        texts as numbers, pictures with captions
@@ -171,7 +172,12 @@ typedef enum ctr_kernels {
 /* Winograd's transforms are up to three times as fast as the direct sum where they fit (3x3, stride
    1; at stride 2 up to 1.6 times), with twice its rounding error: 8e-7 instead of 4e-7 at 64
    channels. AUTO takes them there with the fast kernels, the direct sum with the scalar ones. */
-typedef enum ctr_conv_kind { CTR_CONV_AUTO = 0, CTR_CONV_DIRECT, CTR_CONV_WINOGRAD } ctr_conv_kind;
+typedef enum ctr_conv_kind {
+    CTR_CONV_AUTO = 0,
+    CTR_CONV_DIRECT,
+    CTR_CONV_WINOGRAD,     /* F(4x4, 3x3), or F(2x2, 3x3) where the image is too small for it */
+    CTR_CONV_WINOGRAD_2X2  /* F(2x2, 3x3) alone: the error of a direct sum; stride 2 direct */
+} ctr_conv_kind;
 
 struct ctr_device;
 
@@ -4041,12 +4047,17 @@ CTR_API uint64_t ctr_seed(const ctr_ctx *ctx) { return ctx->config.seed; }
 
 CTR_API const char *ctr_kernels_name(const ctr_ctx *ctx)
 {
-    int direct = ctx->config.conv == CTR_CONV_DIRECT;
-    if (ctx->config.device) return ctx->config.device->name;
-    if (ctx->kernels == CTR_KERNELS_AVX2) return direct ? "avx2-direct" : "avx2";
-    if (ctx->kernels == CTR_KERNELS_AVX512) return direct ? "avx512-direct" : "avx512";
-    if (ctx->kernels == CTR_KERNELS_NEON) return direct ? "neon-direct" : "neon";
-    return ctx->config.conv == CTR_CONV_WINOGRAD ? "scalar-winograd" : "scalar";
+    static const char *const names[4][4] = { /* auto, direct, winograd, winograd 2x2 */
+        { "scalar", "scalar", "scalar-winograd", "scalar-winograd-2x2" },
+        { "avx2", "avx2-direct", "avx2", "avx2-winograd-2x2" },
+        { "avx512", "avx512-direct", "avx512", "avx512-winograd-2x2" },
+        { "neon", "neon-direct", "neon", "neon-winograd-2x2" }
+    };
+    const int set = ctx->kernels == CTR_KERNELS_AVX2     ? 1
+                    : ctx->kernels == CTR_KERNELS_AVX512 ? 2
+                    : ctx->kernels == CTR_KERNELS_NEON   ? 3
+                                                         : 0;
+    return ctx->config.device ? ctx->config.device->name : names[set][ctx->config.conv];
 }
 
 CTR_API ctr_memory ctr_memory_stats(const ctr_ctx *ctx)
@@ -8272,7 +8283,12 @@ CTR_PRIVATE_ void ctr_conv_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const 
    the same for all four. The gradient to the input makes 8 x 8 pixels of 5 x 5: the pair makes
    the odd ones, the single tap the even ones. Relative error: 1e-6 at 128 channels.
 
-   Only for 3 x 3 kernels, stride 1 or 2, padding 1; ctr_wino_fits_ says for which sizes it pays.
+   F(2x2, 3x3): 2 x 2 outputs from 4 x 4 inputs, 16 multiplies instead of 36, at the points 0, 1, -1
+   and infinity. For images of 2 x 2 and others that waste too much of 4 x 4; and on request, since
+   its error is that of the direct sum: as root mean squares 3e-7 of the outputs at 64 channels and
+   4e-7 at 512, where F(4x4) has 9e-7 and 1.3e-6, the direct sum 3e-7 twice.
+
+   Only for 3 x 3 kernels, stride 1 or 2, padding 1; ctr_wino_tile_ says for which sizes it pays.
    Height and width need not be multiples of the tile: tiles hang over the edge.
    ============================================================================================= */
 
@@ -8286,15 +8302,26 @@ CTR_PRIVATE_ void ctr_conv_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const 
 #define CTR_WINO_PLANES_ 36 /* of weights: 6 x 6 points */
 #define CTR_WINO_MOST_ 81   /* of products, stride 2: 9 x 9 */
 
-/* Whether the transforms save time: by the shape alone, so that the bits depend on nothing else.
-   Tiles that hang over the edge waste work, and a few tiles do not repay the transform of the
-   weights. */
-CTR_PRIVATE_ int ctr_wino_fits_(const ctr_conv_shape *s)
+CTR_PRIVATE_ int64_t ctr_wino_tiles_(const ctr_conv_shape *s, int64_t side)
 {
-    const int64_t tiles = ctr_gemm_pieces_(s->oh, 4) * ctr_gemm_pieces_(s->ow, 4);
-    return s->kh == 3 && s->kw == 3 && (s->stride == 1 || s->stride == 2) && s->pad == 1 &&
-           s->c >= 16 && s->oc >= 16 && s->c % 8 == 0 && s->oc % 8 == 0 && s->n * tiles >= 12 &&
-           tiles * 16 <= 2 * s->oh * s->ow;
+    return ctr_gemm_pieces_(s->oh, side) * ctr_gemm_pieces_(s->ow, side);
+}
+
+/* The side of the tiles of outputs, 4 or 2, with which the transforms save time; 0: none does. By
+   shape and option alone, so that the bits depend on nothing else. Tiles that hang over the edge
+   waste work, and a few tiles do not repay the transform of the weights. */
+CTR_PRIVATE_ int ctr_wino_tile_(const ctr_conv_shape *s, ctr_conv_kind kind)
+{
+    const int64_t four = ctr_wino_tiles_(s, 4), two = ctr_wino_tiles_(s, 2);
+    if (kind == CTR_CONV_DIRECT || s->kh != 3 || s->kw != 3 || s->stride > 2 || s->pad != 1 ||
+        s->c < 16 || s->oc < 16 || s->c % 8 || s->oc % 8)
+        return 0;
+    if (kind != CTR_CONV_WINOGRAD_2X2 && s->n * four >= 12 && four * 16 <= 2 * s->oh * s->ow)
+        return 4;
+    return s->stride == 1 && s->n * two >= 12 && two * 8 <= 3 * s->oh * s->ow &&
+                   (kind == CTR_CONV_WINOGRAD_2X2 || s->c + s->oc >= 64)
+               ? 2
+               : 0;
 }
 
 /* ---- reference: the five transforms of one line ---- */
@@ -8362,6 +8389,42 @@ CTR_PRIVATE_ void ctr_wino_gt_(const ctr_real *u, int64_t su, ctr_real *o, int64
     o[0] = u[0] + s1 + s2;
     o[so] = CTR_WINO_A_ * d1 + CTR_WINO_B_ * d2;
     o[2 * so] = CTR_WINO_HALF_ * s1 + CTR_WINO_TWO_ * s2 + u[5 * su];
+}
+
+/* The same five for F(2, 3): 4 -> 4, 3 -> 4, 4 -> 2, 2 -> 4, 4 -> 3. */
+CTR_PRIVATE_ void ctr_wino_bt4_(const ctr_real *x, int64_t sx, ctr_real *o, int64_t so)
+{
+    o[0] = x[0] - x[2 * sx];
+    o[so] = x[sx] + x[2 * sx];
+    o[2 * so] = x[2 * sx] - x[sx];
+    o[3 * so] = x[3 * sx] - x[sx];
+}
+CTR_PRIVATE_ void ctr_wino_g4_(const ctr_real *w, int64_t sw, ctr_real *o, int64_t so)
+{
+    const ctr_real e = CTR_WINO_HALF_ * (w[0] + w[2 * sw]), d = CTR_WINO_HALF_ * w[sw];
+    o[0] = w[0];
+    o[so] = e + d;
+    o[2 * so] = e - d;
+    o[3 * so] = w[2 * sw];
+}
+CTR_PRIVATE_ void ctr_wino_at4_(const ctr_real *m, int64_t sm, ctr_real *o, int64_t so)
+{
+    o[0] = m[0] + (m[sm] + m[2 * sm]);
+    o[so] = m[sm] - m[2 * sm] + m[3 * sm];
+}
+CTR_PRIVATE_ void ctr_wino_a4_(const ctr_real *y, int64_t sy, ctr_real *o, int64_t so)
+{
+    o[0] = y[0];
+    o[so] = y[0] + y[sy];
+    o[2 * so] = y[0] - y[sy];
+    o[3 * so] = y[sy];
+}
+CTR_PRIVATE_ void ctr_wino_gt4_(const ctr_real *u, int64_t su, ctr_real *o, int64_t so)
+{
+    const ctr_real s = CTR_WINO_HALF_ * (u[su] + u[2 * su]);
+    o[0] = u[0] + s;
+    o[so] = CTR_WINO_HALF_ * (u[su] - u[2 * su]);
+    o[2 * so] = s + u[3 * su];
 }
 
 /* Stride 2: x[0], x[e], .. x[4 e] meet the pair of taps, y[0], y[e], .. y[3 e] the single one;
@@ -8456,35 +8519,40 @@ typedef void (*ctr_wino_line_)(const ctr_real *in, int64_t si, ctr_real *out, in
 
 /* A kind of pass. Squares of `side` pixels, `step` apart, the first one `shift` pixels above and
    left of the image, become points x points numbers; those become squares of `out` pixels, which
-   lie side by side. g and gt are for weights and their gradient, a for the 4 x 4 squares of dy. */
+   lie side by side. g and gt are for weights and their gradient, 3 x 3 to own x own numbers; a for
+   the squares of dy, tile x tile. */
 typedef struct ctr_wino_kind_ {
-    int side, step, shift, points, out;
+    int side, step, shift, points, out, own, tile;
     ctr_wino_line_ bt, at, g, gt, a;
 } ctr_wino_kind_;
 
-CTR_PRIVATE_ const ctr_wino_kind_ *ctr_wino_kind_of_(int64_t stride, int input)
+CTR_PRIVATE_ const ctr_wino_kind_ *ctr_wino_kind_of_(int tile, int64_t stride, int input)
 {
-    static const ctr_wino_kind_ kinds[3] = {
-        { 6, 4, 1, 6, 4, ctr_wino_bt_, ctr_wino_at_, ctr_wino_g_, ctr_wino_gt_, ctr_wino_a_ },
-        { 9, 8, 1, 9, 4, ctr_wino_bt_half_, ctr_wino_at_half_, ctr_wino_g9_, ctr_wino_gt9_,
+    static const ctr_wino_kind_ kinds[4] = {
+        { 6, 4, 1, 6, 4, 6, 4, ctr_wino_bt_, ctr_wino_at_, ctr_wino_g_, ctr_wino_gt_,
+          ctr_wino_a_ },
+        { 9, 8, 1, 9, 4, 6, 4, ctr_wino_bt_half_, ctr_wino_at_half_, ctr_wino_g9_, ctr_wino_gt9_,
           ctr_wino_a9_ },
-        { 5, 4, 0, 9, 8, ctr_wino_bt_twice_, ctr_wino_at_twice_, ctr_wino_g9_, ctr_wino_gt9_,
-          ctr_wino_a9_ }
+        { 5, 4, 0, 9, 8, 6, 4, ctr_wino_bt_twice_, ctr_wino_at_twice_, ctr_wino_g9_, ctr_wino_gt9_,
+          ctr_wino_a9_ },
+        { 4, 2, 1, 4, 2, 4, 2, ctr_wino_bt4_, ctr_wino_at4_, ctr_wino_g4_, ctr_wino_gt4_,
+          ctr_wino_a4_ }
     };
-    return &kinds[stride == 1 ? 0 : input ? 2 : 1];
+    return &kinds[tile == 2 ? 3 : stride == 1 ? 0 : input ? 2 : 1];
 }
 
 /* Which plane of the weights a plane of products takes: of stride 2's 9 x 9, the last four in both
    directions share one. */
 CTR_PRIVATE_ int64_t ctr_wino_weight_plane_(const ctr_wino_kind_ *kind, int64_t plane)
 {
-    return CTR_MIN_(plane / kind->points, 5) * 6 + CTR_MIN_(plane % kind->points, 5);
+    const int64_t last = kind->own - 1;
+    return CTR_MIN_(plane / kind->points, last) * kind->own + CTR_MIN_(plane % kind->points, last);
 }
 
 /* Whether it is the first one of those that take the same. */
 CTR_PRIVATE_ int ctr_wino_first_plane_(const ctr_wino_kind_ *kind, int64_t plane)
 {
-    return plane / kind->points < 6 && plane % kind->points < 6;
+    return plane / kind->points < kind->own && plane % kind->points < kind->own;
 }
 
 /* A line's transform on the columns, then on the rows: [from][from] -> [to][to]. */
@@ -8505,7 +8573,7 @@ CTR_PRIVATE_ void ctr_wino_square_(ctr_wino_line_ line, int64_t from, int64_t to
    input swaps them: its "image" is dy. */
 typedef struct ctr_wino_args_ {
     const ctr_wino_kind_ *kind;
-    int64_t planes;                        /* points x points of that */
+    int64_t planes, own;                   /* points x points of that; own x own */
     int64_t n, c, oc, th, tw, tiles;       /* th x tw tiles an image, tiles = n th tw */
     int64_t ih, iw, oh, ow;                /* of in, and of out or dy */
     const ctr_real *in;     /* [n, ih, iw, c] */
@@ -8514,15 +8582,17 @@ typedef struct ctr_wino_args_ {
     ctr_real *out;          /* y or dx [n, oh, ow, oc], or dw [3, 3, c, oc] */
     const ctr_conv_ready_ *ready; /* not NULL: instead of weight, and what comes behind */
     int turned, acc;
-    ctr_real *v, *m, *u;    /* planes of [tiles, c], [tiles, oc]; 36 of [c, oc] */
+    ctr_real *v, *m, *u;    /* planes of [tiles, c], [tiles, oc]; own ones of [c, oc] */
 } ctr_wino_args_;
 
 /* input: for the gradient to the input, where dy is what is read */
-CTR_PRIVATE_ void ctr_wino_args_set_(ctr_wino_args_ *g, const ctr_conv_shape *s, int input)
+CTR_PRIVATE_ void ctr_wino_args_set_(ctr_wino_args_ *g, const ctr_conv_shape *s, int tile,
+                                     int input)
 {
     memset(g, 0, sizeof *g);
-    g->kind = ctr_wino_kind_of_(s->stride, input);
+    g->kind = ctr_wino_kind_of_(tile, s->stride, input);
     g->planes = g->kind->points * g->kind->points;
+    g->own = g->kind->own * g->kind->own;
     g->n = s->n;
     g->ih = input ? s->oh : s->h;
     g->iw = input ? s->ow : s->w;
@@ -8530,8 +8600,8 @@ CTR_PRIVATE_ void ctr_wino_args_set_(ctr_wino_args_ *g, const ctr_conv_shape *s,
     g->ow = input ? s->w : s->ow;
     g->c = input ? s->oc : s->c;
     g->oc = input ? s->c : s->oc;
-    g->th = ctr_gemm_pieces_(s->oh, 4);
-    g->tw = ctr_gemm_pieces_(s->ow, 4);
+    g->th = ctr_gemm_pieces_(s->oh, tile);
+    g->tw = ctr_gemm_pieces_(s->ow, tile);
     g->tiles = s->n * g->th * g->tw;
 }
 
@@ -8557,7 +8627,7 @@ CTR_PRIVATE_ ctr_wino_squares_ ctr_wino_squares_in_(const ctr_wino_args_ *g)
     return ctr_wino_squares_of_(g->kind->side, g->kind->step, g->kind->shift, g->ih, g->iw);
 }
 
-/* of out, or of dy: there they are 4 x 4 */
+/* of out, or of dy: there they are tile x tile */
 CTR_PRIVATE_ ctr_wino_squares_ ctr_wino_squares_out_(const ctr_wino_args_ *g)
 {
     return ctr_wino_squares_of_(g->kind->out, g->kind->out, 0, g->oh, g->ow);
@@ -8605,7 +8675,7 @@ CTR_PRIVATE_ void ctr_wino_z_job_(void *arg, int64_t chunk, int worker)
     (void)worker;
     for (o = 0; o < g->oc; o++) {
         ctr_wino_get_(g, chunk, ctr_wino_squares_out_(g), g->dy + o, g->oc, y);
-        ctr_wino_square_(g->kind->a, 4, g->kind->points, y, z);
+        ctr_wino_square_(g->kind->a, g->kind->tile, g->kind->points, y, z);
         for (plane = 0; plane < g->planes; plane++) {
             g->m[(plane * g->tiles + chunk) * g->oc + o] = z[plane];
         }
@@ -8625,8 +8695,8 @@ CTR_PRIVATE_ void ctr_wino_u_job_(void *arg, int64_t chunk, int worker)
             w[i] = g->turned ? g->weight[(8 - i) * size + o * g->c + chunk]
                              : g->weight[i * size + chunk * g->oc + o];
         }
-        ctr_wino_square_(g->kind->g, 3, 6, w, u);
-        for (i = 0; i < CTR_WINO_PLANES_; i++) {
+        ctr_wino_square_(g->kind->g, 3, g->kind->own, w, u);
+        for (i = 0; i < g->own; i++) {
             g->u[i * size + chunk * g->oc + o] = u[i];
         }
     }
@@ -8665,10 +8735,10 @@ CTR_PRIVATE_ void ctr_wino_dw_job_(void *arg, int64_t chunk, int worker)
     int64_t o, i;
     (void)worker;
     for (o = 0; o < g->oc; o++) {
-        for (i = 0; i < CTR_WINO_PLANES_; i++) {
+        for (i = 0; i < g->own; i++) {
             u[i] = g->u[i * size + chunk * g->oc + o];
         }
-        ctr_wino_square_(g->kind->gt, 6, 3, u, dw);
+        ctr_wino_square_(g->kind->gt, g->kind->own, 3, u, dw);
         for (i = 0; i < 9; i++) {
             ctr_real *to = g->out + i * size + chunk * g->oc + o;
             *to = g->acc ? *to + dw[i] : dw[i];
@@ -8703,7 +8773,7 @@ CTR_PRIVATE_ void ctr_wino_products_(ctr_ctx *ctx, const ctr_wino_args_ *g, int 
 CTR_PRIVATE_ void ctr_wino_scalar_(ctr_ctx *ctx, ctr_wino_args_ *g, int weights)
 {
     const int64_t nv = g->planes * g->tiles * g->c, nm = g->planes * g->tiles * g->oc;
-    const int64_t nu = CTR_WINO_PLANES_ * g->c * g->oc;
+    const int64_t nu = g->own * g->c * g->oc;
     g->v = (ctr_real *)ctr_scratch_(ctx, (size_t)(nv + nm + nu) * sizeof(ctr_real));
     if (!g->v) {
         return;
@@ -8722,10 +8792,10 @@ CTR_PRIVATE_ void ctr_wino_scalar_(ctr_ctx *ctx, ctr_wino_args_ *g, int weights)
     }
 }
 
-#if CTR_HAS_FAST_
+/* ================================================================================================
+   >>WINOFAST  the same, a vector of channels at a time, in pieces that stay in the cache
 
-/* ---- fast ---------------------------------------------------------------------------------------
-   The same, a vector of channels at a time, and in pieces that stay in the cache. Two ways:
+   Two ways:
 
    Narrow (up to 128 channels, 256 if there are tiles enough): all weights are transformed first;
    then each job takes some tens of tiles through transform, 36 products and transform back while
@@ -8738,7 +8808,10 @@ CTR_PRIVATE_ void ctr_wino_scalar_(ctr_ctx *ctx, ctr_wino_args_ *g, int weights)
    a job makes a rectangle of channels; nothing is summed between jobs.
 
    Strides that are multiples of 256 bytes would crowd into few sets of the cache: rows get 16
-   floats more where needed, and so do planes. */
+   floats more where needed, and so do planes.
+   ============================================================================================= */
+
+#if CTR_HAS_FAST_
 
 #define CTR_WINO_NARROW_ 128 /* channels up to which the narrow way is taken */
 #define CTR_WINO_BLOCK_ 48   /* tiles of a job at most */
@@ -8762,6 +8835,49 @@ CTR_SIMD_FN_ void ctr_wino_line_bt_(ctr_simd_ x0, ctr_simd_ x1, ctr_simd_ x2, ct
     ctr_simd_store_(o + 3 * so, ctr_simd_fma_(CTR_WINO_B_, u2, u1));
     ctr_simd_store_(o + 4 * so, ctr_simd_fnma_(CTR_WINO_B_, u2, u1));
     ctr_simd_store_(o + 5 * so, ctr_simd_fnma_(CTR_WINO_SUM_, x3, ctr_simd_add_(x1, x5)));
+}
+
+CTR_SIMD_FN_ void ctr_wino_line_bt4_(ctr_simd_ x0, ctr_simd_ x1, ctr_simd_ x2, ctr_simd_ x3,
+                                     float *o, int64_t so)
+{
+    ctr_simd_store_(o, ctr_simd_sub_(x0, x2));
+    ctr_simd_store_(o + so, ctr_simd_add_(x1, x2));
+    ctr_simd_store_(o + 2 * so, ctr_simd_sub_(x2, x1));
+    ctr_simd_store_(o + 3 * so, ctr_simd_sub_(x3, x1));
+}
+
+CTR_SIMD_FN_ void ctr_wino_line_g4_(ctr_simd_ w0, ctr_simd_ w1, ctr_simd_ w2, float *o, int64_t so)
+{
+    const ctr_simd_ e = ctr_simd_mul_(CTR_WINO_HALF_, ctr_simd_add_(w0, w2));
+    ctr_simd_store_(o, w0);
+    ctr_simd_store_(o + so, ctr_simd_fma_(CTR_WINO_HALF_, w1, e));
+    ctr_simd_store_(o + 2 * so, ctr_simd_fnma_(CTR_WINO_HALF_, w1, e));
+    ctr_simd_store_(o + 3 * so, w2);
+}
+
+CTR_SIMD_FN_ void ctr_wino_line_a4_(ctr_simd_ y0, ctr_simd_ y1, float *o, int64_t so)
+{
+    ctr_simd_store_(o, y0);
+    ctr_simd_store_(o + so, ctr_simd_add_(y0, y1));
+    ctr_simd_store_(o + 2 * so, ctr_simd_sub_(y0, y1));
+    ctr_simd_store_(o + 3 * so, y1);
+}
+
+/* m and u lie in memory with strides sm and su; o takes two vectors, or three. */
+CTR_SIMD_FN_ void ctr_wino_line_at4_(const float *m, int64_t sm, ctr_simd_ *o)
+{
+    const ctr_simd_ m1 = ctr_simd_load_(m + sm), m2 = ctr_simd_load_(m + 2 * sm);
+    o[0] = ctr_simd_add_(ctr_simd_load_(m), ctr_simd_add_(m1, m2));
+    o[1] = ctr_simd_add_(ctr_simd_sub_(m1, m2), ctr_simd_load_(m + 3 * sm));
+}
+
+CTR_SIMD_FN_ void ctr_wino_line_gt4_(const float *u, int64_t su, ctr_simd_ *o)
+{
+    const ctr_simd_ u1 = ctr_simd_load_(u + su), u2 = ctr_simd_load_(u + 2 * su);
+    const ctr_simd_ s = ctr_simd_mul_(CTR_WINO_HALF_, ctr_simd_add_(u1, u2));
+    o[0] = ctr_simd_add_(ctr_simd_load_(u), s);
+    o[1] = ctr_simd_mul_(CTR_WINO_HALF_, ctr_simd_sub_(u1, u2));
+    o[2] = ctr_simd_add_(s, ctr_simd_load_(u + 3 * su));
 }
 
 CTR_SIMD_FN_ void ctr_wino_line_g_(ctr_simd_ w0, ctr_simd_ w1, ctr_simd_ w2, float *o, int64_t so)
@@ -9004,24 +9120,75 @@ CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_z9_(float *const *p, int64_t oc
     }
 }
 
-/* u = G w G' for a vector of channels; the nine taps of w lie `tap` apart. nine: stride 2. */
-CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_u_(const float *w, int64_t tap, float *u,
-                                                    int64_t plane, int nine)
+/* And for F(2x2, 3x3): pixels p[4][4], or p[2][2] of dy. */
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_v4_(float *const *p, int64_t c, float *v,
+                                                     int64_t plane)
 {
-    float half[18 * CTR_SIMD_]; /* [6][3] vectors */
+    float half[16 * CTR_SIMD_]; /* [4][4] vectors */
+    int64_t i, x, y;
+    for (i = 0; i < c; i += CTR_SIMD_) {
+        for (x = 0; x < 4; x++) {
+            ctr_wino_line_bt4_(ctr_simd_load_(p[x] + i), ctr_simd_load_(p[x + 4] + i),
+                               ctr_simd_load_(p[x + 8] + i), ctr_simd_load_(p[x + 12] + i),
+                               half + x * CTR_SIMD_, 4 * CTR_SIMD_);
+        }
+        for (y = 0; y < 4; y++) {
+            const float *h = half + y * 4 * CTR_SIMD_;
+            ctr_wino_line_bt4_(ctr_wino_lane_(h, 0), ctr_wino_lane_(h, 1), ctr_wino_lane_(h, 2),
+                               ctr_wino_lane_(h, 3), v + y * 4 * plane + i, plane);
+        }
+    }
+}
+
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_z4_(float *const *p, int64_t oc, float *z,
+                                                     int64_t panel, int64_t plane)
+{
+    float half[8 * CTR_SIMD_]; /* [4][2] vectors */
+    int64_t i, x, y;
+    for (i = 0; i < oc; i += CTR_SIMD_) {
+        float *to = z + i / CTR_GEMM_NR_ * panel + i % CTR_GEMM_NR_;
+        for (x = 0; x < 2; x++) {
+            ctr_wino_line_a4_(ctr_simd_load_(p[x] + i), ctr_simd_load_(p[x + 2] + i),
+                              half + x * CTR_SIMD_, 2 * CTR_SIMD_);
+        }
+        for (y = 0; y < 4; y++) {
+            const float *h = half + y * 2 * CTR_SIMD_;
+            ctr_wino_line_a4_(ctr_wino_lane_(h, 0), ctr_wino_lane_(h, 1), to + y * 4 * plane,
+                              plane);
+        }
+    }
+}
+
+/* G of a line by the kind's points, 4, 6 or 9; and its transpose. */
+CTR_SIMD_FN_ void ctr_wino_line_u_(int points, ctr_simd_ w0, ctr_simd_ w1, ctr_simd_ w2, float *o,
+                                   int64_t so)
+{
+    if (points == 6) ctr_wino_line_g_(w0, w1, w2, o, so);
+    else if (points == 9) ctr_wino_line_g9_(w0, w1, w2, o, so);
+    else ctr_wino_line_g4_(w0, w1, w2, o, so);
+}
+CTR_SIMD_FN_ void ctr_wino_line_dw_(int points, const float *u, int64_t su, ctr_simd_ *o)
+{
+    if (points == 6) ctr_wino_line_gt_(u, su, o);
+    else if (points == 9) ctr_wino_line_gt9_(u, su, o);
+    else ctr_wino_line_gt4_(u, su, o);
+}
+
+/* u = G w G' for a vector of channels; the nine taps of w lie `tap` apart. */
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_u_(const ctr_wino_kind_ *kind, const float *w,
+                                                    int64_t tap, float *u, int64_t plane)
+{
+    float half[18 * CTR_SIMD_]; /* [own][3] vectors */
+    const int points = kind->points, own = kind->own;
     int64_t x, y;
     for (x = 0; x < 3; x++, w += tap) {
-        const ctr_simd_ w0 = ctr_simd_load_(w), w1 = ctr_simd_load_(w + 3 * tap);
-        const ctr_simd_ w2 = ctr_simd_load_(w + 6 * tap);
-        if (nine) ctr_wino_line_g9_(w0, w1, w2, half + x * CTR_SIMD_, 3 * CTR_SIMD_);
-        else ctr_wino_line_g_(w0, w1, w2, half + x * CTR_SIMD_, 3 * CTR_SIMD_);
+        ctr_wino_line_u_(points, ctr_simd_load_(w), ctr_simd_load_(w + 3 * tap),
+                         ctr_simd_load_(w + 6 * tap), half + x * CTR_SIMD_, 3 * CTR_SIMD_);
     }
-    for (y = 0; y < 6; y++) {
+    for (y = 0; y < own; y++) {
         const float *h = half + y * 3 * CTR_SIMD_;
-        const ctr_simd_ w0 = ctr_wino_lane_(h, 0), w1 = ctr_wino_lane_(h, 1);
-        const ctr_simd_ w2 = ctr_wino_lane_(h, 2);
-        if (nine) ctr_wino_line_g9_(w0, w1, w2, u + y * 6 * plane, plane);
-        else ctr_wino_line_g_(w0, w1, w2, u + y * 6 * plane, plane);
+        ctr_wino_line_u_(points, ctr_wino_lane_(h, 0), ctr_wino_lane_(h, 1), ctr_wino_lane_(h, 2),
+                         u + y * own * plane, plane);
     }
 }
 
@@ -9073,23 +9240,45 @@ CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_out9_(const float *m, int64_t p
     }
 }
 
-/* dw = G' u G for a vector of channels; the nine taps of dw lie `tap` apart. nine: stride 2. */
-CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_dw_(const float *u, int64_t plane, float *dw,
-                                                     int64_t tap, int acc, int nine)
+/* The same for F(2x2, 3x3). */
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_out4_(const float *m, int64_t plane, int64_t oc,
+                                                       float *const *p, int acc)
 {
-    float half[18 * CTR_SIMD_]; /* [3][6] vectors */
+    float half[8 * CTR_SIMD_]; /* [2][4] vectors */
+    ctr_simd_ o[2];
+    int64_t i, x, y;
+    for (i = 0; i < oc; i += CTR_SIMD_) {
+        for (x = 0; x < 4; x++) {
+            ctr_wino_line_at4_(m + x * plane + i, 4 * plane, o);
+            ctr_simd_store_(half + x * CTR_SIMD_, o[0]);
+            ctr_simd_store_(half + (4 + x) * CTR_SIMD_, o[1]);
+        }
+        for (y = 0; y < 2; y++) {
+            ctr_wino_line_at4_(half + y * 4 * CTR_SIMD_, CTR_SIMD_, o);
+            for (x = 0; x < 2; x++) {
+                float *to = p[y * 2 + x] + i;
+                ctr_simd_store_(to, acc ? ctr_simd_add_(ctr_simd_load_(to), o[x]) : o[x]);
+            }
+        }
+    }
+}
+
+/* dw = G' u G for a vector of channels; the nine taps of dw lie `tap` apart. */
+CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_fast_dw_(const ctr_wino_kind_ *kind, const float *u,
+                                                     int64_t plane, float *dw, int64_t tap, int acc)
+{
+    float half[18 * CTR_SIMD_]; /* [3][own] vectors */
+    const int points = kind->points, own = kind->own;
     ctr_simd_ o[3];
     int64_t x, y;
-    for (x = 0; x < 6; x++) {
-        if (nine) ctr_wino_line_gt9_(u + x * plane, 6 * plane, o);
-        else ctr_wino_line_gt_(u + x * plane, 6 * plane, o);
+    for (x = 0; x < own; x++) {
+        ctr_wino_line_dw_(points, u + x * plane, own * plane, o);
         for (y = 0; y < 3; y++) {
-            ctr_simd_store_(half + (y * 6 + x) * CTR_SIMD_, o[y]);
+            ctr_simd_store_(half + (y * own + x) * CTR_SIMD_, o[y]);
         }
     }
     for (y = 0; y < 3; y++) {
-        if (nine) ctr_wino_line_gt9_(half + y * 6 * CTR_SIMD_, CTR_SIMD_, o);
-        else ctr_wino_line_gt_(half + y * 6 * CTR_SIMD_, CTR_SIMD_, o);
+        ctr_wino_line_dw_(points, half + y * own * CTR_SIMD_, CTR_SIMD_, o);
         for (x = 0; x < 3; x++) {
             float *to = dw + (y * 3 + x) * tap;
             ctr_simd_store_(to, acc ? ctr_simd_add_(ctr_simd_load_(to), o[x]) : o[x]);
@@ -9111,7 +9300,7 @@ typedef struct ctr_wino_plan_ {
     int64_t ci, cj, nj;       /* rectangle of channels of a job, wide; how many side by side */
     int64_t some;             /* panels of a job that is not for weights, wide */
     int pairs;                /* tiles take two panels at a time */
-    int nine;                 /* stride 2: 9 x 9 points */
+    int points;               /* 6; stride 2: 9; F(2x2): 4 */
     float *v, *z, *u;         /* shared by the jobs, or one after the other */
     char *work;               /* each worker's own memory */
     size_t work_size;
@@ -9160,7 +9349,8 @@ CTR_PRIVATE_ void ctr_wino_v_tiles_(const ctr_wino_plan_ *g, int64_t first, int6
     int64_t t;
     for (t = first; t < last; t++, v += g->lv) {
         ctr_wino_points_(&g->a, t, q, g->in, g->a.c, g->zero, p);
-        if (g->nine) ctr_wino_fast_v9_(p, q.side, g->a.c, v, g->vp);
+        if (g->points == 9) ctr_wino_fast_v9_(p, q.side, g->a.c, v, g->vp);
+        else if (g->points == 4) ctr_wino_fast_v4_(p, g->a.c, v, g->vp);
         else ctr_wino_fast_v_(p, g->a.c, v, g->vp);
     }
 }
@@ -9173,7 +9363,8 @@ CTR_PRIVATE_ void ctr_wino_z_tiles_(const ctr_wino_plan_ *g, int64_t first, int6
     int64_t t;
     for (t = first; t < last; t++, z += CTR_GEMM_NR_) {
         ctr_wino_points_(&g->a, t, ctr_wino_squares_out_(&g->a), g->dy, g->a.oc, g->zero, p);
-        if (g->nine) ctr_wino_fast_z9_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
+        if (g->points == 9) ctr_wino_fast_z9_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
+        else if (g->points == 4) ctr_wino_fast_z4_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
         else ctr_wino_fast_z_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
     }
 }
@@ -9189,7 +9380,8 @@ CTR_PRIVATE_ void ctr_wino_out_tiles_(const ctr_wino_plan_ *g, int64_t first, in
     for (t = first; t < last; t++, m += g->lm) {
         int64_t i;
         ctr_wino_points_(&g->a, t, q, g->a.out + j, g->a.oc, trash, p);
-        if (g->nine) ctr_wino_fast_out9_(m, g->mp, oc, q.side, p, g->a.acc);
+        if (g->points == 9) ctr_wino_fast_out9_(m, g->mp, oc, q.side, p, g->a.acc);
+        else if (g->points == 4) ctr_wino_fast_out4_(m, g->mp, oc, p, g->a.acc);
         else ctr_wino_fast_out_(m, g->mp, oc, p, g->a.acc);
         for (i = 0; i < q.side * q.side && g->a.ready; i++) {
             if (p[i] != trash) ctr_conv_finish_fast_(g->a.ready, p[i], j, oc);
@@ -9197,7 +9389,7 @@ CTR_PRIVATE_ void ctr_wino_out_tiles_(const ctr_wino_plan_ *g, int64_t first, in
     }
 }
 
-/* Transformed weights of panel j and input channels [k0, k0 + kc), as [36][kc][16] with planes
+/* Transformed weights of panel j and input channels [k0, k0 + kc), as [own][kc][16] with planes
    `plane` apart. nine: room for the panel's own weights, [9][kc][16]. */
 CTR_PRIVATE_ void ctr_wino_u_panel_(const ctr_wino_args_ *g, int64_t j, int64_t k0, int64_t kc,
                                     float *nine, float *u, int64_t plane)
@@ -9216,11 +9408,11 @@ CTR_PRIVATE_ void ctr_wino_u_panel_(const ctr_wino_args_ *g, int64_t j, int64_t 
         }
     }
     for (i = 0; i < size; i += CTR_SIMD_) {
-        ctr_wino_fast_u_(w + i, tap, u + i, plane, g->kind->points == 9);
+        ctr_wino_fast_u_(g->kind, w + i, tap, u + i, plane);
     }
 }
 
-/* The products m (+)= v[:, k0 : k0 + kc] u for `tiles` rows v and m; u [36][panels][kc][16]. */
+/* The products m (+)= v[:, k0 : k0 + kc] u for `tiles` rows v and m; u [own][panels][kc][16]. */
 CTR_PRIVATE_ void ctr_wino_multiply_(const ctr_wino_plan_ *g, float **rows, float **outs,
                                      int64_t tiles, int64_t k0, int64_t kc, const float *u,
                                      int64_t up, int64_t panels)
@@ -9308,7 +9500,8 @@ CTR_PRIVATE_ void ctr_wino_narrow_(ctr_ctx *ctx, ctr_wino_plan_ *g)
     int64_t floats, nine, zeros = ctr_gemm_pieces_(g->a.c, 16) * 16;
     const int64_t most = g->a.c > g->a.oc ? g->a.c : g->a.oc;
     g->block = most > 64 ? 36 : most > 32 ? 24 : CTR_WINO_BLOCK_; /* v, m: see L2 */
-    if (g->nine) g->block = 12; /* 81 planes of them */
+    if (g->points == 9) g->block = 12; /* 81 planes of them */
+    if (g->points == 4) g->block = CTR_WINO_BLOCK_;
     g->block = ctr_gemm_pieces_(g->a.tiles, ctr_gemm_pieces_(g->a.tiles, g->block));
     g->lv = ctr_wino_pad_(g->a.c);
     g->vp = g->block * g->lv + 16;
@@ -9319,15 +9512,15 @@ CTR_PRIVATE_ void ctr_wino_narrow_(ctr_ctx *ctx, ctr_wino_plan_ *g)
     nine = 9 * g->a.c * CTR_GEMM_NR_; /* for the transform of the weights, before that */
     g->work_size = (size_t)(floats > nine ? floats : nine) * sizeof(float);
     g->u = (float *)ctr_scratch_(ctx,
-                                 (size_t)(CTR_WINO_PLANES_ * g->up + zeros) * sizeof(float) +
+                                 (size_t)(g->a.own * g->up + zeros) * sizeof(float) +
                                      (size_t)ctr_threads_(ctx) * g->work_size);
     if (!g->u) {
         return;
     }
-    g->zero = g->u + CTR_WINO_PLANES_ * g->up;
+    g->zero = g->u + g->a.own * g->up;
     g->work = (char *)(g->zero + zeros);
     memset(g->zero, 0, (size_t)zeros * sizeof(float));
-    if (g->a.ready && g->a.ready->u) {
+    if (g->a.ready && g->a.ready->u && g->points != 4) { /* ctr_wino_pack_ makes those of 4 x 4 */
         g->u = (float *)g->a.ready->u; /* only read */
     } else {
         ctr_gemm_spread_(ctx, g->panels, 64 * g->a.c * wide16, ctr_wino_narrow_u_job_, g);
@@ -9342,7 +9535,7 @@ CTR_PRIVATE_ void ctr_wino_narrow_sum_job_(void *arg, int64_t chunk, int worker)
     const ctr_wino_plan_ *g = (const ctr_wino_plan_ *)arg;
     const int64_t end = ctr_gemm_min_((chunk + 1) * g->part, g->a.tiles);
     float *v = ctr_wino_own_(g, worker), *z = v + g->a.planes * g->vp;
-    float *u = g->u + chunk * CTR_WINO_PLANES_ * g->up;
+    float *u = g->u + chunk * g->a.own * g->up;
     float *rows[CTR_WINO_BLOCK_], *outs[CTR_WINO_NARROW_]; /* [block], [c] */
     int64_t i, first = chunk * g->part, last;
     for (i = 0; i < g->block; i++) {
@@ -9368,16 +9561,16 @@ CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_narrow_dw_job_(void *arg, int64_t ch
     int64_t o, plane, part;
     (void)worker;
     for (o = 0; o < g->a.oc; o += CTR_SIMD_) {
-        for (plane = 0; plane < CTR_WINO_PLANES_; plane++) {
+        for (plane = 0; plane < g->a.own; plane++) {
             const float *u = g->u + plane * g->up + chunk * g->lu + o;
             ctr_simd_ s = ctr_simd_load_(u);
             for (part = 1; part < g->parts; part++) {
-                s = ctr_simd_add_(s, ctr_simd_load_(u + part * CTR_WINO_PLANES_ * g->up));
+                s = ctr_simd_add_(s, ctr_simd_load_(u + part * g->a.own * g->up));
             }
             ctr_simd_store_(sum + plane * CTR_SIMD_, s);
         }
-        ctr_wino_fast_dw_(sum, CTR_SIMD_, g->a.out + chunk * g->a.oc + o, g->a.c * g->a.oc,
-                          g->a.acc, g->nine);
+        ctr_wino_fast_dw_(g->a.kind, sum, CTR_SIMD_, g->a.out + chunk * g->a.oc + o,
+                          g->a.c * g->a.oc, g->a.acc);
     }
 }
 
@@ -9385,7 +9578,7 @@ CTR_TARGET_SIMD_ CTR_PRIVATE_ void ctr_wino_narrow_dw_job_(void *arg, int64_t ch
 CTR_PRIVATE_ void ctr_wino_narrow_weight_(ctr_ctx *ctx, ctr_wino_plan_ *g)
 {
     int64_t sums, zeros = ctr_gemm_pieces_(g->a.c + g->a.oc, 16) * 16;
-    g->block = g->nine ? CTR_WINO_BLOCK_ / 2 : CTR_WINO_BLOCK_;
+    g->block = g->points == 9 ? CTR_WINO_BLOCK_ / 2 : CTR_WINO_BLOCK_;
     g->parts = ctr_gemm_min_(8, ctr_gemm_pieces_(g->a.tiles, 256));
     g->part = ctr_gemm_pieces_(g->a.tiles, g->parts);
     g->parts = ctr_gemm_pieces_(g->a.tiles, g->part);
@@ -9394,7 +9587,7 @@ CTR_PRIVATE_ void ctr_wino_narrow_weight_(ctr_ctx *ctx, ctr_wino_plan_ *g)
     g->mp = g->panels * g->block * CTR_GEMM_NR_ + 16;
     g->lu = ctr_wino_pad_(g->panels * CTR_GEMM_NR_);
     g->up = g->a.c * g->lu + 16;
-    sums = g->parts * CTR_WINO_PLANES_ * g->up;
+    sums = g->parts * g->a.own * g->up;
     g->work_size = (size_t)(g->a.planes * (g->vp + g->mp)) * sizeof(float);
     g->u = (float *)ctr_scratch_(ctx, (size_t)(sums + zeros) * sizeof(float) +
                                           (size_t)ctr_threads_(ctx) * g->work_size);
@@ -9432,7 +9625,7 @@ CTR_PRIVATE_ void ctr_wino_wide_job_(void *arg, int64_t chunk, int worker)
     const ctr_wino_plan_ *g = (const ctr_wino_plan_ *)arg;
     const int64_t first = chunk * g->some, o = first * CTR_GEMM_NR_;
     const int64_t some = ctr_gemm_min_(g->some, g->panels - first), tiles = g->last - g->first;
-    float *u = ctr_wino_own_(g, worker), *m = u + CTR_WINO_PLANES_ * g->up;
+    float *u = ctr_wino_own_(g, worker), *m = u + g->a.own * g->up;
     float *nine = m + g->a.planes * g->mp;
     float *rows[CTR_WINO_GROUP_], *outs[CTR_WINO_GROUP_];
     int64_t i, j, k;
@@ -9471,8 +9664,9 @@ CTR_PRIVATE_ void ctr_wino_wide_dw_job_(void *arg, int64_t chunk, int worker)
                              ctr_gemm_pieces_(cj, CTR_GEMM_NR_), 0);
     for (i = 0; i < ci; i++) {
         for (o = 0; o < cj; o += CTR_SIMD_) {
-            ctr_wino_fast_dw_(u + i * g->lu + o, g->up, g->a.out + (i0 + i) * g->a.oc + j0 + o,
-                          g->a.c * g->a.oc, g->a.acc || g->first > 0, g->nine);
+            ctr_wino_fast_dw_(g->a.kind, u + i * g->lu + o, g->up,
+                              g->a.out + (i0 + i) * g->a.oc + j0 + o, g->a.c * g->a.oc,
+                              g->a.acc || g->first > 0);
         }
     }
 }
@@ -9497,7 +9691,7 @@ CTR_PRIVATE_ void ctr_wino_wide_(ctr_ctx *ctx, ctr_wino_plan_ *g, int weights)
     g->mp = g->block * CTR_GEMM_NR_ * (weights ? g->panels : g->some) + 16;
     g->lu = g->cj;
     g->up = (weights ? g->ci * g->lu : g->some * CTR_WINO_DEPTH_ * CTR_GEMM_NR_) + 16;
-    work = CTR_WINO_PLANES_ * g->up;
+    work = g->a.own * g->up;
     work += weights ? 0 : g->a.planes * g->mp + 9 * CTR_WINO_DEPTH_ * CTR_GEMM_NR_;
     g->work_size = (size_t)work * sizeof(float);
     nv = g->a.planes * g->vp;
@@ -9538,7 +9732,7 @@ CTR_PRIVATE_ void ctr_wino_fast_(ctr_ctx *ctx, const ctr_wino_args_ *a, int weig
     g.dy = (float *)a->dy;
     g.panels = ctr_gemm_pieces_(a->oc, CTR_GEMM_NR_);
     g.pairs = ctr_wide_(ctx);
-    g.nine = a->kind->points == 9;
+    g.points = a->kind->points;
     if (!ctr_wino_is_narrow_(a, weights)) {
         ctr_wino_wide_(ctx, &g, weights);
     } else if (weights) {
@@ -9553,7 +9747,7 @@ CTR_PRIVATE_ int64_t ctr_wino_pack_size_(const ctr_conv_shape *s)
 {
     const int64_t wide16 = ctr_gemm_pieces_(s->oc, CTR_GEMM_NR_) * CTR_GEMM_NR_;
     const int64_t most = s->c > s->oc ? s->c : s->oc;
-    return ctr_wino_fits_(s) && most <= CTR_WINO_NARROW_
+    return ctr_wino_tile_(s, CTR_CONV_AUTO) == 4 && most <= CTR_WINO_NARROW_
                ? CTR_WINO_PLANES_ * (wide16 * s->c + 16)
                : 0;
 }
@@ -9567,7 +9761,7 @@ CTR_PRIVATE_ void ctr_wino_pack_(const ctr_conv_shape *s, const float *packed, f
     int64_t j;
     memset(&ready, 0, sizeof ready);
     ready.packed = packed;
-    ctr_wino_args_set_(&a, s, 0);
+    ctr_wino_args_set_(&a, s, 4, 0);
     a.ready = &ready;
     for (j = 0; j < panels; j++) {
         ctr_wino_u_panel_(&a, j, 0, s->c, NULL, u + j * s->c * CTR_GEMM_NR_,
@@ -9588,12 +9782,12 @@ CTR_PRIVATE_ void ctr_wino_run_(ctr_ctx *ctx, ctr_wino_args_ *g, int weights)
     ctr_wino_scalar_(ctx, g, weights);
 }
 
-/* y = convolution of x with w; as ctr_conv_forward_, for shapes that fit */
-CTR_PRIVATE_ void ctr_wino_forward_(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *x,
-                                    const ctr_real *w, ctr_real *y)
+/* y = convolution of x with w; as ctr_conv_forward_, with tiles of that side */
+CTR_PRIVATE_ void ctr_wino_forward_(ctr_ctx *ctx, const ctr_conv_shape *s, int tile,
+                                    const ctr_real *x, const ctr_real *w, ctr_real *y)
 {
     ctr_wino_args_ g;
-    ctr_wino_args_set_(&g, s, 0);
+    ctr_wino_args_set_(&g, s, tile, 0);
     g.in = x;
     g.weight = w;
     g.out = y;
@@ -9601,11 +9795,11 @@ CTR_PRIVATE_ void ctr_wino_forward_(ctr_ctx *ctx, const ctr_conv_shape *s, const
 }
 
 /* dx = gradient to the input, or dx += it if acc: the convolution of dy with the turned weights */
-CTR_PRIVATE_ void ctr_wino_input_(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *dy,
-                                  const ctr_real *w, ctr_real *dx, int acc)
+CTR_PRIVATE_ void ctr_wino_input_(ctr_ctx *ctx, const ctr_conv_shape *s, int tile,
+                                  const ctr_real *dy, const ctr_real *w, ctr_real *dx, int acc)
 {
     ctr_wino_args_ g;
-    ctr_wino_args_set_(&g, s, 1);
+    ctr_wino_args_set_(&g, s, tile, 1);
     g.in = dy;
     g.weight = w;
     g.turned = 1;
@@ -9615,11 +9809,11 @@ CTR_PRIVATE_ void ctr_wino_input_(ctr_ctx *ctx, const ctr_conv_shape *s, const c
 }
 
 /* dw = gradient to the weights, or dw += it if acc */
-CTR_PRIVATE_ void ctr_wino_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *x,
-                                   const ctr_real *dy, ctr_real *dw, int acc)
+CTR_PRIVATE_ void ctr_wino_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, int tile,
+                                   const ctr_real *x, const ctr_real *dy, ctr_real *dw, int acc)
 {
     ctr_wino_args_ g;
-    ctr_wino_args_set_(&g, s, 0);
+    ctr_wino_args_set_(&g, s, tile, 0);
     g.in = x;
     g.dy = dy;
     g.out = dw;
@@ -9637,19 +9831,19 @@ CTR_API void ctr_k_gemm(ctr_ctx *ctx, int ta, int tb, int64_t m, int64_t n, int6
     ctr_gemm_run_(ctx, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
+/* The side of the tiles, or 0: the direct sum */
 CTR_PRIVATE_ int ctr_wino_chosen_(const ctr_ctx *ctx, const ctr_conv_shape *s)
 {
-    ctr_conv_kind kind = ctx->config.conv;
-    if (kind == CTR_CONV_AUTO)
-        kind = ctr_fast_(ctx) ? CTR_CONV_WINOGRAD : CTR_CONV_DIRECT;
-    return kind == CTR_CONV_WINOGRAD && ctr_wino_fits_(s);
+    const ctr_conv_kind kind = ctx->config.conv;
+    return ctr_wino_tile_(s, kind == CTR_CONV_AUTO && !ctr_fast_(ctx) ? CTR_CONV_DIRECT : kind);
 }
 
 CTR_API void ctr_k_conv_forward(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *x,
                                 const ctr_real *w, ctr_real *y)
 {
+    const int tile = ctr_wino_chosen_(ctx, s);
     CTR_VERB_(conv_forward, (ctx, s, x, w, y))
-    if (ctr_wino_chosen_(ctx, s)) ctr_wino_forward_(ctx, s, x, w, y);
+    if (tile) ctr_wino_forward_(ctx, s, tile, x, w, y);
     else ctr_conv_forward_(ctx, s, x, w, y);
 }
 
@@ -9657,11 +9851,12 @@ CTR_API void ctr_k_conv_forward(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr
 CTR_PRIVATE_ void ctr_conv_ready_run_(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *x,
                                       const ctr_conv_ready_ *ready, ctr_real *y)
 {
+    const int tile = ctr_wino_chosen_(ctx, s);
     int64_t i;
 #if CTR_HAS_FAST_
-    if (ready->packed && ctr_wino_chosen_(ctx, s)) {
+    if (ready->packed && tile) {
         ctr_wino_args_ g;
-        ctr_wino_args_set_(&g, s, 0);
+        ctr_wino_args_set_(&g, s, tile, 0);
         g.in = x;
         g.ready = ready;
         g.out = y;
@@ -9673,7 +9868,7 @@ CTR_PRIVATE_ void ctr_conv_ready_run_(ctr_ctx *ctx, const ctr_conv_shape *s, con
         return;
     }
 #endif
-    if (ctr_wino_chosen_(ctx, s)) ctr_wino_forward_(ctx, s, x, ready->w, y);
+    if (tile) ctr_wino_forward_(ctx, s, tile, x, ready->w, y);
     else ctr_conv_forward_(ctx, s, x, ready->w, y);
     for (i = 0; i < s->n * s->oh * s->ow; i++) ctr_conv_finish_(ready, y + i * s->oc, 0, s->oc);
 }
@@ -9681,16 +9876,18 @@ CTR_PRIVATE_ void ctr_conv_ready_run_(ctr_ctx *ctx, const ctr_conv_shape *s, con
 CTR_API void ctr_k_conv_input(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *dy,
                               const ctr_real *w, ctr_real *dx, int acc)
 {
+    const int tile = ctr_wino_chosen_(ctx, s);
     CTR_VERB_(conv_input, (ctx, s, dy, w, dx, acc))
-    if (ctr_wino_chosen_(ctx, s)) ctr_wino_input_(ctx, s, dy, w, dx, acc);
+    if (tile) ctr_wino_input_(ctx, s, tile, dy, w, dx, acc);
     else ctr_conv_input_(ctx, s, dy, w, dx, acc);
 }
 
 CTR_API void ctr_k_conv_weight(ctr_ctx *ctx, const ctr_conv_shape *s, const ctr_real *x,
                                const ctr_real *dy, ctr_real *dw, int acc)
 {
+    const int tile = ctr_wino_chosen_(ctx, s);
     CTR_VERB_(conv_weight, (ctx, s, x, dy, dw, acc))
-    if (ctr_wino_chosen_(ctx, s)) ctr_wino_weight_(ctx, s, x, dy, dw, acc);
+    if (tile) ctr_wino_weight_(ctx, s, tile, x, dy, dw, acc);
     else ctr_conv_weight_(ctx, s, x, dy, dw, acc);
 }
 

@@ -171,10 +171,10 @@ comm -23 "$TMP/public" "$TMP/tested" | rule "every public function is named in a
 for file in tests/test_*.c; do
     sed -n '1,30p' "$file" | grep -q '^[ /*]*run: ' || echo "$file"
 done | rule "every test says where it runs"
-# FILE is tested with IO, SAMPLE and LOADER with DATA, WINO with CONV, POOL with VEC, MAP with EVAL, AGREE with LOSS
-# (test_losses.c)
+# FILE is tested with IO, SAMPLE and LOADER with DATA, WINO and WINOFAST with CONV, POOL with VEC,
+# MAP with EVAL, AGREE with LOSS (test_losses.c)
 awk -v impl="$IMPL" -F '\t' '$1 > impl { print tolower($2) }' "$TMP/code" | sort -u |
-    grep -v -x -e impl -e platform -e file -e sample -e loader -e map -e wino -e pool -e agree -e '' | while read -r tag; do
+    grep -v -x -e impl -e platform -e file -e sample -e loader -e map -e wino -e winofast -e pool -e agree -e '' | while read -r tag; do
     [ -f "tests/test_$tag.c" ] || echo "tests/test_$tag.c is missing"
 done | rule "every section has its test file"
 

@@ -8,12 +8,13 @@
  */
 #include "test.h"
 
-enum { CANARIES = 24, CONTEXTS = 12 };
+enum { CANARIES = 24, CONTEXTS = 18 };
 
-/* scalar, best, scalar by Winograd's transforms, best by the direct sum: each with 1, 2, 3 threads
- */
+/* scalar, best, scalar by Winograd's transforms, best by the direct sum, both by F(2x2) alone:
+   each with 1, 2, 3 threads */
 static ctr_ctx *contexts[CONTEXTS];
-static const char *const kernels[4] = { "scalar", "best", "scalar Winograd", "best direct" };
+static const char *const kernels[6] = { "scalar", "best", "scalar Winograd", "best direct",
+                                        "scalar 2x2", "best 2x2" };
 static int places;            /* how many of these are asked */
 
 typedef struct conv_data {
@@ -85,7 +86,7 @@ static void check_one(const conv_data *d, int what, int acc)
     ctr_real *out[CONTEXTS];
     char text[200];
     int k;
-    if (places > 6) terms *= 2; /* Winograd's transforms have about twice the rounding error */
+    double rounding;
     for (i = 0; i < n; i++) want[i] = plain[i] + (acc ? 3.0 : 0.0);
     for (k = 0; k < places; k++) {
         out[k] = conv_run(contexts[k], d, what, acc, 3);
@@ -93,13 +94,17 @@ static void check_one(const conv_data *d, int what, int acc)
                  "acc %d, %s, %d threads", names[what], (long)d->s.n, (long)d->s.h, (long)d->s.w,
                  (long)d->s.c, (long)d->s.kh, (long)d->s.kw, (long)d->s.oc, (long)d->s.stride,
                  (long)d->s.pad, acc, kernels[k / 3], 1 + k % 3);
+        /* Winograd's transforms have about twice the rounding error, but for F(2x2) */
+        rounding = places > 6 && k < 12 ? 2 * terms : terms;
         if (k % 3 == 0)
-            test_near(text, out[k], want, n, 0, test_bound(1e-15, 1e-7) * (terms + 16));
+            test_near(text, out[k], want, n, 0, test_bound(1e-15, 1e-7) * (rounding + 16));
         else
             test_bytes(text, out[k], out[k - k % 3], (size_t)n * sizeof(ctr_real));
     }
     if (places > 6 && sizeof(ctr_real) == 4) /* the transforms were taken at all: other bits */
         test_true(text, memcmp(out[0], out[6], (size_t)n * sizeof(ctr_real)) != 0);
+    if (places > 6 && sizeof(ctr_real) == 4 && d->s.stride == 1 && d->s.oh != 3) /* and F(2x2)'s */
+        test_true(text, memcmp(out[0], out[12], (size_t)n * sizeof(ctr_real)) != 0);
     for (k = 0; k < places; k++) free(out[k] - 1);
     free(want);
 }
@@ -156,11 +161,15 @@ int main(int argc, char **argv)
         ctr_config config = ctr_config_default();
         config.threads = 1 + k % 3;
         config.kernels = k / 3 % 2 ? CTR_KERNELS_AUTO : CTR_KERNELS_SCALAR;
-        config.conv = k < 6 ? CTR_CONV_AUTO : k < 9 ? CTR_CONV_WINOGRAD : CTR_CONV_DIRECT;
+        config.conv = k < 6    ? CTR_CONV_AUTO
+                      : k < 9  ? CTR_CONV_WINOGRAD
+                      : k < 12 ? CTR_CONV_DIRECT
+                               : CTR_CONV_WINOGRAD_2X2;
         contexts[k] = ctr_ctx_create(&config);
     }
     test_text("the name of scalar kernels", ctr_kernels_name(contexts[0]), "scalar");
     test_text("by Winograd", ctr_kernels_name(contexts[6]), "scalar-winograd");
+    test_text("by F(2x2)", ctr_kernels_name(contexts[12]), "scalar-winograd-2x2");
     test_true("best by the direct sum", strcmp(ctr_kernels_name(contexts[9]), "scalar") == 0 ||
                                             strstr(ctr_kernels_name(contexts[9]), "-direct"));
     places = 6;
@@ -198,6 +207,10 @@ int main(int argc, char **argv)
     check(13, 7, 8, 16, 24, 3, 2, 1);
     check(3, 15, 14, 24, 16, 3, 2, 1);
     check(2, 17, 21, 40, 32, 3, 2, 1);
+    test_group("images that are too small for tiles of 4 x 4");
+    check(12, 2, 2, 32, 32, 3, 1, 1);
+    check(13, 2, 2, 24, 40, 3, 1, 1);
+    check(3, 5, 5, 16, 48, 3, 1, 1);
     if (!test_quick()) {
         check(3, 16, 16, 16, 32, 3, 1, 1);
         check(5, 8, 8, 64, 64, 3, 1, 1);
@@ -206,6 +219,9 @@ int main(int argc, char **argv)
         check(3, 32, 32, 16, 32, 3, 2, 1);
         check(1, 25, 31, 128, 136, 3, 2, 1);
         check(13, 8, 6, 136, 264, 3, 2, 1);
+        check(40, 2, 2, 64, 32, 3, 1, 1);
+        check(13, 2, 2, 264, 136, 3, 1, 1);
+        check(14, 5, 5, 136, 40, 3, 1, 1);
     }
     for (k = 0; k < CONTEXTS; k++) ctr_ctx_destroy(contexts[k]);
     return test_end();

@@ -119,9 +119,9 @@ static ctr_real *frozen_of(const net_case *c, net *m, const ctr_real *x, int64_t
 static void test_features(void)
 {
     static const ctr_kernels kernels[] = { CTR_KERNELS_SCALAR, CTR_KERNELS_AUTO, CTR_KERNELS_AUTO,
-                                           CTR_KERNELS_SCALAR };
+                                           CTR_KERNELS_SCALAR, CTR_KERNELS_AUTO };
     static const ctr_conv_kind conv[] = { CTR_CONV_DIRECT, CTR_CONV_DIRECT, CTR_CONV_WINOGRAD,
-                                          CTR_CONV_WINOGRAD };
+                                          CTR_CONV_WINOGRAD, CTR_CONV_WINOGRAD_2X2 };
     int i, k;
     test_group("features of the unfrozen network");
     for (i = 0; i < COUNT; i++) {
@@ -134,7 +134,7 @@ static void test_features(void)
         m = net_create(c, &scalar);
         x = images_of(c);
         wanted = features_of(c, &m, x);
-        for (k = 0; k < 4; k++) {
+        for (k = 0; k < 5; k++) {
             ctr_config config = config_of(2, kernels[k], conv[k]);
             net fast = net_create(c, &config);
             ctr_real *y = frozen_of(c, &fast, x, k == 1 ? 2 : 0);
