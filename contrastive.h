@@ -4155,7 +4155,8 @@ typedef struct ctr_job_ {
 #if CTR_HAS_THREADS_
 
 /* A thread with nothing to do looks out for work for some microseconds before it sleeps: to be
-   woken takes as long as a small layer. What it looks at it reads without the lock. */
+   woken takes as long as a small layer. Not if there are more threads than processors: it would
+   keep others from work. What it looks at it reads without the lock. */
 #if defined(__GNUC__) && !defined(__TINYC__)
 #define CTR_LINGER_ 2000
 #define CTR_ATOMIC_GET_(x) __atomic_load_n(&(x), __ATOMIC_RELAXED)
@@ -4181,7 +4182,7 @@ typedef struct ctr_pool_ {
     pthread_cond_t wake, finished;
     pthread_t threads[64];
     ctr_worker_ workers[64];
-    int started, quit;
+    int started, quit, linger;
     int64_t posts; /* jobs posted so far */
     ctr_job_ front, back;
 } ctr_pool_;
@@ -4191,7 +4192,7 @@ CTR_PRIVATE_ void ctr_pool_linger_(ctr_pool_ *p, const int64_t *counter, int64_t
 {
     int i;
     pthread_mutex_unlock(&p->lock);
-    for (i = 0; i < CTR_LINGER_ && CTR_ATOMIC_GET_(*counter) == was; i++) CTR_PAUSE_();
+    for (i = 0; i < p->linger && CTR_ATOMIC_GET_(*counter) == was; i++) CTR_PAUSE_();
     pthread_mutex_lock(&p->lock);
 }
 
@@ -4239,6 +4240,7 @@ CTR_PRIVATE_ void ctr_pool_create_(ctr_ctx *ctx)
     pthread_cond_init(&p->wake, NULL);
     pthread_cond_init(&p->finished, NULL);
     ctx->pool = p;
+    p->linger = ctx->threads <= ctr_platform_processors_() ? CTR_LINGER_ : 0;
     for (i = 1; i < ctx->threads; i++) {
         p->workers[i].pool = p;
         p->workers[i].index = i;

@@ -32,10 +32,6 @@
 #include "../contrastive.h"
 #include "example_report.h"
 
-#define CONTRASTIVE_IMPLEMENTATION
-#include "../contrastive.h"
-#include "example_report.h"
-
 /*                            ours, for minutes on 2 cores    the paper's, for days */
 #define ARCH        "resnet8" /* 76,000 weights, 64 features    ResNet-50 */
 #define EPOCHS      12        /*                                1000 */

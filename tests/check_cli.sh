@@ -130,14 +130,23 @@ else
     bad "another architecture's checkpoint was taken"
 fi
 
-# The programs from here on are compiled in the way that is fastest to compile.
-FAST='-O1 -DCONTRASTIVE_STATIC'
+# The programs from here on get the implementation from one object, where otherwise each would compile
+# it: copies without the line that asks for it, beside a link to the header.
+IMPL=${IMPL:-$work/impl.o}
+[ -f "$IMPL" ] || $CC -std=c99 -O2 -c "$here/tests/impl.c" -o "$IMPL"
+mkdir -p copies/examples && ln -s "$here/contrastive.h" copies/contrastive.h
+cp "$here"/examples/*.h copies/examples
+# compile PROGRAM NAME: examples/NAME.c; fails if it says something, log has it
+compile() {
+    sed '/^#define CONTRASTIVE_IMPLEMENTATION$/d' "$here/examples/$2.c" >"copies/examples/$2.c"
+    $CC -O1 -o "$1" "copies/examples/$2.c" "$IMPL" -lm -lpthread >log 2>&1 && [ ! -s log ]
+}
 
 # the other methods: each compiles, and its smoke run says and writes what SimCLR's does
 methods="moco byol simsiam barlow_twins vicreg swav deepcluster npid facenet pirl cpc"
 [ "${QUICK:-0}" = 1 ] && methods=moco
 for method in $methods; do
-    if ! $CC $FAST -o "$work/$method" "$here/examples/$method.c" -lm -lpthread >log 2>&1 || [ -s log ]; then
+    if ! compile "$work/$method" "$method"; then
         bad "examples/$method.c: $(head -n 3 log)"
         continue
     fi
@@ -175,7 +184,7 @@ if [ "${QUICK:-0}" != 1 ]; then
     fi
 fi
 # CLIP: drawn pictures, and pairs of the user's
-if $CC $FAST -o "$work/clip" "$here/examples/clip.c" -lm -lpthread >log 2>&1 && [ ! -s log ]; then
+if compile "$work/clip" clip; then
     prog=$work/clip
     refuse "clip: unknown option" "--epoch" --epoch 3
     for i in 1 2 3 4 5 6 7; do printf 'pnm/%d.pgm\tnumber %d\n' $i $((i % 3)); done >pairs.tsv
@@ -210,8 +219,7 @@ else
 fi
 
 # compose: refusals, and a table whose checkpoints are those of the methods' own examples
-if $CC $FAST -o "$work/compose" "$here/examples/compose.c" -lm -lpthread \
-    >log 2>&1 && [ ! -s log ]; then
+if compile "$work/compose" compose; then
     prog=$work/compose
     refuse "compose: a loss that is none" "infonce|nce" --loss infomax
     refuse "compose: a queue of quick keys" "momentum" --negatives queue
@@ -239,7 +247,7 @@ if $CC $FAST -o "$work/compose" "$here/examples/compose.c" -lm -lpthread \
             bad "compose: $(tail -n 1 stdout) $(cat stderr)"
         fi
         prog=$work/simclr1 # built as the others: other flags, other last bits
-        $CC $FAST -o "$prog" "$here/examples/simclr.c" -lm -lpthread
+        compile "$prog" simclr
         run --out done_simclr --epochs 1
         run --out done_supcon --epochs 1 --labels
         ln -s done_moco done_moco2
@@ -259,8 +267,7 @@ else
 fi
 
 # bigbatch: the curve, and one batch of another method in uneven chunks
-if $CC $FAST -o "$work/bigbatch" "$here/examples/bigbatch.c" -lm -lpthread \
-    >log 2>&1 && [ ! -s log ]; then
+if compile "$work/bigbatch" bigbatch; then
     prog=$work/bigbatch
     refuse "bigbatch: a chunk of one" "--chunk" --chunk 1
     refuse "bigbatch: a method that has no chunks" "--method" --method swav
@@ -284,7 +291,7 @@ fi
 # embed, search and evaluate: from nothing (--smoke makes a checkpoint), from SimCLR's of above
 mkdir gray && cp "$here"/examples/data/pictures/*.ppm gray
 for program in embed search evaluate; do
-    if $CC $FAST -o "$work/$program" "$here/examples/$program.c" -lm -lpthread \
+    if $CC -O1 -DCONTRASTIVE_STATIC -o "$work/$program" "$here/examples/$program.c" -lm -lpthread \
         >log 2>&1 && [ ! -s log ]; then
         ok "examples/$program.c compiles, all functions static, and says nothing"
     else
@@ -350,7 +357,7 @@ refuse "no classes to ask for" "no classes" --data gray --checkpoint one/checkpo
 # picture NAME WORD FILES: examples/NAME.c compiles, refuses, and its smoke run writes FILES
 picture() {
     example=$1 word_of_result=$2
-    if ! $CC $FAST -o "$work/$example" "$here/examples/$example.c" -lm -lpthread >log 2>&1 || [ -s log ]; then
+    if ! compile "$work/$example" "$example"; then
         bad "examples/$example.c: $(head -n 3 log)"
         return
     fi

@@ -21,7 +21,8 @@
 #   tsan                thread sanitizer, with --quick
 #   valgrind            memory checker, with --quick
 #   smoke               every compiler, language and level of the matrix, with --quick
-# A test that defines CONTRASTIVE_STATIC looks at private parts and is its own implementation.
+# A test that defines CONTRASTIVE_STATIC looks at private parts and is its own implementation; those
+# that tests/private.c includes are compiled together.
 # A program prints "NAME: N passed, N failed, N skipped" at its end; so does a tests/check_x.sh, which
 # finds CC, CXX, OUT (a folder of its own), ROOT, QUICK and the found tools in its environment.
 # Logs stay in out/tests.
@@ -255,6 +256,19 @@ job_companion() {
     fi
 }
 
+# Whether a test is compiled with others; on a device each has a program of its own.
+joined() { [ "$1" != device ] && grep -q -F "#include \"$2.c\"" tests/private.c; }
+
+# The program of the tests that look at private parts.
+job_private() {
+    configure "$1" || return
+    flags="$STRICT -DTEST_DIR=\"$ROOT/tests\"" log="$WORK/$1/private.log"
+    [ "$1" = tcc ] && flags="-DTEST_DIR=\"$ROOT/tests\""
+    mkdir -p "$WORK/$1"
+    limit 600 $tcomp $flags tests/private.c -o "$WORK/$1/private" $(link_libs "$1") >"$log" 2>&1 ||
+        rm -f "$WORK/$1/private"
+}
+
 # Compiles one test in one configuration and runs it.
 job_test() {
     configure "$1" || { result "$1/$2" 0 0 1 'its tool is missing here'; return; }
@@ -264,20 +278,25 @@ job_test() {
     [ "$1" = tcc ] && flags="-DTEST_DIR=\"$ROOT/tests\""
     own=0
     grep -q '^#define CONTRASTIVE_STATIC' "tests/$2.c" && own=1
-    if [ "$1" = static ] || { [ $own = 1 ] && [ "$1" != device ]; }; then # the companion calls it
+    if joined "$1" "$2"; then
+        object=joined program="$WORK/$1/private"
+        opts="$2 $opts" log="$WORK/$1/private.log"
+    elif [ "$1" = static ] || { [ $own = 1 ] && [ "$1" != device ]; }; then # the companion calls it
         object=''
     elif [ ! -f "$object" ]; then
         result "$1/$2" 0 1 0 'the implementation did not compile'
         return
     fi
     case "$tcomp" in *c++*) last='-x none' ;; *) last='' ;; esac
-    if ! limit 300 $tcomp $flags "tests/$2.c" $last $object -o "$program" $(link_libs "$1") \
-        >"$log" 2>&1; then
+    if [ "$object" = joined ]; then [ -x "$program" ]; else
+        limit 300 $tcomp $flags "tests/$2.c" $last $object -o "$program" $(link_libs "$1") >"$log" 2>&1
+    fi
+    if [ $? != 0 ]; then
         result "$1/$2" 0 1 0 "does not compile; see $log"
         sed -n '1,6s/^/       /p' "$log"
         return
     fi
-    begin=$(date +%s)
+    begin=$(date +%s) log="$WORK/$1/$2.log"
     mkdir -p "$WORK/$1/$2.d"
     (cd "$WORK/$1/$2.d" && limit $secs $pre "$program" $opts) >"$log" 2>&1
     status=$?
@@ -390,6 +409,9 @@ for place in $ALL; do
         grep -q "^test $place " "$WORK/tests.list"; then
         echo "build $place" >>"$WORK/builds.list"
     fi
+    for name in $(sed -n "s/^test $place //p" "$WORK/tests.list"); do
+        joined "$place" "$name" && echo "private $place" >>"$WORK/builds.list" && break
+    done
 done
 [ -n "$DEVICE" ] && echo "companion" >>"$WORK/builds.list"
 for file in tests/check_*.sh tests/house.sh; do

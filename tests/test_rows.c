@@ -307,6 +307,7 @@ static void test_segments(ctr_ctx *ctx)
 /* A device without the verb: a clear error. */
 static void test_missing(void)
 {
+    static const int32_t begin[2] = { 0, 0 };
     fake_device *fake = fake_device_open();
     ctr_ctx *ctx;
     test_group("a device without the verbs");
@@ -318,7 +319,7 @@ static void test_missing(void)
     test_fails(ctx, "nearest", CTR_E_DEVICE, "nearest: device fake has no kernel");
     ctr_k_neighbors(ctx, 1, 1, 1, NULL, NULL, NULL, 1, NULL, NULL);
     test_fails(ctx, "neighbors", CTR_E_DEVICE, "neighbors: device fake has no kernel");
-    ctr_k_segment_sum(ctx, 1, 1, 1, NULL, NULL, NULL, NULL, NULL);
+    ctr_k_segment_sum(ctx, 1, 1, 1, begin, NULL, NULL, NULL, NULL);
     test_fails(ctx, "segment_sum", CTR_E_DEVICE, "segment_sum: device fake has no kernel");
     ctr_ctx_destroy(ctx);
     fake_device_close(fake);
