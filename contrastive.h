@@ -4015,6 +4015,9 @@ CTR_API ctr_ctx *ctr_ctx_create(const ctr_config *config)
         c.allocator.free_fn = ctr_memory_free_;
     }
     if (c.threads < 0 || c.threads > 64) return NULL;
+    if ((int)c.kernels < 0 || (int)c.kernels > CTR_KERNELS_AVX512 || (int)c.conv < 0 ||
+        (int)c.conv > CTR_CONV_WINOGRAD_2X2)
+        return NULL;
     if (c.device && c.device->version != CTR_DEVICE_VERSION) return NULL;
     ctx = (ctr_ctx *)c.allocator.alloc_fn(c.allocator.user, sizeof *ctx);
     if (!ctx) return NULL;

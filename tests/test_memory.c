@@ -28,6 +28,7 @@ static void test_config(void)
     ctr_config a = ctr_config_default(), b;
     ctr_ctx *ctx;
     log_note note;
+    const int wrong = 5;
     test_group("configuration");
     memset(&b, 0xff, sizeof b);
     ctr_config_init(&b);
@@ -62,6 +63,12 @@ static void test_config(void)
     a.threads = 65;
     test_true("65 threads are refused", ctr_ctx_create(&a) == NULL);
     a.threads = 1;
+    memcpy(&a.conv, &wrong, sizeof wrong);
+    test_true("a way to convolve that is none is refused", ctr_ctx_create(&a) == NULL);
+    a.conv = CTR_CONV_AUTO;
+    memcpy(&a.kernels, &wrong, sizeof wrong);
+    test_true("kernels that are none are refused", ctr_ctx_create(&a) == NULL);
+    a.kernels = CTR_KERNELS_AUTO;
     a.allocator.alloc_fn = test_allocator_alloc_;
     test_true("half an allocator is refused", ctr_ctx_create(&a) == NULL);
 }
