@@ -58,7 +58,17 @@ static const layer LAYERS[] = {
     {"r50", "r50_64_256_s16_k1", 32, 16, 64, 256, 1, 1},
     {"r50", "r50_256_64_s16_k1", 32, 16, 256, 64, 1, 1},
     {"r50", "r50_512_512_s4_d2", 32, 4, 512, 512, 3, 2},
+    {"r50", "r50_512_512_s2", 32, 2, 512, 512, 3, 1},
     {"r50", "r50_2048_512_s2_k1", 32, 2, 2048, 512, 1, 1}
+};
+
+/* Images too small for tiles of 4 x 4, and one that is not: each by the direct sum and by
+   F(2x2, 3x3), the last by F(4x4, 3x3) too. */
+static const layer SMALL[] = {
+    {"small", "32_512_512_s2", 32, 2, 512, 512, 3, 1},
+    {"small", "512_64_64_s2", 512, 2, 64, 64, 3, 1},
+    {"small", "32_128_128_s5", 32, 5, 128, 128, 3, 1},
+    {"small", "64_64_64_s8", 64, 8, 64, 64, 3, 1}
 };
 
 static double peak;   /* GFLOP/s of so many threads */
@@ -281,6 +291,25 @@ static void conv_measure(ctr_ctx *ctx, const bench_options *o, const layer *l)
     }
 }
 
+static void small_measure(ctr_config config, const bench_options *o, const layer *l)
+{
+    static const char *const KINDS[] = {"auto", "direct", "4x4", "2x2"};
+    static const ctr_conv_kind LIST[] = {CTR_CONV_DIRECT, CTR_CONV_WINOGRAD_2X2, CTR_CONV_WINOGRAD};
+    int i;
+    for (i = 0; i < (l->side < 8 ? 2 : 3); i++) {
+        layer one = *l;
+        char name[64];
+        ctr_ctx *ctx;
+        config.conv = LIST[i];
+        ctx = ctr_ctx_create(&config);
+        if (!ctx) bench_die("no context");
+        snprintf(name, sizeof name, "%s_%s", l->name, KINDS[LIST[i]]);
+        one.name = name;
+        conv_measure(ctx, o, &one);
+        ctr_ctx_destroy(ctx);
+    }
+}
+
 int main(int argc, char **argv)
 {
     bench_options o;
@@ -288,7 +317,7 @@ int main(int argc, char **argv)
     ctr_ctx *ctx;
     size_t i;
     bench_parse(&o, argc, argv, "kernels: matrix products and convolutions. cases: gemm, r20, r18, "
-                "r50, or a shape: 256 .. 2048, r18_64_64_s32 ...");
+                "r50, small, or a shape: 256 .. 2048, r18_64_64_s32 ...");
     config.threads = o.threads;
     ctx = ctr_ctx_create(&config);
     if (!ctx) bench_die("no context");
@@ -301,5 +330,7 @@ int main(int argc, char **argv)
         if (bench_wanted(&o, LAYERS[i].group) || bench_wanted(&o, LAYERS[i].name))
             conv_measure(ctx, &o, &LAYERS[i]);
     ctr_ctx_destroy(ctx);
+    for (i = 0; i < sizeof SMALL / sizeof *SMALL && bench_wanted(&o, "small"); i++)
+        small_measure(config, &o, &SMALL[i]);
     return 0;
 }
