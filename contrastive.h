@@ -169,14 +169,18 @@ typedef enum ctr_kernels {
     CTR_KERNELS_AVX512   /* x86-64: AVX2's with wider products, and the same bits */
 } ctr_kernels;
 
-/* Winograd's transforms are up to three times as fast as the direct sum where they fit (3x3, stride
-   1; at stride 2 up to 1.6 times), with twice its rounding error: 8e-7 instead of 4e-7 at 64
-   channels. AUTO takes them there with the fast kernels, the direct sum with the scalar ones. */
+/* Winograd's transforms are up to three times as fast as the direct sum where they fit (stride 1;
+   at stride 2 up to 1.6 times). Rounding, as root mean square relative to the outputs, 64 to 512
+   channels: direct 3e-7, F(4x4) 8e-7 to 1.3e-6. They fit 3x3 kernels of stride 1 or 2 and padding
+   1, with channels in and out that are multiples of 8 from 16 up, for at least 12 tiles in all the
+   images of a call, unless too much of the tiles hangs over the edge; whatever else there is takes
+   the direct sum. AUTO is WINOGRAD with the fast kernels and DIRECT with the scalar ones. */
 typedef enum ctr_conv_kind {
     CTR_CONV_AUTO = 0,
     CTR_CONV_DIRECT,
-    CTR_CONV_WINOGRAD,     /* F(4x4, 3x3), or F(2x2, 3x3) where the image is too small for it */
-    CTR_CONV_WINOGRAD_2X2  /* F(2x2, 3x3) alone: the error of a direct sum; stride 2 direct */
+    CTR_CONV_WINOGRAD,     /* F(4x4, 3x3), or F(2x2, 3x3) where an image is too small for it and
+                              in + out are 64 channels or more */
+    CTR_CONV_WINOGRAD_2X2  /* F(2x2, 3x3) alone, 3e-7 to 5e-7; stride 2 direct */
 } ctr_conv_kind;
 
 struct ctr_device;
@@ -197,7 +201,8 @@ CTR_API ctr_config ctr_config_default(void);
 CTR_API void ctr_config_init(ctr_config *config);
 
 /* Everything hangs off a context; two contexts never meet. One thread at a time may use it.
-   config NULL means the defaults. Returns NULL when out of memory or when a value is out of range.
+   config NULL means the defaults. Returns NULL when out of memory or when a value is out of range,
+   which config.log_fn is told; of a NULL context only ctr_error and ctr_error_text may be asked.
    Destroy what was created from it first; what remains of steps goes with it. */
 CTR_API ctr_ctx *ctr_ctx_create(const ctr_config *config);
 CTR_API void ctr_ctx_destroy(ctr_ctx *ctx);
@@ -4005,20 +4010,32 @@ CTR_API void ctr_ctx_destroy(ctr_ctx *ctx)
     a.free_fn(a.user, ctx, sizeof *ctx);
 }
 
+/* Says what is wrong with a configuration: there is no context yet that could have an error. */
+CTR_PRIVATE_ ctr_ctx *ctr_ctx_refuse_(const ctr_config *c, const char *what, long got)
+{
+    char text[120];
+    snprintf(text, sizeof text, "config: expected %s, got %ld", what, got);
+    if (c->log_fn) c->log_fn(c->log_user, CTR_LOG_WARN, text);
+    return NULL;
+}
+
 CTR_API ctr_ctx *ctr_ctx_create(const ctr_config *config)
 {
     ctr_config c = config ? *config : ctr_config_default();
     ctr_ctx *ctx;
-    if (!c.allocator.alloc_fn != !c.allocator.free_fn) return NULL;
+    if (!c.allocator.alloc_fn != !c.allocator.free_fn)
+        return ctr_ctx_refuse_(&c, "both or none of the allocator's functions", 1);
     if (!c.allocator.alloc_fn) {
         c.allocator.alloc_fn = ctr_memory_malloc_;
         c.allocator.free_fn = ctr_memory_free_;
     }
-    if (c.threads < 0 || c.threads > 64) return NULL;
-    if ((int)c.kernels < 0 || (int)c.kernels > CTR_KERNELS_AVX512 || (int)c.conv < 0 ||
-        (int)c.conv > CTR_CONV_WINOGRAD_2X2)
-        return NULL;
-    if (c.device && c.device->version != CTR_DEVICE_VERSION) return NULL;
+    if (c.threads < 0 || c.threads > 64) return ctr_ctx_refuse_(&c, "threads 0..64", c.threads);
+    if ((int)c.kernels < 0 || (int)c.kernels > CTR_KERNELS_AVX512)
+        return ctr_ctx_refuse_(&c, "kernels of enum ctr_kernels", (long)c.kernels);
+    if ((int)c.conv < 0 || (int)c.conv > CTR_CONV_WINOGRAD_2X2)
+        return ctr_ctx_refuse_(&c, "conv of enum ctr_conv_kind", (long)c.conv);
+    if (c.device && c.device->version != CTR_DEVICE_VERSION)
+        return ctr_ctx_refuse_(&c, "a device of this header's version", (long)c.device->version);
     ctx = (ctr_ctx *)c.allocator.alloc_fn(c.allocator.user, sizeof *ctx);
     if (!ctx) return NULL;
     memset(ctx, 0, sizeof *ctx);
@@ -4061,6 +4078,15 @@ CTR_API const char *ctr_kernels_name(const ctr_ctx *ctx)
                     : ctx->kernels == CTR_KERNELS_NEON   ? 3
                                                          : 0;
     return ctx->config.device ? ctx->config.device->name : names[set][ctx->config.conv];
+}
+
+/* Whether two names stand for the same bits: AVX-512's kernels have those of AVX2's. */
+CTR_PRIVATE_ int ctr_kernels_alike_(const char *a, const char *b)
+{
+    const char *rest_a = a + (strncmp(a, "avx512", 6) ? 4 : 6);
+    const char *rest_b = b + (strncmp(b, "avx512", 6) ? 4 : 6);
+    return strcmp(a, b) == 0 || (strncmp(a, "avx", 3) == 0 && strncmp(b, "avx", 3) == 0 &&
+                                 strcmp(rest_a, rest_b) == 0);
 }
 
 CTR_API ctr_memory ctr_memory_stats(const ctr_ctx *ctx)
@@ -8278,8 +8304,9 @@ CTR_PRIVATE_ void ctr_conv_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const 
        y  = A' [ (G w G') (*) (B' x B) ] A       forward; the same with w turned gives dx from dy
        dw = G' [ (B' x B) (*) (A dy A') ] G      summed over all tiles before G
    The matrices evaluate and interpolate polynomials at 0, a, -a, b, -b and infinity. a = 1/sqrt(2)
-   and b = sqrt(2) instead of the usual 1 and 2 cost the same and halve the rounding error: relative
-   8e-7 at 64 channels, 2.4e-6 at 512, where the direct sum has 4e-7 and 1.1e-6.
+   and b = sqrt(2) instead of the usual 1 and 2 cost the same and halve the rounding error. As root
+   mean square relative to the outputs it is 9e-7 at 64 channels and 0.9 to 1.3e-6 at 512 (by the
+   numbers and the shape); the fast direct sum has 3e-7 at both, the scalar one 4e-7 and 1.1e-6.
 
    Stride 2 along one line: the taps 0 and 2 meet pixels of one parity, tap 1 those of the other.
    The pair is F(4, 2), 5 multiplies for 4 outputs (points 0, 1, -1, 2, infinity), the single tap
@@ -8290,8 +8317,7 @@ CTR_PRIVATE_ void ctr_conv_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const 
 
    F(2x2, 3x3): 2 x 2 outputs from 4 x 4 inputs, 16 multiplies instead of 36, at the points 0, 1, -1
    and infinity. For images of 2 x 2 and others that waste too much of 4 x 4; and on request, since
-   its error is that of the direct sum: as root mean squares 3e-7 of the outputs at 64 channels and
-   4e-7 at 512, where F(4x4) has 9e-7 and 1.3e-6, the direct sum 3e-7 twice.
+   its error is near that of the direct sum: 3e-7 at 64 channels, 3e-7 to 4e-7 at 512.
 
    Only for 3 x 3 kernels, stride 1 or 2, padding 1; ctr_wino_tile_ says for which sizes it pays.
    Height and width need not be multiples of the tile: tiles hang over the edge.
@@ -30076,7 +30102,7 @@ CTR_PRIVATE_ int ctr_ckpt_header_(ctr_method *method, ctr_ckpt_ *c, ctr_position
         ctr_fail_(ctx, CTR_E_FORMAT, "%s: holds \"%.90s\", expected \"%.90s\"",
                   ctr_file_tail_(c->path), architecture, own);
     if (ctx->status != CTR_OK) return 0;
-    if (kernels && strcmp(kernels, ctr_kernels_name(ctx)))
+    if (kernels && !ctr_kernels_alike_(kernels, ctr_kernels_name(ctx)))
         ctr_log_(ctx, CTR_LOG_WARN, "the checkpoint was written with kernels %s, this run has %s: "
                  "the last bits will differ", kernels, ctr_kernels_name(ctx));
     if (!p) return 1;

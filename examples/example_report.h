@@ -335,6 +335,7 @@ EX_FN void ex_run_fit(ex_run *run, ctr_method *method, ctr_loader *loader, ctr_f
     else if (fit->resume && p.epoch >= fit->epochs)
         printf("%s has all of its %ld epochs: there is nothing left to train\n", path,
                (long)fit->epochs);
+    ex_out_make(run->o); /* now, not after minutes, if it cannot be made */
 }
 
 /* Trains from the start or, with --resume, from the checkpoint in the --out folder. */

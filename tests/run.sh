@@ -196,8 +196,20 @@ configure() {
 SMOKE='gcc-c99-O0 gcc-c99-O3 gcc-c99-Ofast gcc-cxx11-O2 clang-c99-O0 clang-c99-O2 clang-c99-Ofast
        clang-cxx11-O3 tcc nothreads nosimd static mixed mixed2'
 SMOKE=$(echo $SMOKE)
-if [ $QUICK = 1 ]; then ALL='float double'; else
-    ALL="float double asan asandouble tsan valgrind $SMOKE"
+EVERY="float double asan asandouble tsan valgrind $SMOKE"
+ALL=$EVERY
+[ $QUICK = 1 ] && ALL='float double'
+for place in $ON; do
+    case " $EVERY device " in
+    *" $place "*) ;;
+    *) echo "run.sh: no place $place, there are: $EVERY" >&2; exit 2 ;;
+    esac
+done
+for name in $NAMES; do
+    ls "tests/test_$name.c" "tests/check_$name.sh" "tests/$name.sh" 2>/dev/null | grep -q . ||
+        { echo "run.sh: no test $name: neither tests/test_$name.c nor tests/check_$name.sh" >&2; exit 2; }
+done
+if [ $QUICK = 0 ] || [ -n "$ON" ]; then
     sanitizer_works address,undefined >/dev/null && : >"$WORK/asan.ok"
     tsan_prefix=$(sanitizer_works thread) && echo "$tsan_prefix" >"$WORK/tsan.ok"
 fi

@@ -62,9 +62,11 @@ static void test_config(void)
     test_true("-1 threads are refused", ctr_ctx_create(&a) == NULL);
     a.threads = 65;
     test_true("65 threads are refused", ctr_ctx_create(&a) == NULL);
+    test_text("in words", note.text, "config: expected threads 0..64, got 65");
     a.threads = 1;
     memcpy(&a.conv, &wrong, sizeof wrong);
     test_true("a way to convolve that is none is refused", ctr_ctx_create(&a) == NULL);
+    test_text("in words", note.text, "config: expected conv of enum ctr_conv_kind, got 5");
     a.conv = CTR_CONV_AUTO;
     memcpy(&a.kernels, &wrong, sizeof wrong);
     test_true("kernels that are none are refused", ctr_ctx_create(&a) == NULL);

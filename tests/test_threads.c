@@ -246,9 +246,22 @@ static void test_two_contexts(void)
               memcmp(alone[0].out, alone[1].out, sizeof alone[0].out) != 0);
 }
 
+/* Which kernels have the same bits, by name. */
+static void test_names(void)
+{
+    test_group("kernels that have the same bits");
+    test_true("avx2, avx2", ctr_kernels_alike_("avx2", "avx2"));
+    test_true("avx512, avx2", ctr_kernels_alike_("avx512", "avx2"));
+    test_true("both direct", ctr_kernels_alike_("avx2-direct", "avx512-direct"));
+    test_true("one direct", !ctr_kernels_alike_("avx512", "avx2-direct"));
+    test_true("scalar, avx2", !ctr_kernels_alike_("scalar", "avx2"));
+    test_true("neon, avx2", !ctr_kernels_alike_("neon", "avx2"));
+}
+
 int main(int argc, char **argv)
 {
     test_begin("test_threads", argc, argv);
+    test_names();
     test_parallel();
     test_background();
     test_notes();
