@@ -136,6 +136,7 @@ IMPL=${IMPL:-$work/impl.o}
 [ -f "$IMPL" ] || $CC -std=c99 -O2 -c "$here/tests/impl.c" -o "$IMPL"
 mkdir -p copies/examples && ln -s "$here/contrastive.h" copies/contrastive.h
 cp "$here"/examples/*.h copies/examples
+ln -s "$here/examples/data" copies/examples/data
 # compile PROGRAM NAME: examples/NAME.c; fails if it says something, log has it
 compile() {
     sed '/^#define CONTRASTIVE_IMPLEMENTATION$/d' "$here/examples/$2.c" >"copies/examples/$2.c"
