@@ -8330,7 +8330,7 @@ CTR_PRIVATE_ void ctr_conv_weight_(ctr_ctx *ctx, const ctr_conv_shape *s, const 
 #define CTR_WINO_SUM_ CTR_R(2.5)  /* a a + b b */
 #define CTR_WINO_NA_ (CTR_R(-2.0) / CTR_R(3.0)) /* 1 / (2 a a (a a - b b)) */
 #define CTR_WINO_NB_ (CTR_R(1.0) / CTR_R(6.0))  /* 1 / (2 b b (b b - a a)) */
-#define CTR_WINO_PLANES_ 36 /* of weights: 6 x 6 points */
+#define CTR_WINO_PLANES_ 36 /* of weights at most: 6 x 6 points */
 #define CTR_WINO_MOST_ 81   /* of products, stride 2: 9 x 9 */
 
 CTR_PRIVATE_ int64_t ctr_wino_tiles_(const ctr_conv_shape *s, int64_t side)
