@@ -9372,6 +9372,25 @@ CTR_PRIVATE_ void ctr_wino_points_(const ctr_wino_args_ *g, int64_t tile, ctr_wi
     }
 }
 
+/* Asks the caches for the pixels that a later tile will want, channels [j, j + some) of c. Tiles and
+   pixels cover an image in the same order to within a row of tiles; the tile at hand takes its share
+   of the pixels of `rows` rows of tiles further on. A core waits for memory otherwise: its own
+   prefetcher does not see through squares that overlap, nor ahead of what is only written. */
+CTR_INLINE_ void ctr_wino_ahead_(const ctr_wino_args_ *g, int64_t tile, int64_t rows,
+                                  ctr_wino_squares_ q, const float *image, int64_t c, int64_t j,
+                                  int64_t some, int written)
+{
+    const int64_t t = tile + rows * g->tw, pixels = q.h * q.w, tiles = g->th * g->tw;
+    const int64_t end = ctr_gemm_min_(t + 1, g->tiles) * pixels / tiles;
+    int64_t i, k;
+    for (i = t * pixels / tiles; i < end; i++) {
+        for (k = j; k < j + some; k += CTR_GEMM_NR_) { /* a line of 64 bytes */
+            if (written) __builtin_prefetch(image + i * c + k, 1, 2);
+            else __builtin_prefetch(image + i * c + k, 0, 2);
+        }
+    }
+}
+
 /* v of tiles first .. last-1, into rows 0 .. */
 CTR_PRIVATE_ void ctr_wino_v_tiles_(const ctr_wino_plan_ *g, int64_t first, int64_t last, float *v)
 {
@@ -9379,6 +9398,7 @@ CTR_PRIVATE_ void ctr_wino_v_tiles_(const ctr_wino_plan_ *g, int64_t first, int6
     float *p[CTR_WINO_MOST_];
     int64_t t;
     for (t = first; t < last; t++, v += g->lv) {
+        ctr_wino_ahead_(&g->a, t, 2, q, g->in, g->a.c, 0, g->a.c, 0);
         ctr_wino_points_(&g->a, t, q, g->in, g->a.c, g->zero, p);
         if (g->points == 9) ctr_wino_fast_v9_(p, q.side, g->a.c, v, g->vp);
         else if (g->points == 4) ctr_wino_fast_v4_(p, g->a.c, v, g->vp);
@@ -9390,10 +9410,12 @@ CTR_PRIVATE_ void ctr_wino_v_tiles_(const ctr_wino_plan_ *g, int64_t first, int6
 CTR_PRIVATE_ void ctr_wino_z_tiles_(const ctr_wino_plan_ *g, int64_t first, int64_t last,
                                     int64_t room, float *z)
 {
+    const ctr_wino_squares_ q = ctr_wino_squares_out_(&g->a);
     float *p[16];
     int64_t t;
     for (t = first; t < last; t++, z += CTR_GEMM_NR_) {
-        ctr_wino_points_(&g->a, t, ctr_wino_squares_out_(&g->a), g->dy, g->a.oc, g->zero, p);
+        ctr_wino_ahead_(&g->a, t, 1, q, g->dy, g->a.oc, 0, g->a.oc, 0);
+        ctr_wino_points_(&g->a, t, q, g->dy, g->a.oc, g->zero, p);
         if (g->points == 9) ctr_wino_fast_z9_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
         else if (g->points == 4) ctr_wino_fast_z4_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
         else ctr_wino_fast_z_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
@@ -9410,6 +9432,7 @@ CTR_PRIVATE_ void ctr_wino_out_tiles_(const ctr_wino_plan_ *g, int64_t first, in
     int64_t t;
     for (t = first; t < last; t++, m += g->lm) {
         int64_t i;
+        ctr_wino_ahead_(&g->a, t, 1, q, g->a.out, g->a.oc, j, oc, 1);
         ctr_wino_points_(&g->a, t, q, g->a.out + j, g->a.oc, trash, p);
         if (g->points == 9) ctr_wino_fast_out9_(m, g->mp, oc, q.side, p, g->a.acc);
         else if (g->points == 4) ctr_wino_fast_out4_(m, g->mp, oc, p, g->a.acc);
