@@ -9348,45 +9348,70 @@ CTR_PRIVATE_ float *ctr_wino_own_(const ctr_wino_plan_ *g, int worker)
     return (float *)(void *)(g->work + (size_t)worker * g->work_size);
 }
 
-/* Pointers to the pixels of a tile's square, as for ctr_wino_get_; `outside` is for the rest. */
-CTR_PRIVATE_ void ctr_wino_points_(const ctr_wino_args_ *g, int64_t tile, ctr_wino_squares_ q,
-                                   float *image, int64_t c, float *outside, float **p)
+/* A walk over tiles in order: where the tile at hand lies, and its square of pixels. */
+typedef struct ctr_wino_walk_ {
+    ctr_wino_squares_ q;
+    const ctr_wino_args_ *g;
+    int64_t c, x, y, n;        /* channels; the tile's column, row and image */
+    float *image, *outside;    /* pixels of the first image; what stands for those beyond an edge */
+    float *p[CTR_WINO_MOST_];
+} ctr_wino_walk_;
+
+CTR_PRIVATE_ void ctr_wino_walk_start_(ctr_wino_walk_ *k, const ctr_wino_args_ *g, int64_t tile,
+                                       ctr_wino_squares_ q, float *image, int64_t c, float *outside)
 {
-    const int64_t top = tile / g->tw % g->th * q.step - q.shift;
-    const int64_t left = tile % g->tw * q.step - q.shift;
-    int64_t y, x;
-    image += tile / g->tw / g->th * q.h * q.w * c;
-    if (top >= 0 && left >= 0 && top + q.side <= q.h && left + q.side <= q.w) {
-        for (y = 0; y < q.side; y++) {
-            for (x = 0; x < q.side; x++) {
-                *p++ = image + ((top + y) * q.w + left + x) * c;
-            }
-        }
-        return;
-    }
-    for (y = top; y < top + q.side; y++) {
-        const int row = ctr_conv_inside_(y, q.h);
-        for (x = left; x < left + q.side; x++) {
-            *p++ = row && ctr_conv_inside_(x, q.w) ? image + (y * q.w + x) * c : outside;
+    k->q = q;
+    k->g = g;
+    k->c = c;
+    k->x = tile % g->tw;
+    k->y = tile / g->tw % g->th;
+    k->n = tile / g->tw / g->th;
+    k->image = image;
+    k->outside = outside;
+}
+
+/* Pointers to the pixels of the tile at hand, as for ctr_wino_get_. */
+CTR_PRIVATE_ void ctr_wino_walk_look_(ctr_wino_walk_ *k)
+{
+    const int64_t top = k->y * k->q.step - k->q.shift, left = k->x * k->q.step - k->q.shift;
+    const int64_t w = k->q.w, c = k->c;
+    float **p = k->p;
+    int64_t y, x, at;
+    for (y = top; y < top + k->q.side; y++) {
+        const int row = ctr_conv_inside_(y, k->q.h);
+        at = ((k->n * k->q.h + y) * w + left) * c;
+        for (x = left; x < left + k->q.side; x++, at += c) {
+            *p++ = row && ctr_conv_inside_(x, w) ? k->image + at : k->outside;
         }
     }
 }
 
-/* Asks the caches for the pixels that a later tile will want, channels [j, j + some) of c. Tiles and
-   pixels cover an image in the same order to within a row of tiles; the tile at hand takes its share
-   of the pixels of `rows` rows of tiles further on. A core waits for memory otherwise: its own
-   prefetcher does not see through squares that overlap, nor ahead of what is only written. */
-CTR_INLINE_ void ctr_wino_ahead_(const ctr_wino_args_ *g, int64_t tile, int64_t rows,
-                                  ctr_wino_squares_ q, const float *image, int64_t c, int64_t j,
-                                  int64_t some, int written)
+CTR_PRIVATE_ void ctr_wino_walk_on_(ctr_wino_walk_ *k)
 {
-    const int64_t t = tile + rows * g->tw, pixels = q.h * q.w, tiles = g->th * g->tw;
-    const int64_t end = ctr_gemm_min_(t + 1, g->tiles) * pixels / tiles;
-    int64_t i, k;
-    for (i = t * pixels / tiles; i < end; i++) {
-        for (k = j; k < j + some; k += CTR_GEMM_NR_) { /* a line of 64 bytes */
-            if (written) __builtin_prefetch(image + i * c + k, 1, 2);
-            else __builtin_prefetch(image + i * c + k, 0, 2);
+    if (++k->x < k->g->tw) return;
+    k->x = 0;
+    if (++k->y < k->g->th) return;
+    k->y = 0;
+    k->n++;
+}
+
+/* Asks the caches for pixels that tiles `rows` rows further on will want, `some` channels of each:
+   a tile of that row for each tile of this one. Otherwise a core waits for memory: its own
+   prefetcher does not see through squares that overlap, nor ahead of what is only written. (Inline,
+   because a compiler may think that a function that does nothing else does nothing.) */
+CTR_INLINE_ void ctr_wino_walk_ahead_(const ctr_wino_walk_ *k, int64_t rows, int64_t some,
+                                      int written)
+{
+    const int64_t area = k->q.step * k->q.step;
+    int64_t y = k->y + rows, n = k->n, i, j;
+    const float *p;
+    for (; y >= k->g->th; y -= k->g->th) n++;
+    if (n >= k->g->n) return;
+    p = k->image + ((n * k->q.h + y * k->q.step) * k->q.w + k->x * area) * k->c;
+    for (i = 0; i < area; i++, p += k->c) {
+        for (j = 0; j < some; j += CTR_GEMM_NR_) { /* a line of 64 bytes */
+            if (written) __builtin_prefetch(p + j, 1, 2);
+            else __builtin_prefetch(p + j, 0, 2);
         }
     }
 }
@@ -9394,15 +9419,14 @@ CTR_INLINE_ void ctr_wino_ahead_(const ctr_wino_args_ *g, int64_t tile, int64_t 
 /* v of tiles first .. last-1, into rows 0 .. */
 CTR_PRIVATE_ void ctr_wino_v_tiles_(const ctr_wino_plan_ *g, int64_t first, int64_t last, float *v)
 {
-    const ctr_wino_squares_ q = ctr_wino_squares_in_(&g->a);
-    float *p[CTR_WINO_MOST_];
-    int64_t t;
-    for (t = first; t < last; t++, v += g->lv) {
-        ctr_wino_ahead_(&g->a, t, 2, q, g->in, g->a.c, 0, g->a.c, 0);
-        ctr_wino_points_(&g->a, t, q, g->in, g->a.c, g->zero, p);
-        if (g->points == 9) ctr_wino_fast_v9_(p, q.side, g->a.c, v, g->vp);
-        else if (g->points == 4) ctr_wino_fast_v4_(p, g->a.c, v, g->vp);
-        else ctr_wino_fast_v_(p, g->a.c, v, g->vp);
+    ctr_wino_walk_ k;
+    ctr_wino_walk_start_(&k, &g->a, first, ctr_wino_squares_in_(&g->a), g->in, g->a.c, g->zero);
+    for (; first < last; first++, v += g->lv, ctr_wino_walk_on_(&k)) {
+        ctr_wino_walk_ahead_(&k, 2, g->a.c, 0);
+        ctr_wino_walk_look_(&k);
+        if (g->points == 9) ctr_wino_fast_v9_(k.p, k.q.side, g->a.c, v, g->vp);
+        else if (g->points == 4) ctr_wino_fast_v4_(k.p, g->a.c, v, g->vp);
+        else ctr_wino_fast_v_(k.p, g->a.c, v, g->vp);
     }
 }
 
@@ -9410,15 +9434,15 @@ CTR_PRIVATE_ void ctr_wino_v_tiles_(const ctr_wino_plan_ *g, int64_t first, int6
 CTR_PRIVATE_ void ctr_wino_z_tiles_(const ctr_wino_plan_ *g, int64_t first, int64_t last,
                                     int64_t room, float *z)
 {
-    const ctr_wino_squares_ q = ctr_wino_squares_out_(&g->a);
-    float *p[16];
-    int64_t t;
-    for (t = first; t < last; t++, z += CTR_GEMM_NR_) {
-        ctr_wino_ahead_(&g->a, t, 1, q, g->dy, g->a.oc, 0, g->a.oc, 0);
-        ctr_wino_points_(&g->a, t, q, g->dy, g->a.oc, g->zero, p);
-        if (g->points == 9) ctr_wino_fast_z9_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
-        else if (g->points == 4) ctr_wino_fast_z4_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
-        else ctr_wino_fast_z_(p, g->a.oc, z, room * CTR_GEMM_NR_, g->mp);
+    const int64_t panel = room * CTR_GEMM_NR_;
+    ctr_wino_walk_ k;
+    ctr_wino_walk_start_(&k, &g->a, first, ctr_wino_squares_out_(&g->a), g->dy, g->a.oc, g->zero);
+    for (; first < last; first++, z += CTR_GEMM_NR_, ctr_wino_walk_on_(&k)) {
+        ctr_wino_walk_ahead_(&k, 1, g->a.oc, 0);
+        ctr_wino_walk_look_(&k);
+        if (g->points == 9) ctr_wino_fast_z9_(k.p, g->a.oc, z, panel, g->mp);
+        else if (g->points == 4) ctr_wino_fast_z4_(k.p, g->a.oc, z, panel, g->mp);
+        else ctr_wino_fast_z_(k.p, g->a.oc, z, panel, g->mp);
     }
 }
 
@@ -9427,18 +9451,18 @@ CTR_PRIVATE_ void ctr_wino_z_tiles_(const ctr_wino_plan_ *g, int64_t first, int6
 CTR_PRIVATE_ void ctr_wino_out_tiles_(const ctr_wino_plan_ *g, int64_t first, int64_t last,
                                       int64_t j, int64_t oc, const float *m, float *trash)
 {
-    const ctr_wino_squares_ q = ctr_wino_squares_out_(&g->a);
-    float *p[64];
-    int64_t t;
-    for (t = first; t < last; t++, m += g->lm) {
-        int64_t i;
-        ctr_wino_ahead_(&g->a, t, 1, q, g->a.out, g->a.oc, j, oc, 1);
-        ctr_wino_points_(&g->a, t, q, g->a.out + j, g->a.oc, trash, p);
-        if (g->points == 9) ctr_wino_fast_out9_(m, g->mp, oc, q.side, p, g->a.acc);
-        else if (g->points == 4) ctr_wino_fast_out4_(m, g->mp, oc, p, g->a.acc);
-        else ctr_wino_fast_out_(m, g->mp, oc, p, g->a.acc);
-        for (i = 0; i < q.side * q.side && g->a.ready; i++) {
-            if (p[i] != trash) ctr_conv_finish_fast_(g->a.ready, p[i], j, oc);
+    ctr_wino_walk_ k;
+    int64_t i;
+    ctr_wino_walk_start_(&k, &g->a, first, ctr_wino_squares_out_(&g->a), g->a.out + j, g->a.oc,
+                         trash);
+    for (; first < last; first++, m += g->lm, ctr_wino_walk_on_(&k)) {
+        ctr_wino_walk_ahead_(&k, 1, oc, 1);
+        ctr_wino_walk_look_(&k);
+        if (g->points == 9) ctr_wino_fast_out9_(m, g->mp, oc, k.q.side, k.p, g->a.acc);
+        else if (g->points == 4) ctr_wino_fast_out4_(m, g->mp, oc, k.p, g->a.acc);
+        else ctr_wino_fast_out_(m, g->mp, oc, k.p, g->a.acc);
+        for (i = 0; i < k.q.side * k.q.side && g->a.ready; i++) {
+            if (k.p[i] != trash) ctr_conv_finish_fast_(g->a.ready, k.p[i], j, oc);
         }
     }
 }
