@@ -3441,11 +3441,13 @@ CTR_SIMD_FN_ void ctr_simd_done_(void) {}
 #endif
 #endif /* CTR_HAS_FAST_ */
 
+#define CTR_THREADS_MOST_ 64
+
 CTR_PRIVATE_ int ctr_platform_processors_(void)
 {
 #if CTR_HAS_THREADS_ && defined(_SC_NPROCESSORS_ONLN)
     long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n < 1 ? 1 : n > 64 ? 64 : (int)n;
+    return n < 1 ? 1 : n > CTR_THREADS_MOST_ ? CTR_THREADS_MOST_ : (int)n;
 #else
     return 1;
 #endif
@@ -4029,7 +4031,8 @@ CTR_API ctr_ctx *ctr_ctx_create(const ctr_config *config)
         c.allocator.alloc_fn = ctr_memory_malloc_;
         c.allocator.free_fn = ctr_memory_free_;
     }
-    if (c.threads < 0 || c.threads > 64) return ctr_ctx_refuse_(&c, "threads 0..64", c.threads);
+    if (c.threads < 0 || c.threads > CTR_THREADS_MOST_)
+        return ctr_ctx_refuse_(&c, "threads 0..64", c.threads);
     if ((int)c.kernels < 0 || (int)c.kernels > CTR_KERNELS_AVX512)
         return ctr_ctx_refuse_(&c, "kernels of enum ctr_kernels", (long)c.kernels);
     if ((int)c.conv < 0 || (int)c.conv > CTR_CONV_WINOGRAD_2X2)
@@ -4167,7 +4170,7 @@ CTR_PRIVATE_ void ctr_bag_close_(ctr_bag_ *bag)
 
    ctr_parallel_ runs the chunks 0..n-1 of a job on the pool and the caller and returns when all are
    done. How work is cut into chunks must depend on shapes alone; which worker takes which chunk is
-   left to chance, so chunks write to disjoint places. Jobs do not nest and never touch the
+   left to time, so chunks write to disjoint places. Jobs do not nest and never touch the
    context's error: they leave a note in their own slot, and the caller reports the first.
    A second, background job (the loader's) fills the gaps: workers take its chunks when the
    foreground has none; ctr_background_wait_ helps until it is done.
@@ -4175,10 +4178,13 @@ CTR_PRIVATE_ void ctr_bag_close_(ctr_bag_ *bag)
 
 typedef void (*ctr_job_fn)(void *arg, int64_t chunk, int worker);
 
+/* Every thread has an equal range of the chunks and helps others when it is through: so a thread
+   meets the same rows and images in one job after the other, and they are in its own cache. */
 typedef struct ctr_job_ {
     ctr_job_fn fn;
     void *arg;
-    int64_t chunks, next, done;
+    int64_t chunks, left, done;      /* left: not taken yet */
+    int64_t next[CTR_THREADS_MOST_]; /* of each thread's range */
 } ctr_job_;
 
 #if CTR_HAS_THREADS_
@@ -4209,8 +4215,8 @@ typedef struct ctr_worker_ {
 typedef struct ctr_pool_ {
     pthread_mutex_t lock, memory_lock;
     pthread_cond_t wake, finished;
-    pthread_t threads[64];
-    ctr_worker_ workers[64];
+    pthread_t threads[CTR_THREADS_MOST_];
+    ctr_worker_ workers[CTR_THREADS_MOST_];
     int started, quit, linger;
     int64_t posts; /* jobs posted so far */
     ctr_job_ front, back;
@@ -4228,11 +4234,14 @@ CTR_PRIVATE_ void ctr_pool_linger_(ctr_pool_ *p, const int64_t *counter, int64_t
 /* Takes one chunk of a job and runs it; the lock is held on entry and on return. */
 CTR_PRIVATE_ int ctr_pool_take_(ctr_pool_ *p, ctr_job_ *job, int worker)
 {
-    int64_t chunk;
+    const int64_t threads = p->started + 1;
+    int64_t chunk, w = worker;
     ctr_job_fn fn = job->fn;
     void *arg = job->arg;
-    if (job->next >= job->chunks) return 0;
-    chunk = job->next++;
+    if (!job->left) return 0;
+    while (job->next[w] == job->chunks * (w + 1) / threads) w = (w + 1) % threads;
+    chunk = job->next[w]++;
+    job->left--;
     pthread_mutex_unlock(&p->lock);
     fn(arg, chunk, worker);
     pthread_mutex_lock(&p->lock);
@@ -4309,10 +4318,13 @@ CTR_PRIVATE_ void ctr_memory_unlock_(ctr_ctx *ctx)
 
 CTR_PRIVATE_ void ctr_pool_post_(ctr_pool_ *p, ctr_job_ *job, int64_t n, ctr_job_fn fn, void *arg)
 {
+    const int64_t threads = p->started + 1;
+    int64_t w;
+    for (w = 0; w < threads; w++) job->next[w] = n * w / threads;
     job->fn = fn;
     job->arg = arg;
-    job->next = job->done = 0;
-    job->chunks = n;
+    job->done = 0;
+    job->chunks = job->left = n;
     CTR_ATOMIC_SET_(p->posts, p->posts + 1);
     pthread_cond_broadcast(&p->wake);
 }
@@ -4325,7 +4337,7 @@ CTR_PRIVATE_ void ctr_pool_wait_(ctr_pool_ *p, ctr_job_ *job)
         ctr_pool_linger_(p, &job->done, done);
         if (job->done == done) pthread_cond_wait(&p->finished, &p->lock);
     }
-    job->chunks = job->next = job->done = 0;
+    job->chunks = job->left = job->done = 0;
 }
 
 CTR_PRIVATE_ void ctr_parallel_(ctr_ctx *ctx, int64_t chunks, ctr_job_fn fn, void *arg)
