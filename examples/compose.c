@@ -168,6 +168,12 @@ static ctr_method *make_vicreg(ex_run *run, const row *r)
     return ctr_vicreg_create(run->ctx, &c);
 }
 
+/* Banks and clusters want many steps soon, CPC has many patches an image: smaller batches. */
+static void small_batch(ex_run *run)
+{
+    if (!run->o->smoke && !ex_options_given(run->o, "--batch")) run->o->batch = 32;
+}
+
 static ctr_method *make_npid(ex_run *run, const row *r)
 {
     ctr_npid_config c = ctr_npid_default();
@@ -178,6 +184,7 @@ static ctr_method *make_npid(ex_run *run, const row *r)
     c.aug = ctr_aug_moco_default(run->view.height, 1, 0);
     c.aug.crop_min = CROP_MIN;
     ex_run_encoder(run, &c.encoder);
+    small_batch(run);
     return ctr_npid_create(run->ctx, &c);
 }
 
@@ -196,6 +203,7 @@ static ctr_method *make_pirl(ex_run *run, const row *r)
     c.aug.crop_min = CROP_MIN;
     c.piece_aug = ctr_aug_pirl_default(run->view.height, 1);
     ex_run_encoder(run, &c.encoder);
+    small_batch(run);
     return ctr_pirl_create(run->ctx, &c);
 }
 
@@ -228,6 +236,7 @@ static ctr_method *make_deepcluster_1(ex_run *run, const row *r)
     c.aug.height = c.aug.width = run->view.height;
     c.aug.crop_min = CROP_MIN;
     ex_run_encoder(run, &c.encoder);
+    small_batch(run);
     return ctr_deepcluster_v1_create(run->ctx, &c);
 }
 
@@ -249,7 +258,7 @@ static ctr_method *make_deepcluster(ex_run *run, const row *r)
     return ctr_deepcluster_v2_create(run->ctx, &c);
 }
 
-/* The encoder sees patches, a quarter of the side each; smaller batches, of as many patches. */
+/* The encoder sees patches, a quarter of the side each. */
 static ctr_method *make_cpc(ex_run *run, const row *r)
 {
     ctr_cpc_config c = ctr_cpc_default();
@@ -261,7 +270,7 @@ static ctr_method *make_cpc(ex_run *run, const row *r)
     c.aug.crop_min = 0.73;
     ex_run_encoder(run, &c.encoder);
     c.encoder.image_size = c.patch;
-    if (!run->o->smoke && !ex_options_given(run->o, "--batch")) run->o->batch = 32;
+    small_batch(run);
     return ctr_cpc_create(run->ctx, &c);
 }
 

@@ -45,13 +45,14 @@
 /*                            ours, for minutes on 2 cores    the paper's, for days */
 #define ARCH        "resnet8" /* 76,000 weights, 64 features    ResNet-50 */
 #define EPOCHS      12        /*                                200 to 800 */
-#define BATCH       128       /*                                4096; 256 */
+#define BATCH       128       /*                                4096 */
 #define RATE        0.12      /* SGD, momentum 0.9, cosine      LARC 4.8; 0.6 at 256 */
 #define TEMPERATURE 0.1       /*                                0.1 */
 #define PROTOTYPES  100       /* for 10 classes                 3000 for 1000 classes */
 #define HEADS       3         /*                                3 */
 #define SMALL       4         /* small crops                    6 */
 #define RATE_1      0.05      /* version 1: SGD, cosine         0.05 for 256, constant */
+#define BATCH_1     32        /* with 128 too few steps         256 */
 #define HIDDEN      256       /*                                2048 */
 #define DIM         64        /*                                128 */
 #define CROP_MIN    0.2       /* share of the area              0.14 */
@@ -160,6 +161,7 @@ int main(int argc, char **argv)
     if (o.smoke && !ex_options_given(&o, "--prototypes")) prototypes = 15;
     if (o.smoke && !ex_options_given(&o, "--small")) small = 2;
     if (version == 1 && !ex_options_given(&o, "--lr")) o.lr = RATE_1;
+    if (version == 1 && !o.smoke && !ex_options_given(&o, "--batch")) o.batch = BATCH_1;
 
     /* 2. the data, and the loss compared with the one above */
     ex_run_open(&run, &o, 0);

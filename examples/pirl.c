@@ -40,7 +40,7 @@
 /*                            ours, for minutes on 2 cores    the paper's, for days */
 #define ARCH        "resnet8" /* 76,000 weights, 64 features    ResNet-50 */
 #define EPOCHS      12        /*                                800 */
-#define BATCH       128       /*                                1024 */
+#define BATCH       32        /* with 128 too few steps         1024 */
 #define RATE        0.06      /* SGD, momentum 0.9, cosine      0.03 for 256 */
 #define TEMPERATURE 0.4       /* with 0.1 short runs fail       0.07 */
 #define NEGATIVES   1024      /* K                              32000 */

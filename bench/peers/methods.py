@@ -414,7 +414,7 @@ class Bank:
 class NPID(Method):
     """Wu et al., 2018: NCE with Z estimated from the first batch; forms infonce, softmax: cross
     entropy over the rows drawn, or over all."""
-    defaults = dict(lr=0.06, temperature=0.4, negatives=1024, form="nce")
+    defaults = dict(lr=0.06, batch=32, temperature=0.4, negatives=1024, form="nce")
 
     def __init__(self, o):
         super().__init__(o)
@@ -473,7 +473,7 @@ def puzzle(pixels, view, grid, size):
 class PIRL(NPID):
     """Misra and van der Maaten, 2020: the image and its puzzle against the bank, with half the
     weight each and the same negatives."""
-    defaults = dict(lr=0.06, temperature=0.4, negatives=1024, form="pirl")
+    defaults = dict(lr=0.06, batch=32, temperature=0.4, negatives=1024, form="pirl")
 
     def __init__(self, o):
         super().__init__(o)
@@ -614,7 +614,7 @@ class Sobel(nn.Module):
 
 class DeepCluster1(Method):
     """Caron et al., 2018."""
-    defaults = dict(lr=0.05, prototypes=100, sobel=1)
+    defaults = dict(lr=0.05, batch=32, prototypes=100, sobel=1)
 
     def __init__(self, o):
         super().__init__(o)
