@@ -223,6 +223,7 @@ static ctr_method *make_swav(ex_run *run, const row *r)
     c.proj_dim = 64;
     c.optim = ctr_optim_config_default(CTR_OPTIM_SGD);
     ex_run_encoder(run, &c.encoder);
+    small_batch(run);
     return ctr_swav_create(run->ctx, &c);
 }
 

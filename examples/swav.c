@@ -39,7 +39,7 @@
 /*                            ours, for minutes on 2 cores    the paper's, for days */
 #define ARCH        "resnet8" /* 76,000 weights, 64 features    ResNet-50 */
 #define EPOCHS      12        /*                                100 to 800 */
-#define BATCH       128       /*                                4096; 256 with a queue */
+#define BATCH       32        /* with 128 too few steps         4096; 256 with a queue */
 #define RATE        0.12      /* SGD, momentum 0.9, cosine      LARC 4.8; 0.6 at 256 */
 #define TEMPERATURE 0.1       /*                                0.1 */
 #define PROTOTYPES  100       /* for 10 classes                 3000 for 1000 classes */

@@ -541,7 +541,7 @@ class Crops(Method):
 
 class SwAV(Crops):
     """Caron et al., 2020."""
-    defaults = dict(lr=0.12, temperature=0.1, small=4, prototypes=100, freeze=80)
+    defaults = dict(lr=0.12, batch=32, temperature=0.1, small=4, prototypes=100, freeze=80)
 
     def __init__(self, o):
         super().__init__(o)
