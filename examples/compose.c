@@ -121,6 +121,12 @@ static ctr_method *make_byol(ex_run *run, const row *r)
     return ctr_byol_create(run->ctx, &c);
 }
 
+/* Some learn nothing in few steps, and CPC has many patches an image: smaller batches. */
+static void small_batch(ex_run *run)
+{
+    if (!run->o->smoke && !ex_options_given(run->o, "--batch")) run->o->batch = 32;
+}
+
 static ctr_method *make_simsiam(ex_run *run, const row *r)
 {
     ctr_simsiam_config c = ctr_simsiam_default();
@@ -132,6 +138,7 @@ static ctr_method *make_simsiam(ex_run *run, const row *r)
     c.pred_hidden = 64;
     ex_run_encoder(run, &c.encoder);
     c.encoder.zero_init = 0;
+    small_batch(run);
     return ctr_simsiam_create(run->ctx, &c);
 }
 
@@ -166,12 +173,6 @@ static ctr_method *make_vicreg(ex_run *run, const row *r)
     ex_run_encoder(run, &c.encoder);
     c.encoder.zero_init = 0;
     return ctr_vicreg_create(run->ctx, &c);
-}
-
-/* Banks and clusters want many steps soon, CPC has many patches an image: smaller batches. */
-static void small_batch(ex_run *run)
-{
-    if (!run->o->smoke && !ex_options_given(run->o, "--batch")) run->o->batch = 32;
 }
 
 static ctr_method *make_npid(ex_run *run, const row *r)

@@ -31,7 +31,7 @@
 /*                            ours, for minutes on 2 cores    the paper's, for days */
 #define ARCH        "resnet8" /* 76,000 weights, 64 features    ResNet-50; CIFAR-10: ResNet-18 */
 #define EPOCHS      12        /*                                100; CIFAR-10: 800 */
-#define BATCH       128       /*                                512 */
+#define BATCH       32        /* with 128 too few steps         512 */
 #define RATE        0.06      /* SGD, momentum 0.9, cosine      0.05 x batch / 256; CIFAR-10 0.03 */
 #define LAYERS      2         /* of the projector               3; CIFAR-10 2 */
 #define DIM         256       /*                                2048 */

@@ -338,7 +338,7 @@ class BYOL(Twins):
 
 class SimSiam(Twins):
     """Chen and He, 2021; the predictor's rate does not fall."""
-    defaults = dict(lr=0.06)
+    defaults = dict(lr=0.06, batch=32)
 
     def __init__(self, o):
         super().__init__(o)
