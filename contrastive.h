@@ -4034,9 +4034,9 @@ CTR_API ctr_ctx *ctr_ctx_create(const ctr_config *config)
     if (c.threads < 0 || c.threads > CTR_THREADS_MOST_)
         return ctr_ctx_refuse_(&c, "threads 0..64", c.threads);
     if ((int)c.kernels < 0 || (int)c.kernels > CTR_KERNELS_AVX512)
-        return ctr_ctx_refuse_(&c, "kernels of enum ctr_kernels", (long)c.kernels);
+        return ctr_ctx_refuse_(&c, "kernels of enum ctr_kernels", (long)(int)c.kernels);
     if ((int)c.conv < 0 || (int)c.conv > CTR_CONV_WINOGRAD_2X2)
-        return ctr_ctx_refuse_(&c, "conv of enum ctr_conv_kind", (long)c.conv);
+        return ctr_ctx_refuse_(&c, "conv of enum ctr_conv_kind", (long)(int)c.conv);
     if (c.device && c.device->version != CTR_DEVICE_VERSION)
         return ctr_ctx_refuse_(&c, "a device of this header's version", (long)c.device->version);
     ctx = (ctr_ctx *)c.allocator.alloc_fn(c.allocator.user, sizeof *ctx);
@@ -4234,11 +4234,11 @@ CTR_PRIVATE_ void ctr_pool_linger_(ctr_pool_ *p, const int64_t *counter, int64_t
 /* Takes one chunk of a job and runs it; the lock is held on entry and on return. */
 CTR_PRIVATE_ int ctr_pool_take_(ctr_pool_ *p, ctr_job_ *job, int worker)
 {
-    const int64_t threads = p->started + 1;
-    int64_t chunk, w = worker;
+    int64_t chunk, threads, w = worker;
     ctr_job_fn fn = job->fn;
     void *arg = job->arg;
-    if (!job->left) return 0;
+    if (!job->left) return 0; /* so it is while threads are still being started */
+    threads = p->started + 1;
     while (job->next[w] == job->chunks * (w + 1) / threads) w = (w + 1) % threads;
     chunk = job->next[w]++;
     job->left--;
@@ -12022,14 +12022,15 @@ CTR_API void ctr_resnet_init(ctr_ctx *ctx, ctr_resnet *net, ctr_vars *vars, cons
     memset(net, 0, sizeof *net);
     net->config = *config;
     net->stages = ctr_resnet_plan_(config->depth, plan);
-    if (!net->stages || config->width < 0 || config->width > 65536 || config->channels < 1 ||
-        config->image_size < 1) {
-        ctr_fail_(ctx, CTR_E_VALUE,
-                  "resnet: depth must be 8, 14, 20, 32, 44, 56, 18, 34, 50 or 101, "
-                  "got %d (width %ld, channels %ld)",
-                  config->depth, (long)config->width, (long)config->channels);
-        return;
-    }
+    if (!net->stages)
+        ctr_fail_(ctx, CTR_E_VALUE, "resnet: depth must be 8, 14, 20, 32, 44, 56, 18, 34, 50 or "
+                  "101, got %d", config->depth);
+    else if (config->width < 0 || config->width > 65536 || config->channels < 1 ||
+             config->image_size < 1)
+        ctr_fail_(ctx, CTR_E_VALUE, "resnet: width must be 0..65536, channels and image_size at "
+                  "least 1, got %ld, %ld and %ld", (long)config->width, (long)config->channels,
+                  (long)config->image_size);
+    if (ctx->status != CTR_OK) return;
     if (!net->config.width) net->config.width = net->stages == 3 ? 16 : 64;
     ctr_resnet_stem_init_(ctx, net, vars, prefix);
     in = mid = net->config.width;
@@ -21283,6 +21284,11 @@ CTR_PRIVATE_ ctr_tensor *ctr_loss_contrast_(ctr_ctx *ctx, ctr_tensor *z, int vie
     if (views < 1 || z->shape[0] < 1 || z->shape[0] % views || (!labels && views < 2)) {
         ctr_fail_(ctx, CTR_E_SHAPE, "%s: %ld rows are not those of %d views (at least %d)", name,
                   (long)z->shape[0], views, labels ? 1 : 2);
+        return &ctx->poison;
+    }
+    if (z->shape[1] < 1) {
+        ctr_fail_(ctx, CTR_E_SHAPE, "%s: expected embeddings of at least 1 number, got [%ld, %ld]",
+                  name, (long)z->shape[0], (long)z->shape[1]);
         return &ctx->poison;
     }
     if (!ctr_real_finite_((ctr_real)temperature) || !(temperature > 0)) {
@@ -31654,6 +31660,9 @@ CTR_PRIVATE_ int ctr_fit_check_(ctr_ctx *ctx, const ctr_fit_config *c)
     if (!(c->lr >= 0) || !(c->end_lr >= 0))
         ctr_fail_(ctx, CTR_E_VALUE, "fit: lr and end_lr must be at least 0 (lr 0: the method's "
                   "own), got %g and %g", c->lr, c->end_lr);
+    if ((int)c->schedule < 0 || (int)c->schedule > CTR_SCHEDULE_STEPS)
+        ctr_fail_(ctx, CTR_E_VALUE, "fit: expected a schedule of enum ctr_schedule_kind, got %d",
+                  (int)c->schedule);
     return ctx->status == CTR_OK;
 }
 

@@ -121,7 +121,7 @@ static ctr_method *make_byol(ex_run *run, const row *r)
     return ctr_byol_create(run->ctx, &c);
 }
 
-/* Some learn nothing in few steps, and CPC has many patches an image: smaller batches. */
+/* Those that learn nothing in few steps, and CPC, which has many patches an image. */
 static void small_batch(ex_run *run)
 {
     if (!run->o->smoke && !ex_options_given(run->o, "--batch")) run->o->batch = 32;
@@ -660,7 +660,7 @@ int main(int argc, char **argv)
     ctr_method *method;
     row want;
     const row *r = NULL;
-    int as_table = 0, all = 0, listed = 0, one;
+    int as_table = 0, all = 0, listed = 0, one, second;
 
     /* 1. the command line */
     memset(&want, 0, sizeof want);
@@ -674,6 +674,8 @@ int main(int argc, char **argv)
     o.lr = 0;
     o.temperature = 0;
     ex_options_find(&o, "--lr", 4)->help = "learning rate; 0: that of the method's example";
+    ex_options_find(&o, "--batch", 7)->help = "images in a step; NPID, PIRL, SimSiam, SwAV,\n"
+                                              "DeepCluster v1 and CPC by themselves 32";
     ex_options_find(&o, "--temperature", 13)->help = "divides the similarities; 0: as above";
     ex_options_add(&o, "--parallel", PARALLEL, EX_CHOICE, &want.parallel, 0, 0,
                    "who encodes the other view: the same network, or its slower twin;\n"
@@ -724,7 +726,8 @@ int main(int argc, char **argv)
                r->negatives, r->loss, r->predictor ? ", predictor" : "",
                r->labels ? ", labels" : "", r->pull);
         method = make(&run, r);
-        ex_run_method(&run, method, &method->augs[method->views > 1]);
+        second = method->views == 2 && strcmp(r->loss, "puzzle") != 0;
+        ex_run_method(&run, method, &method->augs[second]);
         ctr_method_destroy(method);
     }
     ex_run_close(&run);

@@ -147,7 +147,8 @@ int main(int argc, char **argv)
     o.batch = BATCH;
     o.lr = RATE;
     o.temperature = TEMPERATURE;
-    ex_options_add(&o, "--version", "N", EX_INT, &version, 1, 2, "of DeepCluster");
+    ex_options_add(&o, "--version", "N", EX_INT, &version, 1, 2,
+                   "of DeepCluster; 1 has rate 0.05 and batches of 32");
     ex_options_add(&o, "--prototypes", "N", EX_INT, &prototypes, 2, 1000000, "clusters");
     ex_options_add(&o, "--no-sobel", NULL, EX_FLAG, &no_sobel, 0, 1, "1: with colours");
     ex_options_add(&o, "--heads", "N", EX_INT, &heads, 1, 8, "2: clusterings side by side");

@@ -45,7 +45,7 @@
 #define PROTOTYPES  100       /* for 10 classes                 3000 for 1000 classes */
 #define SMALL       4         /* small crops                    6 */
 #define QUEUE       0         /* older embeddings               3840 at batch 256, from epoch 15 */
-#define FREEZE      80        /* steps, about an epoch          313 at 4096, 5005 at 256 */
+#define FREEZE      80        /* steps, a third of an epoch     313 at 4096, 5005 at 256 */
 #define HIDDEN      256       /*                                2048 */
 #define DIM         64        /*                                128 */
 #define CROP_MIN    0.2       /* share of the area              0.14 */

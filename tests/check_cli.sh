@@ -240,6 +240,12 @@ if compile "$work/compose" compose; then
     else
         bad "compose, a new combination: $(tail -n 1 stdout) $(cat stderr)"
     fi
+    if run --out puzzle --epochs 1 --negatives bank --loss puzzle &&
+        [ "$(head -c 8 puzzle/views.png | cut -c 2-4 | head -n 1)" = PNG ]; then
+        ok "compose, PIRL alone, with its sheet of views"
+    else
+        bad "compose, PIRL alone: $(tail -n 1 stdout) $(cat stderr)"
+    fi
     if [ "${QUICK:-0}" != 1 ]; then
         if run --out table && grep -q '^| SimCLR | ' table/table.md &&
             tail -n 1 stdout | grep -q '^result method=compose rows=16 .*linear_supervised=[0-9.]* '; then

@@ -855,6 +855,11 @@ static void fit_images(void)
     j.fit.batch = 1;
     test_equal("batches of 1", (double)ctr_fit_images(j.method, j.dataset, &j.fit), -1);
     test_fails(j.ctx, "batches of 1", CTR_E_VALUE, "batch");
+    ctr_error_clear(j.ctx);
+    j.fit.batch = 4;
+    j.fit.schedule = (ctr_schedule_kind)44;
+    test_equal("an unknown schedule", (double)ctr_fit_images(j.method, j.dataset, &j.fit), -1);
+    test_fails(j.ctx, "an unknown schedule", CTR_E_VALUE, "got 44");
     test_equal("no method", (double)ctr_fit_images(NULL, j.dataset, &j.fit), -1);
     test_equal("no images", (double)ctr_fit_images(j.method, NULL, &j.fit), -1);
     job_end(&j);

@@ -456,6 +456,8 @@ static void refusals(ctr_ctx *ctx)
     ctr_step_end(ctx);
     test_equal("a refused flat call gives 0", ctr_loss_nt_xent_flat(ctx, 3, 2, 2, z, 0, NULL), 0);
     test_fails(ctx, "flat: temperature 0", CTR_E_VALUE, "temperature");
+    ctr_loss_nt_xent_flat(ctx, 3, 2, 0, z, 0.5, NULL);
+    test_fails(ctx, "flat: no numbers", CTR_E_SHAPE, "at least 1 number");
     ctr_loss_nt_xent_flat(ctx, 0, 2, 2, z, 0.5, NULL);
     test_true("flat: no images", ctr_error(ctx) != CTR_OK && ctr_error_text(ctx)[0]);
     ctr_error_clear(ctx);

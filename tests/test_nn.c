@@ -548,7 +548,7 @@ static void describes(void)
     refused_net(ctx, "depth 17", &c, CTR_E_VALUE, "depth");
     ctr_resnet_config_init(&c, 8);
     c.channels = 0;
-    refused_net(ctx, "no channels", &c, CTR_E_VALUE, "channels");
+    refused_net(ctx, "no channels", &c, CTR_E_VALUE, "channels and image_size");
     c.channels = 3;
     c.width = -4;
     refused_net(ctx, "width -4", &c, CTR_E_VALUE, "width");
