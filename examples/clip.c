@@ -197,23 +197,23 @@ static void draw_sheet(ex_run *run, const char *file, const char *title, const e
     char path[EX_PATH], truth[EX_CAPTION], answer[EX_CAPTION];
     ex_text(&c, 20, 20, 15, EX_INK, title);
     for (i = 0; i < n; i++) {
-        int64_t label = ctr_dataset_label(images, i);
+        int64_t k = i * ctr_dataset_count(images) / n, label = ctr_dataset_label(images, k);
         int y = 60 + i / COLUMNS * (tile + 56), x = 10 + i % COLUMNS * CELL;
-        ex_render(run, images, i, &run->clean, 0, ex_image_at(set, i));
+        ex_render(run, images, k, &run->clean, 0, ex_image_at(set, i));
         if (names) {
-            const ex_object *o = &p->scenes[i].object[0];
+            const ex_object *o = &p->scenes[k].object[0];
             label = o->colour * EX_SHAPES + o->shape;
             snprintf(truth, sizeof truth, "%s %s", ex_colour_name(o->colour),
                      ex_shape_name(o->shape));
-            snprintf(answer, sizeof answer, "%s %s", ex_colour_name((int)said[i] / EX_SHAPES),
-                     ex_shape_name((int)said[i] % EX_SHAPES));
+            snprintf(answer, sizeof answer, "%s %s", ex_colour_name((int)said[k] / EX_SHAPES),
+                     ex_shape_name((int)said[k] % EX_SHAPES));
         } else {
             snprintf(truth, sizeof truth, "%s", ex_pairs_caption(p, label));
-            snprintf(answer, sizeof answer, "%s", ex_pairs_caption(p, said[i]));
+            snprintf(answer, sizeof answer, "%s", ex_pairs_caption(p, said[k]));
         }
         ex_images_blit(&c, y, x + (CELL - tile) / 2, tile, set, i);
         ex_caption(&c, y + tile + 8, x + 4, CELL - 8, 8, EX_INK, truth);
-        ex_caption(&c, y + tile + 24, x + 4, CELL - 8, 8, said[i] == label ? EX_RIGHT : EX_WRONG,
+        ex_caption(&c, y + tile + 24, x + 4, CELL - 8, 8, said[k] == label ? EX_RIGHT : EX_WRONG,
                    answer);
     }
     ex_run_drew(run, ex_canvas_write(&c, ex_out_path(run->o, file, path)));
