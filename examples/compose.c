@@ -121,7 +121,7 @@ static ctr_method *make_byol(ex_run *run, const row *r)
     return ctr_byol_create(run->ctx, &c);
 }
 
-/* Those that learn nothing in few steps, and CPC, which has many patches an image. */
+/* For those that learn little in few steps, and for CPC, which has many patches an image. */
 static void small_batch(ex_run *run)
 {
     if (!run->o->smoke && !ex_options_given(run->o, "--batch")) run->o->batch = 32;
