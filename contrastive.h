@@ -2121,6 +2121,7 @@ struct ctr_method {
        empty: a second network then costs the memory of a block or two. */
     ctr_tensor *(*target_fn)(ctr_method *method, ctr_tensor *x);
     ctr_tensor *target;               /* of this step: what target_fn returned */
+    int64_t planned;                  /* numbers in the views of the largest batch planned for */
     /* what the loss takes: x [views * n, h, w, c] -> [views * n, dim], all groups' views in order
        (MoCo: [n, dim] of view 1) */
     ctr_tensor *(*embed_fn)(ctr_method *method, ctr_tensor *x);
@@ -10218,12 +10219,11 @@ CTR_API void ctr_step_reserve(ctr_ctx *ctx, size_t bytes)
         ctr_fail_(ctx, CTR_E_STATE, "step_reserve: not while a step's tensors are alive");
         return;
     }
+    ctr_data_free_(ctx, ctx->slab.base, ctx->slab.size);
     bytes = ctr_round_(bytes);
     base = (char *)ctr_data_alloc_(ctx, bytes);
-    if (!base) return;
-    ctr_data_free_(ctx, ctx->slab.base, ctx->slab.size);
     ctx->slab.base = base;
-    ctx->slab.size = bytes;
+    ctx->slab.size = base ? bytes : 0;
 }
 
 CTR_API void ctr_nograd_begin(ctr_ctx *ctx) { ctx->nograd++; }
@@ -22953,8 +22953,27 @@ CTR_PRIVATE_ ctr_tensor *ctr_method_embed_(ctr_method *method, const ctr_batch *
     return method->embed_fn(method, x);
 }
 
-CTR_PRIVATE_ void ctr_method_open_(ctr_method *method, const ctr_batch *batch, double lr,
-                                   ctr_report *report)
+/* The slab is made large enough before the first step, and before one with more numbers: what
+   overflows it comes from the allocator, and would be the largest memory that training ever holds.
+   n: images that are embedded at a time. */
+CTR_PRIVATE_ void ctr_method_reserve_step_(ctr_method *method, const ctr_batch *batch, int64_t n)
+{
+    int64_t numbers = 0;
+    int g;
+    if (method->ctx->status != CTR_OK) return; /* of a batch of a wrong form, say */
+    for (g = 0; g < CTR_MAX_(batch->groups, 1); g++) {
+        const ctr_view_group group = ctr_batch_group_(batch, g);
+        numbers += group.views * n * group.h * group.w * batch->c;
+    }
+    if (numbers <= method->planned) return;
+    ctr_step_end(method->ctx);
+    ctr_step_reserve(method->ctx, ctr_method_plan(method, n, batch->h, batch->w, batch->c));
+    if (method->ctx->status == CTR_OK) method->planned = numbers;
+}
+
+/* n: images that are embedded at a time. */
+CTR_PRIVATE_ void ctr_method_open_(ctr_method *method, const ctr_batch *batch, int64_t n,
+                                   double lr, ctr_report *report)
 {
     ctr_report_init_(report, batch, lr);
     ctr_method_groups_(method, batch);
@@ -22964,6 +22983,7 @@ CTR_PRIVATE_ void ctr_method_open_(ctr_method *method, const ctr_batch *batch, d
     if (batch->n < CTR_MAX_(method->least, 1))
         ctr_fail_(method->ctx, CTR_E_VALUE, "step: %s takes batches of %ld images or more, got %ld",
                   method->name, (long)CTR_MAX_(method->least, 1), (long)batch->n);
+    ctr_method_reserve_step_(method, batch, n);
     ctr_step_begin(method->ctx);
     ctr_draws_at(method->ctx, batch->epoch, batch->batch);
 }
@@ -23007,7 +23027,7 @@ CTR_API int ctr_method_step(ctr_method *method, const ctr_batch *batch, double l
     ctr_report own;
     ctr_tensor *z;
     if (!ctx || ctx->status != CTR_OK) return 0;
-    ctr_method_open_(method, batch, lr, &own);
+    ctr_method_open_(method, batch, batch->n, lr, &own);
     z = ctr_method_embed_(method, batch);                             /* [views * n, dim] */
     ctr_backward(ctx, ctr_method_loss_(method, z, batch, &own));
     return ctr_method_finish_(method, lr, start, &own, report);
@@ -23178,15 +23198,15 @@ CTR_API int ctr_method_step_chunked(ctr_method *method, const ctr_batch *batch, 
     int64_t most;
     if (!ctx || ctx->status != CTR_OK) return 0;
     if (chunk >= batch->n) return ctr_method_step(method, batch, lr, report);
-    ctr_method_open_(method, batch, lr, &own);
-    if (ctx->status == CTR_OK && (!method->chunks || chunk < 2))
-        ctr_fail_(ctx, CTR_E_VALUE, !method->chunks ? "chunks: %s, as it is set up, cannot take a "
-                  "batch in chunks" : "chunks: %s needs chunks of at least 2 images", method->name);
     memset(&k, 0, sizeof k);
     k.method = method;
     k.batch = batch;
     k.count = (batch->n + CTR_MAX_(chunk, 1) - 1) / CTR_MAX_(chunk, 1);
     most = (batch->n + k.count - 1) / k.count;
+    if (!method->chunks || chunk < 2)
+        ctr_fail_(ctx, CTR_E_VALUE, !method->chunks ? "chunks: %s, as it is set up, cannot take a "
+                  "batch in chunks" : "chunks: %s needs chunks of at least 2 images", method->name);
+    ctr_method_open_(method, batch, most, lr, &own);
     if (!batch->device)
         k.pixels = (ctr_real *)ctr_chunked_take_(ctx, batch->views * most * batch->h * batch->w *
                                                       batch->c);
