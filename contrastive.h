@@ -3241,6 +3241,7 @@ CTR_API int ctr_scores_measure(ctr_ctx *ctx, ctr_method *method, const ctr_datas
 
 #if defined(__unix__) || defined(__APPLE__)
 #define CTR_POSIX_ 1
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/time.h>
@@ -3970,10 +3971,22 @@ CTR_API void *ctr_device_user(const ctr_ctx *ctx)
 /* ---- the context
    ------------------------------------------------------------------------------- */
 
+#define CTR_HUGE_ ((uintptr_t)1 << 21) /* bytes of a huge page, where there are any */
+
+/* A step walks through more pages of 4 KiB than a processor's translation cache holds: Linux is
+   asked for huge ones, and may decline. (-std=c99 hides the call: then nothing is asked.) */
 CTR_PRIVATE_ void *ctr_memory_malloc_(void *user, size_t size)
 {
+    void *p = malloc(size);
     (void)user;
-    return malloc(size);
+#if defined(MADV_HUGEPAGE)
+    if (p && size >= 2 * CTR_HUGE_) {
+        const uintptr_t from = ((uintptr_t)p + CTR_HUGE_ - 1) & ~(CTR_HUGE_ - 1);
+        const uintptr_t to = ((uintptr_t)p + size) & ~(CTR_HUGE_ - 1);
+        madvise((void *)from, (size_t)(to - from), MADV_HUGEPAGE);
+    }
+#endif
+    return p;
 }
 
 CTR_PRIVATE_ void ctr_memory_free_(void *user, void *ptr, size_t size)
@@ -4702,7 +4715,6 @@ CTR_API ctr_real ctr_tensor_item(ctr_ctx *ctx, const ctr_tensor *t)
 #if CTR_POSIX_
 #include <dirent.h>
 #include <fcntl.h>
-#include <sys/mman.h>
 #endif
 
 /* fn returns 0 to let the operation happen, or the errno with which it shall fail. */
