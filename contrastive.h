@@ -8087,6 +8087,7 @@ CTR_PRIVATE_ void ctr_conv_input_fast_(ctr_ctx *ctx, const ctr_conv_shape *s, co
 
 #define CTR_CONV_DEPTH_ 256 /* pixels at a time: 16 KiB of a panel of dy in L1 */
 #define CTR_CONV_SIDE_ 64   /* channels of a tile, of x and of dy */
+#define CTR_CONV_TALL_ 256  /* of x, at most, where there are many tiles */
 
 typedef struct ctr_conv_grad_ {
     ctr_conv_pass_ walk;   /* the forward pass, for its pointers and patches */
@@ -8200,6 +8201,10 @@ CTR_PRIVATE_ void ctr_conv_grad_cut_(ctr_conv_grad_ *g)
     g->nj = ctr_gemm_pieces_(g->oc, g->cj);
     g->parts = ctr_gemm_min_(ctr_gemm_min_(8, ctr_gemm_pieces_(16, g->ni * g->nj)),
                              ctr_gemm_pieces_(g->pixels, CTR_CONV_DEPTH_));
+    while (g->ci < CTR_CONV_TALL_ && g->ni * g->nj >= 32) { /* jobs enough, and each packs dy */
+        g->ci *= 2;
+        g->ni = ctr_gemm_pieces_(g->c, g->ci);
+    }
     g->part = ctr_gemm_pieces_(g->pixels, g->parts);
     g->parts = ctr_gemm_pieces_(g->pixels, g->part);
 }
