@@ -9400,19 +9400,20 @@ CTR_PRIVATE_ void ctr_wino_walk_start_(ctr_wino_walk_ *k, const ctr_wino_args_ *
     k->outside = outside;
 }
 
-/* Pointers to the pixels of the tile at hand, as for ctr_wino_get_. */
+/* Pointers to the pixels of the tile at hand, as for ctr_wino_get_: of its columns, those from
+   `from` to `to` lie in the image. */
 CTR_PRIVATE_ void ctr_wino_walk_look_(ctr_wino_walk_ *k)
 {
     const int64_t top = k->y * k->q.step - k->q.shift, left = k->x * k->q.step - k->q.shift;
-    const int64_t w = k->q.w, c = k->c;
+    const int64_t side = k->q.side, c = k->c;
+    const int64_t from = left < 0 ? -left : 0, to = ctr_gemm_min_(side, k->q.w - left);
     float **p = k->p;
-    int64_t y, x, at;
-    for (y = top; y < top + k->q.side; y++) {
-        const int row = ctr_conv_inside_(y, k->q.h);
-        at = ((k->n * k->q.h + y) * w + left) * c;
-        for (x = left; x < left + k->q.side; x++, at += c) {
-            *p++ = row && ctr_conv_inside_(x, w) ? k->image + at : k->outside;
-        }
+    int64_t at = ((k->n * k->q.h + top) * k->q.w + left) * c, y, x;
+    for (y = top; y < top + side; y++, p += side, at += k->q.w * c) {
+        const int64_t end = ctr_conv_inside_(y, k->q.h) ? to : 0;
+        for (x = 0; x < from; x++) p[x] = k->outside;
+        for (; x < end; x++) p[x] = k->image + at + x * c;
+        for (; x < side; x++) p[x] = k->outside;
     }
 }
 
