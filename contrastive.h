@@ -186,7 +186,7 @@ typedef enum ctr_conv_kind {
 struct ctr_device;
 
 typedef struct ctr_config {
-    ctr_allocator allocator;            /* all NULL: malloc and free */
+    ctr_allocator allocator;            /* all NULL: malloc and free, of huge pages if they help */
     void *log_user;
     void (*log_fn)(void *user, ctr_log_level level, const char *text); /* default none */
     int threads;                        /* 1..64; 0: one for each processor that is online */
@@ -1807,7 +1807,8 @@ CTR_API ctr_tensor *ctr_loss_supcon(ctr_ctx *ctx, ctr_tensor *z, int views, cons
 CTR_API double ctr_loss_nt_xent_chance(int64_t n, int views);
 
 /* The same for those who bring their own framework: z [views * n, d] in host memory; dz the same or
-   NULL gets the gradient. They use the context's step: not inside one of your own. 0 on error. */
+   NULL gets the gradient. They use the context's step: not inside one of your own. 0 on error; NaN
+   for a z that holds one. */
 CTR_API double ctr_loss_nt_xent_flat(ctr_ctx *ctx, int64_t n, int views, int64_t d,
                                      const ctr_real *z, double temperature, ctr_real *dz);
 CTR_API double ctr_loss_supcon_flat(ctr_ctx *ctx, int64_t n, int views, int64_t d,
@@ -17506,9 +17507,11 @@ CTR_PRIVATE_ int ctr_loader_config_ok_(ctr_ctx *ctx, const ctr_dataset *d,
     }
     if (c->views < 1 || c->views > CTR_MAX_VIEWS || !c->augs ||
         (unsigned)c->last > CTR_LAST_WRAP) {
-        ctr_fail_(ctx, CTR_E_VALUE, "loader: %s",
-                  c->augs ? "views must be 1..64 and last a CTR_LAST_ value"
-                          : "augs must point at one config for each view");
+        if (!c->augs)
+            ctr_fail_(ctx, CTR_E_VALUE, "loader: augs must point at one config for each view");
+        else
+            ctr_fail_(ctx, CTR_E_VALUE, "loader: views must be 1..%d and last a CTR_LAST_ value "
+                      "0..%d, got %d and %d", CTR_MAX_VIEWS, CTR_LAST_WRAP, c->views, (int)c->last);
         return 0;
     }
     for (v = 0; v < c->views; v++)

@@ -1671,19 +1671,23 @@ static void v_gemm(ctr_ctx *ctx, int ta, int tb, int64_t m, int64_t n, int64_t k
    A is nine times the image and is never in memory: whoever needs a place of A computes which pixel
    that is (an address, or 0 beyond the border) and reads the image.
 
-   A block of 128 threads has a tile of C, 128 x 64, in its registers: 64 numbers a thread. It goes
-   along K in steps of 16. In a step the block brings 128 x 16 numbers of A and 16 x 64 of B into
-   shared memory, and each thread multiplies what it needs of them: every number fetched is used 64
-   or 128 times. Shared memory has two such pairs; while one is multiplied, the next step's numbers
-   are already on their way to registers, and are put into the other. So a step has one barrier.
+   A block of 256 threads has a tile of C, 128 x 128, in its registers: 64 numbers a thread. It
+   goes along K in steps of 16. In a step the block brings 128 x 16 numbers of A and 16 x 128 of B into
+   shared memory, and each thread multiplies what it needs of them: every number fetched is used
+   128 times. Shared memory has two such pairs; while one is multiplied, the next step's numbers are
+   already on their way to registers, and are put into the other. So a step has one barrier. Where N
+   is at most 64, or tiles would be fewer than the GPU has processors, a tile is 128 x 64 and a block
+   has 128 threads: one half of the other.
 
    What multiplies is a choice of its own: mma_step below, in plain fp32 or on the tensor cores.
+   Numbers are rounded to what those take, TF32 or bf16, once, on their way into shared memory.
    ============================================================================================= */
 
 enum { PASS_FORWARD, PASS_INPUT, PASS_WEIGHT };
-enum { BM = 128, BN = 64, BK = 16, LANES = 128 };  /* tile, step along K, threads of a block */
-enum { LA = BM + 8, LB = BN + 8 };  /* rows in shared memory are 8 banks apart: no two lanes of a
-                                       fragment meet in one bank, see mma_step */
+enum { BM = 128, BK = 16 };      /* rows of a tile, which has BN = 64 or 128 columns and 2 BN
+                                    threads; a step along K */
+enum { EDGE = 8 };               /* rows in shared memory are 8 banks apart: no two lanes of a
+                                    fragment meet in one bank, see mma_step */
 
 typedef struct cu_conv {
     int n, h, w, c, kh, kw, oc, stride, pad, oh, ow;
@@ -1712,15 +1716,50 @@ static __device__ __forceinline__ phase phase_of(const cu_conv &s, int which)
     return p;
 }
 
-/* Where a row of A begins: its image, and the pixel under tap (0, 0). */
-typedef struct spot { const float *image; int y, x, live; } spot;
+/* A place k along K, as K is ordered: k = (high * mids + mid) * lows + low. Of taps and channels:
+   low is the channel, (high, mid) the tap's (y, x). Of pixels: (high, mid, low) = (image, y, x). A
+   step needs no division. */
+typedef struct walk { int k, low, mid, high; } walk;
+typedef struct radix { int lows, mids; } radix;
+
+template <int PASS>
+static __device__ __forceinline__ radix radix_of(const cu_conv &s, const phase &p)
+{
+    radix r = {PASS == PASS_FORWARD ? s.c : PASS == PASS_INPUT ? s.oc : s.ow,
+               PASS == PASS_FORWARD ? s.kw : PASS == PASS_INPUT ? p.taps_x : s.oh};
+    if (r.mids < 1) r.mids = 1;  /* a phase without taps: K is 0 */
+    return r;
+}
+
+static __device__ __forceinline__ walk walk_at(int k, radix r)
+{
+    walk w = {k, k % r.lows, k / r.lows % r.mids, k / r.lows / r.mids};
+    return w;
+}
+
+static __device__ __forceinline__ walk walk_on(walk w, int by, radix r)
+{
+    w.k += by;
+    for (w.low += by; w.low >= r.lows; w.low -= r.lows)
+        if (++w.mid == r.mids) w.mid = 0, w.high++;
+    return w;
+}
+
+/* Where a row of A begins. Forward, input: in which image, and the pixel under tap (0, 0). Weight:
+   the row is a tap and a channel; image is that channel of the first pixel, y and x the tap's way
+   from an output's window to its pixel. */
+typedef struct spot { const float *image; int m, y, x, live; } spot;
 
 template <int PASS>
 static __device__ __forceinline__ spot spot_of(const cu_conv &s, const phase &p, int m)
 {
-    spot at = {s.a, 0, 0, m < s.m};
+    spot at = {s.a, m, 0, 0, m < s.m};
     if (!at.live) return at;
-    if (PASS == PASS_FORWARD) {
+    if (PASS == PASS_WEIGHT) {
+        at.image = s.a + m % s.c;
+        at.y = m / s.c / s.kw - s.pad;
+        at.x = m / s.c % s.kw - s.pad;
+    } else if (PASS == PASS_FORWARD) {
         at.x = m % s.ow * s.stride - s.pad;
         at.y = m / s.ow % s.oh * s.stride - s.pad;
         at.image = s.a + (int64_t)(m / (s.ow * s.oh)) * s.h * s.w * s.c;
@@ -1736,23 +1775,18 @@ static __device__ __forceinline__ float4 zero4(void) { return make_float4(0, 0, 
 
 /* Four numbers of A of a row, from k on. VEC: channels come in fours, so they are one read. */
 template <int PASS, bool VEC>
-static __device__ __forceinline__ float4 a_along_k(const cu_conv &s, const phase &p, const spot &at,
-                                                   int k)
+static __device__ __forceinline__ float4 a_along_k(const cu_conv &s, const spot &at, walk k,
+                                                   radix r)
 {
-    const int channels = PASS == PASS_FORWARD ? s.c : s.oc;
-    const int taps_x = PASS == PASS_FORWARD ? s.kw : p.taps_x;
     const int h = PASS == PASS_FORWARD ? s.h : s.oh, w = PASS == PASS_FORWARD ? s.w : s.ow;
     float4 v = zero4();
     float *out = &v.x;
-    for (int i = 0; i < (VEC ? 1 : 4); i++) {
-        int tap = (k + i) / channels, ch = (k + i) - tap * channels, ty, tx, y, x;
-        if (!at.live || k + i >= s.k) break;
-        ty = tap / taps_x;
-        tx = tap - ty * taps_x;
-        y = PASS == PASS_FORWARD ? at.y + ty : at.y - ty;
-        x = PASS == PASS_FORWARD ? at.x + tx : at.x - tx;
+    for (int i = 0; i < (VEC ? 1 : 4); i++, k = walk_on(k, 1, r)) {
+        int y = PASS == PASS_FORWARD ? at.y + k.high : at.y - k.high;
+        int x = PASS == PASS_FORWARD ? at.x + k.mid : at.x - k.mid;
+        if (!at.live || k.k >= s.k) break;
         if (y < 0 || y >= h || x < 0 || x >= w) continue;
-        const float *from = at.image + ((int64_t)y * w + x) * channels + ch;
+        const float *from = at.image + ((int64_t)y * w + x) * r.lows + k.low;
         if (VEC) return *(const float4 *)from;
         out[i] = *from;
     }
@@ -1761,23 +1795,16 @@ static __device__ __forceinline__ float4 a_along_k(const cu_conv &s, const phase
 
 /* PASS_WEIGHT: four numbers of a column of A, which is an output pixel: rows m .. m + 3. */
 template <bool VEC>
-static __device__ __forceinline__ float4 a_along_m(const cu_conv &s, int m, int pixel, int end)
+static __device__ __forceinline__ float4 a_along_m(const cu_conv &s, spot at, walk pixel, int end)
 {
+    const phase none = {0, 0, 0, 0, 0, 0, 0, 0};
     float4 v = zero4();
     float *out = &v.x;
-    int ox, oy;
-    const float *image;
-    if (pixel >= end) return v;
-    ox = pixel % s.ow;
-    oy = pixel / s.ow % s.oh;
-    image = s.a + (int64_t)(pixel / (s.ow * s.oh)) * s.h * s.w * s.c;
-    for (int i = 0; i < (VEC ? 1 : 4); i++) {
-        int tap = (m + i) / s.c, ch = (m + i) - tap * s.c, y, x;
-        if (m + i >= s.m) break;
-        y = oy * s.stride - s.pad + tap / s.kw;
-        x = ox * s.stride - s.pad + tap % s.kw;
+    for (int i = 0; i < (VEC ? 1 : 4); i++, at = spot_of<PASS_WEIGHT>(s, none, at.m + 1)) {
+        int y = pixel.mid * s.stride + at.y, x = pixel.low * s.stride + at.x;
+        if (!at.live || pixel.k >= end) break;
         if (y < 0 || y >= s.h || x < 0 || x >= s.w) continue;
-        const float *from = image + ((int64_t)y * s.w + x) * s.c + ch;
+        const float *from = at.image + (((int64_t)pixel.high * s.h + y) * s.w + x) * s.c;
         if (VEC) return *(const float4 *)from;
         out[i] = *from;
     }
@@ -1800,25 +1827,71 @@ static __device__ __forceinline__ float4 b_along_n(const cu_conv &s, int k, int 
 
 /* PASS_INPUT: of column n (an input channel) the rows k .. k + 3, in the phase's taps. */
 template <bool VEC>
-static __device__ __forceinline__ float4 b_along_k(const cu_conv &s, const phase &p, int k, int n)
+static __device__ __forceinline__ float4 b_along_k(const cu_conv &s, const phase &p, walk k,
+                                                   radix r, int n)
 {
     float4 v = zero4();
     float *out = &v.x;
-    for (int i = 0; i < (VEC ? 1 : 4); i++) {
-        int tap = (k + i) / s.oc, ch = (k + i) - tap * s.oc, ky, kx;
-        if (n >= s.c || k + i >= s.k) break;
-        ky = p.y + tap / p.taps_x * s.stride;
-        kx = p.x + tap % p.taps_x * s.stride;
-        const float *from = s.b + ((int64_t)(ky * s.kw + kx) * s.c + n) * s.oc + ch;
+    for (int i = 0; i < (VEC ? 1 : 4); i++, k = walk_on(k, 1, r)) {
+        int ky = p.y + k.high * s.stride, kx = p.x + k.mid * s.stride;
+        if (n >= s.c || k.k >= s.k) break;
+        const float *from = s.b + ((int64_t)(ky * s.kw + kx) * s.c + n) * s.oc + k.low;
         if (VEC) return *(const float4 *)from;
         out[i] = *from;
     }
     return v;
 }
 
-/* ---- the product of two tiles in shared memory ----------------------------------------------- */
+/* ---- tiles in shared memory ------------------------------------------------------------------ */
 
-/* Which place of the tile accumulator i of a thread is.
+/* What lies there: floats, TF32, or two of bf16, neighbours along K, in a word. A tile of A has
+   ROWS(MATH) rows of BM + EDGE words, one of B rows of BN + EDGE. */
+template <int MATH> struct words { typedef uint32_t word; };
+template <> struct words<CTR_CUDA_FP32> { typedef float word; };
+#define ROWS(math) ((math) == CTR_CUDA_BF16 ? BK / 2 : BK)
+
+template <class W> struct __align__(16) four { W at[4]; };
+
+static __device__ __forceinline__ void word_of(float x, float *w) { *w = x; }
+static __device__ __forceinline__ void word_of(float x, uint32_t *w) { *w = ctr_to_tf32(x); }
+static __device__ __forceinline__ void words_of(float4 f, four<float> *w)
+{
+    four<float> v = {{f.x, f.y, f.z, f.w}};
+    *w = v;
+}
+static __device__ __forceinline__ void words_of(float4 f, four<uint32_t> *w)
+{
+    four<uint32_t> v = {{ctr_to_tf32(f.x), ctr_to_tf32(f.y), ctr_to_tf32(f.z), ctr_to_tf32(f.w)}};
+    *w = v;
+}
+
+/* Rows k and k + 1 of a tile, k even: a number of each, or four side by side. */
+template <int MATH, int LINE, class W>
+static __device__ __forceinline__ void tile_put(W (*tile)[LINE], int k, int at, float even,
+                                                float odd)
+{
+    if (MATH == CTR_CUDA_BF16) {
+        tile[k / 2][at] = (W)ctr_to_bf16x2(even, odd);
+    } else {
+        word_of(even, &tile[k][at]);
+        word_of(odd, &tile[k + 1][at]);
+    }
+}
+template <int MATH, int LINE, class W>
+static __device__ __forceinline__ void tile_put4(W (*tile)[LINE], int k, int at, float4 even,
+                                                 float4 odd)
+{
+    if (MATH == CTR_CUDA_BF16) {
+        four<W> v = {{(W)ctr_to_bf16x2(even.x, odd.x), (W)ctr_to_bf16x2(even.y, odd.y),
+                      (W)ctr_to_bf16x2(even.z, odd.z), (W)ctr_to_bf16x2(even.w, odd.w)}};
+        *(four<W> *)&tile[k / 2][at] = v;
+    } else {
+        words_of(even, (four<W> *)&tile[k][at]);
+        words_of(odd, (four<W> *)&tile[k + 1][at]);
+    }
+}
+
+/* Which place of the tile accumulator i of a thread is. Threads from 128 on have columns 64 .. 127.
    fp32: the tile is 16 x 8 threads, each with 8 x 8 numbers: rows 4 ty .. 4 ty + 3 and the same 64
    further down, columns likewise 32 further on. So the eight threads of a row read 32 neighbouring
    numbers of B, all banks once.
@@ -1828,22 +1901,25 @@ static __device__ __forceinline__ float4 b_along_k(const cu_conv &s, const phase
 template <int MATH>
 static __device__ __forceinline__ void mma_place(int thread, int i, int *row, int *col)
 {
+    const int half = thread / 128 * 64;
+    thread %= 128;
     if (MATH == CTR_CUDA_FP32) {
         int r = i / 8, q = i % 8;
         *row = thread / 8 * 4 + (r & 3) + (r >> 2) * 64;
-        *col = thread % 8 * 4 + (q & 3) + (q >> 2) * 32;
+        *col = half + thread % 8 * 4 + (q & 3) + (q >> 2) * 32;
     } else {
         int lane = thread & 31, fragment = i / 4, q = i % 4;
         *row = thread / 32 * 32 + fragment / 8 * 16 + (lane >> 2) + (q >> 1) * 8;
-        *col = fragment % 8 * 8 + (lane & 3) * 2 + (q & 1);
+        *col = half + fragment % 8 * 8 + (lane & 3) * 2 + (q & 1);
     }
 }
 
 /* acc += the tile of A (transposed: [k][m]) times the tile of B ([k][n]), plain. */
-static __device__ __forceinline__ void step_fp32(int thread, const float (*a)[LA],
-                                                 const float (*b)[LB], float *acc)
+template <int MATH, int LA, int LB>
+static __device__ __forceinline__ void mma_step(int thread, const float (*a)[LA],
+                                                const float (*b)[LB], float *acc)
 {
-    const int row = thread / 8 * 4, col = thread % 8 * 4;
+    const int row = thread % 128 / 8 * 4, col = thread / 128 * 64 + thread % 8 * 4;
     for (int k = 0; k < BK; k++) {
         const float4 a0 = *(const float4 *)&a[k][row], a1 = *(const float4 *)&a[k][row + 64];
         const float4 b0 = *(const float4 *)&b[k][col], b1 = *(const float4 *)&b[k][col + 32];
@@ -1856,118 +1932,105 @@ static __device__ __forceinline__ void step_fp32(int thread, const float (*a)[LA
     }
 }
 
-/* The same by mma.m16n8k8: the operands are rounded to TF32 on their way out of shared memory. A
-   lane reads a[t][g]: t picks one of four rows that are 8 banks apart, g one of 8 columns, 32 banks
-   in all. */
-static __device__ __forceinline__ void step_tf32(int thread, const float (*a)[LA],
-                                                 const float (*b)[LB], float *acc)
+/* The same by mma.m16n8k8 in TF32 or mma.m16n8k16 in bf16: eight rows of words either way, and the
+   words of a lane are the same, since one of bf16 holds the neighbours in k that the instruction
+   wants as a pair. A lane reads a[t][g]: t picks one of four rows that are 8 banks apart, g one of
+   8 columns, 32 banks in all. */
+template <int MATH, int LA, int LB>
+static __device__ __forceinline__ void mma_step(int thread, const uint32_t (*a)[LA],
+                                                const uint32_t (*b)[LB], float *acc)
 {
-    const int row = thread / 32 * 32, g = thread >> 2 & 7, t = thread & 3;
-    for (int k = 0; k < BK; k += 8) {
+    const int row = thread % 128 / 32 * 32, col = thread / 128 * 64;
+    const int g = thread >> 2 & 7, t = thread & 3;
+    for (int k = 0; k < ROWS(MATH); k += 8) {
         uint32_t u[2][4], v[8][2];
         CTR_UNROLL_
         for (int i = 0; i < 2; i++)
             CTR_UNROLL_
             for (int q = 0; q < 4; q++)
-                u[i][q] = ctr_to_tf32(a[k + t + (q >> 1) * 4][row + i * 16 + g + (q & 1) * 8]);
+                u[i][q] = a[k + t + (q >> 1) * 4][row + i * 16 + g + (q & 1) * 8];
         CTR_UNROLL_
         for (int j = 0; j < 8; j++)
             CTR_UNROLL_
-            for (int q = 0; q < 2; q++) v[j][q] = ctr_to_tf32(b[k + t + q * 4][j * 8 + g]);
+            for (int q = 0; q < 2; q++) v[j][q] = b[k + t + q * 4][col + j * 8 + g];
         CTR_UNROLL_
         for (int i = 0; i < 2; i++)
             CTR_UNROLL_
-            for (int j = 0; j < 8; j++) ctr_mma_tf32(acc + (i * 8 + j) * 4, u[i], v[j]);
+            for (int j = 0; j < 8; j++) {
+                float *d = acc + (i * 8 + j) * 4;
+                if (MATH == CTR_CUDA_TF32) ctr_mma_tf32(d, u[i], v[j]);
+                else ctr_mma_bf16(d, u[i], v[j]);
+            }
     }
-}
-
-/* By mma.m16n8k16 in bf16. The instruction wants neighbours in k as pairs; as the order of a sum is
-   free, the pairs are (t, t + 4) and (t + 8, t + 12), which keeps the reads free of conflicts. */
-static __device__ __forceinline__ void step_bf16(int thread, const float (*a)[LA],
-                                                 const float (*b)[LB], float *acc)
-{
-    const int row = thread / 32 * 32, g = thread >> 2 & 7, t = thread & 3;
-    uint32_t u[2][4], v[8][2];
-    CTR_UNROLL_
-    for (int i = 0; i < 2; i++)
-        CTR_UNROLL_
-        for (int q = 0; q < 4; q++) {
-            int k = t + (q >> 1) * 8, m = row + i * 16 + g + (q & 1) * 8;
-            u[i][q] = ctr_to_bf16x2(a[k][m], a[k + 4][m]);
-        }
-    CTR_UNROLL_
-    for (int j = 0; j < 8; j++)
-        CTR_UNROLL_
-        for (int q = 0; q < 2; q++) {
-            int k = t + q * 8, n = j * 8 + g;
-            v[j][q] = ctr_to_bf16x2(b[k][n], b[k + 4][n]);
-        }
-    CTR_UNROLL_
-    for (int i = 0; i < 2; i++)
-        CTR_UNROLL_
-        for (int j = 0; j < 8; j++) ctr_mma_bf16(acc + (i * 8 + j) * 4, u[i], v[j]);
-}
-
-template <int MATH>
-static __device__ __forceinline__ void mma_step(int thread, const float (*a)[LA],
-                                                const float (*b)[LB], float *acc)
-{
-    if (MATH == CTR_CUDA_FP32) step_fp32(thread, a, b, acc);
-    else if (MATH == CTR_CUDA_TF32) step_tf32(thread, a, b, acc);
-    else step_bf16(thread, a, b, acc);
 }
 
 /* ---- the kernel ------------------------------------------------------------------------------ */
 
-/* What a thread fetches of the next step: of A four times four numbers, of B two times. Along K, a
-   warp has four neighbouring k of 32 rows: its threads write to 32 banks. Along M or N, threads
-   side by side have neighbours: whole cache lines. */
-typedef struct cargo { float4 a[4], b[2]; } cargo;
+/* What a thread fetches of the next step: of A 256 / BN times four numbers, of B two times. Along
+   K, a warp has four neighbouring k of 32 rows: its threads write to 32 banks. Along M or N,
+   threads side by side have neighbours, whole cache lines, of two rows of K: pairs for bf16. */
+template <int BN> struct cargo { float4 a[256 / BN], b[2]; };
 
-template <int PASS, bool VEC>
-static __device__ __forceinline__ void cargo_fetch(const cu_conv &s, const phase &p, const spot *at,
-                                                   int m0, int n0, int k0, int end, int thread,
-                                                   cargo *f)
+/* Which row of A a thread's fetch i is of: of PASS_WEIGHT the first of four, for two fetches. */
+template <int PASS> static __device__ __forceinline__ int a_row(int thread, int i)
 {
+    const int half = thread / 128 * 64;
+    return half + (PASS == PASS_WEIGHT ? thread % 16 * 4 + i / 2 * 64 : thread % 32 + i * 32);
+}
+/* and where along K a thread begins */
+template <int PASS> static __device__ __forceinline__ int a_begin(int thread)
+{
+    return PASS == PASS_WEIGHT ? thread % 128 / 16 * 2 : thread % 128 / 32 * 4;
+}
+template <int PASS, int BN> static __device__ __forceinline__ int b_begin(int thread)
+{
+    return PASS == PASS_INPUT ? thread / BN * 4 : thread / (BN / 4) * 2;
+}
+template <int PASS, int BN> static __device__ __forceinline__ int b_column(int thread)
+{
+    return PASS == PASS_INPUT ? thread % BN : thread % (BN / 4) * 4;
+}
+
+/* ka, kb: where the thread is along K, in A and in B. */
+template <int PASS, bool VEC, int BN>
+static __device__ __forceinline__ void cargo_fetch(const cu_conv &s, const phase &p, const spot *at,
+                                                   walk ka, walk kb, int n, int end, radix r,
+                                                   cargo<BN> *f)
+{
+    const walk odd = walk_on(ka, 1, r);
     CTR_UNROLL_
-    for (int i = 0; i < 4; i++)
-        f->a[i] = PASS == PASS_WEIGHT
-                      ? a_along_m<VEC>(s, m0 + thread % 8 * 4 + 32 * i, k0 + thread / 8, end)
-                      : a_along_k<PASS, VEC>(s, p, at[i], k0 + thread / 32 * 4);
+    for (int i = 0; i < 256 / BN; i++)
+        f->a[i] = PASS == PASS_WEIGHT ? a_along_m<VEC>(s, at[i], i % 2 ? odd : ka, end)
+                                      : a_along_k<PASS, VEC>(s, at[i], ka, r);
     CTR_UNROLL_
     for (int i = 0; i < 2; i++)
         f->b[i] = PASS == PASS_INPUT
-                      ? b_along_k<VEC>(s, p, k0 + thread / 64 * 4 + 8 * i, n0 + thread % 64)
-                      : b_along_n<VEC>(s, k0 + thread / 16 + 8 * i, end, n0 + thread % 16 * 4);
+                      ? b_along_k<VEC>(s, p, i ? walk_on(kb, 8, r) : kb, r, n)
+                      : b_along_n<VEC>(s, kb.k + i, end, n);
 }
 
-template <int PASS>
-static __device__ __forceinline__ void cargo_store(const cargo &f, int thread, float (*a)[LA],
-                                                   float (*b)[LB])
+template <int PASS, int MATH, int BN, class W>
+static __device__ __forceinline__ void cargo_store(const cargo<BN> &f, int thread,
+                                                   W (*a)[BM + EDGE], W (*b)[BN + EDGE])
 {
+    const int ka = a_begin<PASS>(thread), kb = b_begin<PASS, BN>(thread);
+    const int n = b_column<PASS, BN>(thread);
     CTR_UNROLL_
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 256 / BN; i++) {
+        int m = a_row<PASS>(thread, i);
         if (PASS == PASS_WEIGHT) {
-            *(float4 *)&a[thread / 8][thread % 8 * 4 + 32 * i] = f.a[i];
+            if (i % 2 == 0) tile_put4<MATH>(a, ka, m, f.a[i], f.a[i + 1]);
         } else {
-            int k = thread / 32 * 4, m = (thread & 31) + 32 * i + (CTR_FAULT_(4) ? 40 : 0);
-            a[k][m] = f.a[i].x;
-            a[k + 1][m] = f.a[i].y;
-            a[k + 2][m] = f.a[i].z;
-            a[k + 3][m] = f.a[i].w;
+            if (CTR_FAULT_(4)) m += 40;
+            tile_put<MATH>(a, ka, m, f.a[i].x, f.a[i].y);
+            tile_put<MATH>(a, ka + 2, m, f.a[i].z, f.a[i].w);
         }
     }
+    if (PASS != PASS_INPUT) tile_put4<MATH>(b, kb, n, f.b[0], f.b[1]);
     CTR_UNROLL_
-    for (int i = 0; i < 2; i++) {
-        if (PASS != PASS_INPUT) {
-            *(float4 *)&b[thread / 16 + 8 * i][thread % 16 * 4] = f.b[i];
-        } else {
-            int k = thread / 64 * 4 + 8 * i, n = thread % 64;
-            b[k][n] = f.b[i].x;
-            b[k + 1][n] = f.b[i].y;
-            b[k + 2][n] = f.b[i].z;
-            b[k + 3][n] = f.b[i].w;
-        }
+    for (int i = 0; i < 2 && PASS == PASS_INPUT; i++) {
+        tile_put<MATH>(b, kb + 8 * i, n, f.b[i].x, f.b[i].y);
+        tile_put<MATH>(b, kb + 8 * i + 2, n, f.b[i].z, f.b[i].w);
     }
 }
 
@@ -1983,19 +2046,25 @@ static __device__ __forceinline__ int64_t out_place(const cu_conv &s, const phas
     return ((image * s.h + y) * s.w + x) * s.c + n;
 }
 
-template <int PASS, int MATH, bool VEC>
-static __global__ void __launch_bounds__(128) k_conv(cu_conv s)
+/* Registers are held to what lets two blocks of 256 threads, or three of 128, share a processor:
+   while one waits for memory the other multiplies. */
+template <int PASS, int MATH, bool VEC, int BN>
+static __global__ void __launch_bounds__(2 * BN, BN == 128 ? 2 : 3) k_conv(cu_conv s)
 {
-    __shared__ __align__(16) float a[2][BK][LA];
-    __shared__ __align__(16) float b[2][BK][LB];
+    typedef typename words<MATH>::word word;
+    __shared__ __align__(16) word a[2][ROWS(MATH)][BM + EDGE];
+    __shared__ __align__(16) word b[2][ROWS(MATH)][BN + EDGE];
     const int thread = (int)threadIdx.x, m0 = (int)blockIdx.x * BM, n0 = (int)blockIdx.y * BN;
     const int columns = PASS == PASS_INPUT ? s.c : s.oc, z = (int)blockIdx.z;
+    const int n = n0 + b_column<PASS, BN>(thread);
     phase p = {0, 0, 0, 0, 0, 0, 0, 0};
-    spot at[4];
-    cargo next;
+    spot at[256 / BN];
+    cargo<BN> next;
     float acc[64];
     int k0 = 0, end, now = 0;
     float *out = s.out;
+    radix r;
+    walk ka, kb;
     if (PASS == PASS_INPUT) {
         p = phase_of(s, z);
         s.m = s.n * p.rows * p.cols;
@@ -2007,20 +2076,26 @@ static __global__ void __launch_bounds__(128) k_conv(cu_conv s)
         k0 = (int)((int64_t)s.k * z / s.parts);
         end = (int)((int64_t)s.k * (z + 1) / s.parts);
         out += (int64_t)z * s.m * s.oc;
-    } else {
-        CTR_UNROLL_
-        for (int i = 0; i < 4; i++) at[i] = spot_of<PASS>(s, p, m0 + (thread & 31) + 32 * i);
     }
     CTR_UNROLL_
+    for (int i = 0; i < 256 / BN; i++) at[i] = spot_of<PASS>(s, p, m0 + a_row<PASS>(thread, i));
+    r = radix_of<PASS>(s, p);
+    ka = walk_at(k0 + a_begin<PASS>(thread), r);
+    kb = walk_at(k0 + b_begin<PASS, BN>(thread), r);
+    CTR_UNROLL_
     for (int i = 0; i < 64; i++) acc[i] = 0;
-    cargo_fetch<PASS, VEC>(s, p, at, m0, n0, k0, end, thread, &next);
-    cargo_store<PASS>(next, thread, a[0], b[0]);
+    cargo_fetch<PASS, VEC>(s, p, at, ka, kb, n, end, r, &next);
+    cargo_store<PASS, MATH>(next, thread, a[0], b[0]);
     __syncthreads();
     for (; k0 < end; k0 += BK) {
-        if (k0 + BK < end)
-            cargo_fetch<PASS, VEC>(s, p, at, m0, n0, k0 + BK, end, thread, &next);
-        mma_step<MATH>(thread, a[now], b[now], acc);
-        if (k0 + BK < end) cargo_store<PASS>(next, thread, a[now ^ 1], b[now ^ 1]);
+        const bool more = k0 + BK < end;
+        if (more) {
+            ka = walk_on(ka, BK, r);
+            kb = walk_on(kb, BK, r);
+            cargo_fetch<PASS, VEC>(s, p, at, ka, kb, n, end, r, &next);
+        }
+        mma_step<MATH, BM + EDGE, BN + EDGE>(thread, a[now], b[now], acc);
+        if (more) cargo_store<PASS, MATH>(next, thread, a[now ^ 1], b[now ^ 1]);
         now ^= 1;
         if (!CTR_FAULT_(5)) __syncthreads();
     }
@@ -2076,24 +2151,34 @@ static int cu_conv_is_gemm(const ctr_conv_shape *s)
     return s->kh == 1 && s->kw == 1 && s->stride == 1 && s->pad == 0;
 }
 
-template <int PASS, int MATH>
-static void cu_conv_launch(cu_device *c, ctr_ctx *ctx, const cu_conv *s, dim3 grid)
+template <int PASS, int MATH, int BN>
+static void cu_conv_launch(cu_device *c, ctr_ctx *ctx, const cu_conv *s, int64_t m, int64_t n,
+                           int64_t z)
 {
-    uintptr_t bits = (uintptr_t)s->a | (uintptr_t)s->b;
+    const uintptr_t bits = (uintptr_t)s->a | (uintptr_t)s->b;
+    const dim3 grid((unsigned)cu_up(m, BM), (unsigned)cu_up(n, BN), (unsigned)z);
     if (s->c % 4 == 0 && s->oc % 4 == 0 && bits % 16 == 0)
-        LAUNCH((k_conv<PASS, MATH, true>), grid, LANES, *s);
+        LAUNCH((k_conv<PASS, MATH, true, BN>), grid, 2 * BN, *s);
     else
-        LAUNCH((k_conv<PASS, MATH, false>), grid, LANES, *s);
+        LAUNCH((k_conv<PASS, MATH, false, BN>), grid, 2 * BN, *s);
+}
+template <int PASS, int MATH>
+static void cu_conv_math(cu_device *c, ctr_ctx *ctx, const cu_conv *s, int64_t m, int64_t n,
+                         int64_t z)
+{
+    if (n > 64 && cu_up(m, BM) * cu_up(n, 128) * z >= c->sms)
+        cu_conv_launch<PASS, MATH, 128>(c, ctx, s, m, n, z);
+    else
+        cu_conv_launch<PASS, MATH, 64>(c, ctx, s, m, n, z);
 }
 template <int PASS>
 static void cu_conv_run(cu_device *c, ctr_ctx *ctx, const cu_conv *s, int64_t m, int64_t n,
                         int64_t z)
 {
-    dim3 grid((unsigned)cu_up(m, BM), (unsigned)cu_up(n, BN), (unsigned)z);
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-    if (c->config.math == CTR_CUDA_BF16) cu_conv_launch<PASS, CTR_CUDA_BF16>(c, ctx, s, grid);
-    else if (c->config.math == CTR_CUDA_TF32) cu_conv_launch<PASS, CTR_CUDA_TF32>(c, ctx, s, grid);
-    else cu_conv_launch<PASS, CTR_CUDA_FP32>(c, ctx, s, grid);
+    if (m == 0 || n == 0 || z == 0) return;
+    if (c->config.math == CTR_CUDA_BF16) cu_conv_math<PASS, CTR_CUDA_BF16>(c, ctx, s, m, n, z);
+    else if (c->config.math == CTR_CUDA_TF32) cu_conv_math<PASS, CTR_CUDA_TF32>(c, ctx, s, m, n, z);
+    else cu_conv_math<PASS, CTR_CUDA_FP32>(c, ctx, s, m, n, z);
 }
 
 static void v_conv_forward(ctr_ctx *ctx, const ctr_conv_shape *shape, const float *x,
@@ -2140,7 +2225,7 @@ static void v_conv_weight(ctr_ctx *ctx, const ctr_conv_shape *shape, const float
 {
     cu_device *c = cu_begin(ctx, "conv_weight");
     int64_t pixels = shape->n * shape->oh * shape->ow, rows = shape->kh * shape->kw * shape->c;
-    int64_t tiles = cu_up(rows, BM) * cu_up(shape->oc, BN), parts;
+    int64_t tiles = cu_up(rows, BM) * cu_up(shape->oc, 64), parts;
     cu_conv s;
     if (!c || !cu_conv_init(c, ctx, &s, shape) || rows * shape->oc <= 0) return;
     if (cu_conv_is_gemm(shape)) {
@@ -2924,7 +3009,8 @@ static int cu_setup(cu_device *c)
         !TRY(cudaGetDeviceProperties, (&prop, c->config.index)))
         return 0;
     /* Fails when the program was compiled for newer GPUs than this one. */
-    if (!TRY(cudaFuncGetAttributes, (&code, k_conv<PASS_FORWARD, CTR_CUDA_BF16, true>))) return 0;
+    if (!TRY(cudaFuncGetAttributes, (&code, k_conv<PASS_FORWARD, CTR_CUDA_BF16, true, 64>)))
+        return 0;
     if (c->config.math != CTR_CUDA_FP32 && (prop.major < 8 || code.ptxVersion < 80)) {
         cu_report(c, ctx, "math", "TF32 and BF16 need a GPU of compute capability 8.0 (Ampere) and "
                                   "a program that nvcc compiled with -arch=sm_80 or above");

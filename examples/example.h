@@ -368,14 +368,15 @@ EX_FN void ex_check_writable(const ex_options *o, const char *name, const char *
 EX_FN void ex_options_parse(ex_options *o, int argc, char **argv)
 {
     int i;
+    for (i = 1; i < argc; i++) { /* first: what is shown as default must not be what was given */
+        if (strcmp(argv[i], "--help") != 0 && strcmp(argv[i], "-h") != 0) continue;
+        ex_options_help(o);
+        exit(0);
+    }
     for (i = 1; i < argc; i++) {
         size_t n = strcspn(argv[i], "=");
         const char *inside = argv[i][n] ? argv[i] + n + 1 : NULL; /* --name=value */
         ex_option *entry = ex_options_find(o, argv[i], n);
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
-            ex_options_help(o);
-            exit(0);
-        }
         if (!entry) ex_option_unknown(o, argv[i]);
         if (entry->kind == EX_FLAG) {
             if (inside) ex_die(o, 2, "%s: expected no value, got '%s'", entry->name, inside);

@@ -74,7 +74,8 @@ mkdir pnm && for i in 0 1 2 3 4 5 6 7; do { printf 'P5\n20 20\n255\n'; zeros 400
 refuse "truncated picture" "3.pgm" --data pnm --batch 4
 { printf 'P5\n200000 200000\n255\n'; zeros 100; } >pnm/3.pgm
 refuse "picture that lies about its size" "3.pgm" --data pnm --batch 4
-if "$prog" --help | grep -q -- --resume; then ok "--help"; else bad "--help"; fi
+if "$prog" --help >help && grep -q -- --resume help; then ok "--help"; else bad "--help"; fi
+if "$prog" --epochs 3 --help | cmp -s - help; then ok "--help shows defaults"; else bad "--help after --epochs 3"; fi
 if [ "$(id -u)" != 0 ]; then
     mkdir closed && chmod 500 closed
     refuse "folder that cannot be written" "closed" --out closed/x

@@ -820,7 +820,7 @@ static void products(int few)
 {
     static const int64_t gemms[4][3] = { { 1, 1, 1 }, { 5, 7, 3 }, { 33, 20, 50 }, { 4, 3, 0 } };
     /* n, h, w, c, k, oc, stride, pad */
-    static const int64_t convs[12][8] = {
+    static const int64_t convs[15][8] = {
         { 2, 8, 8, 8, 3, 16, 1, 1 },     /* channels in fours: whole reads */
         { 2, 7, 9, 3, 3, 5, 1, 1 },      /* and odd ones */
         { 2, 8, 8, 16, 3, 8, 2, 1 },     /* stride 2: four phases */
@@ -832,7 +832,10 @@ static void products(int few)
         { 1, 13, 11, 3, 7, 8, 2, 3 },    /* a stem */
         { 1, 10, 10, 4, 3, 4, 3, 0 },
         { 1, 1, 1, 5, 3, 1, 1, 1 },
-        { 2, 5, 5, 6, 1, 3, 1, 1 }       /* 1x1 with a border is none */
+        { 2, 5, 5, 6, 1, 3, 1, 1 },      /* 1x1 with a border is none */
+        { 2, 9, 9, 72, 3, 8, 1, 1 },     /* wide tiles to the input */
+        { 1, 5, 5, 8, 3, 72, 1, 1 },     /* too few for wide tiles: two narrow ones */
+        { 2, 13, 12, 66, 3, 70, 2, 1 }   /* wide, and channels not in fours */
     };
     int i, ta, acc;
     job j;
@@ -850,7 +853,7 @@ static void products(int few)
                 slot_add(&j, m * n, OUT);
                 job_check(&j);
             }
-    for (i = 0; i < (few ? 4 : 12); i++)
+    for (i = 0; i < (few ? 5 : 15); i++)
         for (acc = 0; acc < 2; acc++)
             if (!few || acc == (i & 1)) conv_of(convs[i], acc);
 }
