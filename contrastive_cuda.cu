@@ -1672,12 +1672,12 @@ static void v_gemm(ctr_ctx *ctx, int ta, int tb, int64_t m, int64_t n, int64_t k
    that is (an address, or 0 beyond the border) and reads the image.
 
    A block of 256 threads has a tile of C, 128 x 128, in its registers: 64 numbers a thread. It
-   goes along K in steps of 16. In a step the block brings 128 x 16 numbers of A and 16 x 128 of B into
-   shared memory, and each thread multiplies what it needs of them: every number fetched is used
-   128 times. Shared memory has two such pairs; while one is multiplied, the next step's numbers are
-   already on their way to registers, and are put into the other. So a step has one barrier. Where N
-   is at most 64, or tiles would be fewer than the GPU has processors, a tile is 128 x 64 and a block
-   has 128 threads: one half of the other.
+   goes along K in steps of 16. In a step the block brings 128 x 16 numbers of A and 16 x 128 of B
+   into shared memory, and each thread multiplies what it needs of them: every number fetched is
+   used 128 times. Shared memory has two such pairs; while one is multiplied, the next step's
+   numbers are already on their way to registers, and are put into the other. So a step has one
+   barrier. Where N is at most 64, or tiles would be fewer than the GPU has processors, a tile is
+   128 x 64 and a block has 128 threads: one half of the other.
 
    What multiplies is a choice of its own: mma_step below, in plain fp32 or on the tensor cores.
    Numbers are rounded to what those take, TF32 or bf16, once, on their way into shared memory.
